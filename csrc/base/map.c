@@ -1,0 +1,44 @@
+#include "base/map.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const uint8_t empty[1];
+
+err_code map_open(map_file *m, const char *path, err_info *e)
+{
+    *m = (map_file){empty, 0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0) return err_set(e, ERR_IO, "%s: %s", path, strerror(errno));
+    struct stat st;
+    if (fstat(fd, &st) != 0) {
+        err_set(e, ERR_IO, "%s: %s", path, strerror(errno));
+        close(fd);
+        return ERR_IO;
+    }
+    if (!S_ISREG(st.st_mode)) {
+        close(fd);
+        return err_set(e, ERR_IO, "%s: not a regular file", path);
+    }
+    if (st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
+        if (p == MAP_FAILED) {
+            err_set(e, ERR_IO, "%s: cannot map: %s", path, strerror(errno));
+            close(fd);
+            return ERR_IO;
+        }
+        *m = (map_file){p, (size_t)st.st_size};
+    }
+    close(fd);
+    return ERR_NONE;
+}
+
+void map_close(map_file *m)
+{
+    if (m->data != empty && m->data) munmap((void *)(uintptr_t)m->data, m->n_bytes);
+    *m = (map_file){empty, 0};
+}

@@ -1,0 +1,23 @@
+/* map: a file's bytes, mapped read-only.
+ *
+ * The mapping is owned by the map_file and lives until map_close; pointers into it are borrowed.
+ * Any thread may read. A file that shrinks while it is mapped is not survivable (SIGBUS): sources
+ * are opened read-only and moonlet itself only ever replaces files by rename. */
+#ifndef BASE_MAP_H
+#define BASE_MAP_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+typedef struct map_file {
+    const uint8_t *data; /* [n_bytes]; not NULL even when empty */
+    size_t n_bytes;
+} map_file;
+
+/* Refuses what is not a regular file. On failure *m is closed. */
+err_code map_open(map_file *m, const char *path, err_info *e);
+void map_close(map_file *m);
+
+#endif

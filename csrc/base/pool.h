@@ -1,0 +1,28 @@
+/* pool: a fixed set of threads that share one loop at a time.
+ *
+ * The calling thread is worker 0 and takes part, so a pool of one starts no thread. Workers spin
+ * briefly between loops (a decode step is hundreds of short loops), then sleep. One caller at a
+ * time; the pool is not reentrant. Nothing here depends on which worker runs an item, and callers
+ * must not either: results may not depend on the number of threads. */
+#ifndef BASE_POOL_H
+#define BASE_POOL_H
+
+#include <stdint.h>
+
+#include "base/err.h"
+
+typedef struct pool pool;
+
+/* n_threads >= 1. NULL on failure. Closed with pool_close, which joins the threads. */
+pool *pool_open(int n_threads, err_info *e);
+void pool_close(pool *p);
+int pool_n_threads(const pool *p);
+
+/* fn handles items [begin, end); worker < pool_n_threads(p) picks its scratch space. */
+typedef void (*pool_fn)(void *ctx, int64_t begin, int64_t end, int worker);
+
+/* Runs fn over [0, n_items) in pieces of `grain` (the last may be shorter), taken by whoever is
+ * free; returns when all are done. Small loops run on the calling thread alone. */
+void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx);
+
+#endif

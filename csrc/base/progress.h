@@ -1,0 +1,20 @@
+/* progress: how long work reports and hears that it should stop. */
+#ifndef BASE_PROGRESS_H
+#define BASE_PROGRESS_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+
+/* Raised from anywhere (a signal handler, another thread); read between blocks of work.
+ * NULL means "never". */
+typedef atomic_int cancel_flag;
+
+static inline int cancel_raised(const cancel_flag *c)
+{
+    return c && atomic_load_explicit((cancel_flag *)(uintptr_t)c, memory_order_relaxed) != 0;
+}
+
+/* Called on the thread that started the work. `what` is borrowed; done <= total. */
+typedef void (*progress_fn)(void *ctx, const char *what, uint64_t done, uint64_t total);
+
+#endif

@@ -1,0 +1,45 @@
+/* json: JSON text in, values out; a thin layer over json-c that refuses what RFC 8259 refuses.
+ *
+ * A json_doc owns its values; json_value pointers are borrowed from it. Object keys keep the order
+ * of the text; of equal keys the last counts. Not thread-safe per document. */
+#ifndef IO_JSON_H
+#define IO_JSON_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+typedef struct json_doc json_doc;
+typedef struct json_object json_value; /* json-c's own object; NULL is JSON null */
+
+/* Strict: no NaN, no single quotes, no raw control characters, no trailing text, valid UTF-8, at
+ * most `max_depth` levels. `name` (a path, "request body") begins error texts, which give the
+ * byte offset. NULL on failure. */
+json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth,
+                     err_info *e);
+json_doc *json_read_file(const char *path, err_info *e);
+void json_close(json_doc *doc);
+json_value *json_root(const json_doc *doc);
+
+typedef enum json_type {
+    JSON_NULL, JSON_BOOL, JSON_INT, JSON_FLOAT, JSON_STRING, JSON_ARRAY, JSON_OBJECT
+} json_type;
+
+json_type json_type_of(const json_value *v);
+json_value *json_get(const json_value *object, const char *key); /* NULL if absent or no object */
+int json_has(const json_value *object, const char *key);
+size_t json_length(const json_value *array_or_object);
+json_value *json_at(const json_value *array, size_t i);
+
+/* Leaves; `fallback` when v is null or of another type. Integers written as 1.0 are floats. */
+int64_t json_int(const json_value *v, int64_t fallback);
+double json_float(const json_value *v, double fallback); /* integers too */
+int json_bool(const json_value *v, int fallback);
+const char *json_string(const json_value *v, size_t *n_bytes); /* NULL if no string */
+
+/* Calls fn for each member in order; stops when it returns non-zero and returns that. */
+int json_each(const json_value *object,
+              int (*fn)(void *ctx, const char *key, size_t key_bytes, json_value *v), void *ctx);
+
+#endif

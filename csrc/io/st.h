@@ -1,0 +1,76 @@
+/* st: safetensors files and checkpoint directories, memory-mapped.
+ *
+ * An st_set is a directory (or one file): the tensors of all its shards in one sorted table. The
+ * index file is authoritative: every tensor it names must be in the shard it names, and shards it
+ * does not name are not opened. Everything is borrowed from the set until st_close. Immutable
+ * after opening; any thread may read. Format: https://github.com/huggingface/safetensors (8-byte
+ * little-endian header length, JSON header, data); offsets are checked against shape, dtype and
+ * file size, gaps and overlaps are refused as the reference implementation does. */
+#ifndef IO_ST_H
+#define IO_ST_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+typedef enum st_dtype {
+    ST_BOOL, ST_U8, ST_I8, ST_F8_E4M3, ST_F8_E5M2, ST_F8_E8M0, ST_U16, ST_I16, ST_F16, ST_BF16,
+    ST_U32, ST_I32, ST_F32, ST_U64, ST_I64, ST_F64, ST_N_DTYPES
+} st_dtype;
+
+enum { ST_MAX_DIMS = 8 };
+
+typedef struct st_tensor {
+    const char *name;
+    const char *file; /* path, for error texts */
+    st_dtype dtype;
+    int n_dims;
+    int64_t shape[ST_MAX_DIMS];
+    const uint8_t *data; /* [n_bytes], any alignment */
+    int64_t n_bytes;
+    int64_t offset; /* of data in the file */
+} st_tensor;
+
+typedef struct st_set st_set;
+
+/* `path`: a .safetensors file, or a directory with model.safetensors.index.json, or with
+ * model.safetensors, or with model*.safetensors files. Files beside those (mtp.safetensors) are
+ * opened too when they end in .safetensors and no index lists them under another name. */
+st_set *st_open(const char *path, err_info *e);
+void st_close(st_set *set);
+
+int64_t st_count(const st_set *set);
+const st_tensor *st_at(const st_set *set, int64_t i); /* sorted by name */
+const st_tensor *st_find(const st_set *set, const char *name); /* NULL if absent */
+const char *st_metadata(const st_set *set, const char *key); /* __metadata__ of the first file */
+
+const char *st_dtype_name(st_dtype dtype); /* "BF16" */
+int st_dtype_bytes(st_dtype dtype);
+/* -1 if the name is unknown */
+int st_dtype_parse(const char *name);
+int64_t st_elements(const st_tensor *t);
+
+/* ---- writing ---------------------------------------------------------------------------- */
+
+typedef struct st_entry {
+    const char *name;
+    st_dtype dtype;
+    int n_dims;
+    int64_t shape[ST_MAX_DIMS];
+} st_entry;
+
+typedef struct st_writer st_writer;
+
+/* One file, written to `path` + ".partial" and renamed by st_writer_finish after fsync; the header
+ * is padded so that data starts at a multiple of 64. Tensors are laid out in the order given.
+ * Disk space is reserved first, so a full disk is reported before any work. */
+st_writer *st_writer_open(const char *path, const st_entry *entries, int64_t n_entries,
+                          const char *const *metadata /* key, value, ..., NULL */, err_info *e);
+/* Bytes of tensor i, from byte `at` on; any order, any thread, each byte once. */
+err_code st_writer_put(st_writer *w, int64_t i, int64_t at, const void *data, int64_t n_bytes,
+                       err_info *e);
+err_code st_writer_finish(st_writer *w, err_info *e); /* frees w, also on failure */
+void st_writer_abort(st_writer *w);                   /* frees w and removes the partial file */
+
+#endif

@@ -1,0 +1,101 @@
+/* kern: the arithmetic, in variants for each instruction set, chosen at run time.
+ *
+ * The only room with intrinsics. A kern_ops is an immutable table; kern_select returns one and
+ * may be called from any thread. No kernel allocates, keeps state or looks at the thread count.
+ *
+ * Summation order is part of the definition, so that all variants agree to the bit and a token's
+ * result does not depend on what else is in the batch: a dot product runs 16 partial sums, lane j
+ * adding elements j, j+16, j+32, ... by fused multiply-add in rising order (missing elements of
+ * the last 16 are zeros), and the lanes are then added as a tree: j with j+8, then +4, +2, +1.
+ * exp and what is built on it is our own polynomial (kern_expf), the same in every variant. */
+#ifndef KERN_KERN_H
+#define KERN_KERN_H
+
+#include <stdint.h>
+
+#include "base/cpu.h"
+#include "num/matrix.h"
+
+/* Rows that one call of `dots` handles: enough independent sums to hide the latency of fma. */
+enum { KERN_ROWS = 8 };
+
+typedef struct kern_ops {
+    const char *name; /* "scalar", "avx2", "avx512" */
+    cpu_level level;
+
+    /* Row `row` of w as f32 into out[cols], bit-equal to num_row_decode. */
+    void (*decode[NUM_N_MODES])(const num_matrix *w, int64_t row, float *out);
+
+    /* y[t*ldy + r] = w[r*ldw + :] . x[t*ldx + :] for r < n_rows <= KERN_ROWS, t < n_x; f32. */
+    void (*dots)(const float *w, int64_t ldw, int n_rows, const float *x, int64_t ldx, int64_t n_x,
+                 int64_t cols, float *y, int64_t ldy);
+
+    /* out[i] = x[i] * rsqrt(mean(x^2) + eps) * weight[i]; weight NULL means 1. In place is fine. */
+    void (*rms_norm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+
+    /* out[i] = x[i] / sqrt(sum(x^2) + eps) * scale */
+    void (*l2_norm)(const float *x, int64_t n, float eps, float scale, float *out);
+
+    /* x[i] = silu(x[i]);  gate[i] = silu(gate[i]) * up[i];  x[i] *= sigmoid(gate[i]) */
+    void (*silu)(float *x, int64_t n);
+    void (*silu_mul)(float *gate, const float *up, int64_t n);
+    void (*sigmoid_mul)(float *x, const float *gate, int64_t n);
+
+    /* y[i] += a * x[i], by fma */
+    void (*axpy)(float a, const float *x, float *y, int64_t n);
+
+    /* Softmax in place. -inf entries become 0. Returns max + ln(sum(exp(x - max))). */
+    float (*softmax)(float *x, int64_t n);
+
+    /* Causal depthwise convolution of one token, then SiLU: out[c] = silu(sum_j w[c*k + j] *
+     * row_j[c]), j rising; rows[0] oldest ... rows[k-1] the current token. w: [n][k], out: [n]. */
+    void (*conv_silu)(const float *const *rows, const float *w, int k, int64_t n, float *out);
+
+    /* One token of the gated delta rule for one head (facts: Yang et al., Gated Delta Networks):
+     *   S *= decay;  r = S k;  d = beta (v - r);  S += d k^T;  out = S q
+     * S: [dv][dk], k contiguous; q, k: [dk]; v, out: [dv]. Updates S in place. */
+    void (*delta_step)(float *S, const float *q, const float *k, const float *v, int64_t dk,
+                       int64_t dv, float decay, float beta, float *out);
+
+    /* f16 rows of the KV cache. */
+    void (*f16_encode)(const float *x, uint16_t *out, int64_t n);
+    void (*f16_decode)(const uint16_t *x, float *out, int64_t n);
+} kern_ops;
+
+/* The table of `level`, or of the best built level below it. Never NULL. */
+const kern_ops *kern_select(cpu_level level);
+
+/* How many tables are built and usable on this machine, and each of them (0 is scalar). */
+int kern_count(void);
+const kern_ops *kern_at(int i);
+
+/* Our exp: max error 2 ulp on [-87, 88], 0 below, +inf above; bit-equal in all variants.
+ * sigmoid and silu are built on it. */
+float kern_expf(float x);
+float kern_sigmoidf(float x);
+float kern_softplusf(float x); /* ln(1 + e^x); x itself above 20 */
+
+/* ---- driver: y = x W^T over a pool ------------------------------------------------------ */
+
+struct pool;
+
+/* Bytes of scratch that one worker of kern_linear needs for matrices up to `max_cols` wide. */
+int64_t kern_scratch_bytes(int64_t max_cols);
+
+/* y[t*ldy + r] = sum_k w[r][k] x[t*ldx + k] for all rows r and t < n_x.
+ * scratch: pool_n_threads(p) pieces of kern_scratch_bytes(w->cols), 64-byte aligned. */
+void kern_linear(struct pool *p, const kern_ops *ops, const num_matrix *w, const float *x,
+                 int64_t ldx, int64_t n_x, float *y, int64_t ldy, void *scratch);
+
+/* Several products in one parallel region: the experts of a token, or matrices that share x. */
+typedef struct kern_job {
+    const num_matrix *w;
+    const float *x;
+    float *y;
+    int64_t ldx, n_x, ldy;
+} kern_job;
+
+void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs, int64_t n_jobs,
+                      int64_t max_cols, void *scratch);
+
+#endif

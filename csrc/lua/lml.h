@@ -1,0 +1,57 @@
+/* lml: what every binding file shares: check, call, push.
+ *
+ * Handles are userdata created closed, then opened, so that a failure in between frees nothing
+ * twice; __gc and __close are the same idempotent function. Failures of the world return
+ * nil, message, code; misuse raises. Option tables are checked: an unknown key raises. */
+#ifndef LUA_LML_H
+#define LUA_LML_H
+
+#include <lauxlib.h>
+#include <lua.h>
+
+#include "base/err.h"
+#include "base/progress.h"
+
+/* nil, text, code name; returns 3. */
+int lml_fail(lua_State *L, const err_info *e);
+
+/* Registers a class: metatable `name` with methods as __index, and gc as __gc and __close. */
+void lml_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFunction gc);
+
+/* Raises unless every key of the table at `arg` is in the NULL-ended list. nil is fine. */
+void lml_check_keys(lua_State *L, int arg, const char *const *keys);
+
+/* Fields of an option table at `arg` (may be nil or none). */
+lua_Integer lml_opt_int(lua_State *L, int arg, const char *key, lua_Integer fallback);
+lua_Number lml_opt_number(lua_State *L, int arg, const char *key, lua_Number fallback);
+int lml_opt_bool(lua_State *L, int arg, const char *key, int fallback);
+const char *lml_opt_string(lua_State *L, int arg, const char *key, const char *fallback);
+
+/* A Lua array of integers as int32 in a new userdata left on the stack; raises on other content. */
+const int32_t *lml_check_ids(lua_State *L, int arg, int64_t *n);
+void lml_push_ids(lua_State *L, const int32_t *ids, int64_t n);
+
+/* Pushes a tensor (class moonlet.tensor, owns zeroed memory, closes with the object) and returns its
+ * data; dtype 'f' for f32, 'i' for int32. Raises when memory runs out. */
+void *lml_push_tensor(lua_State *L, char dtype, int n_dims, const int64_t *shape);
+
+/* Pushes a view of n logits (class moonlet.logits). The object at `owner` is kept alive; once
+ * *epoch differs from what it is now, every use of the view raises "stale logits". */
+void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch, int owner);
+
+/* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
+cancel_flag *lml_cancel_flag(void);
+
+/* Each adds its functions and classes to the core table on top of the stack. */
+void lml_open_json(lua_State *L);
+void lml_open_st(lua_State *L);
+void lml_open_tok(lua_State *L);
+void lml_open_num(lua_State *L);
+void lml_open_kern(lua_State *L);
+void lml_open_model(lua_State *L);
+void lml_open_tensor(lua_State *L);
+void lml_open_sample(lua_State *L);
+void lml_open_quant(lua_State *L);
+void lml_open_sys(lua_State *L);
+
+#endif

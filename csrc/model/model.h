@@ -1,0 +1,106 @@
+/* model: an opened checkpoint, ready to run; and session: one mutable timeline on it.
+ *
+ * A model is immutable after model_open apart from its thread pool, which serves one call at a
+ * time; sessions of one model must therefore be driven from one thread. Sessions borrow the model
+ * and must be closed before it. All scratch is allocated when a session opens; ses_eval allocates
+ * nothing.
+ *
+ * Shapes: H hidden size, V vocabulary, L layers, k experts used; all arrays are f32, row major. */
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include <stdint.h>
+
+#include "base/cpu.h"
+#include "base/err.h"
+#include "base/pool.h"
+#include "base/progress.h"
+#include "io/st.h"
+#include "kern/kern.h"
+#include "model/config.h"
+#include "model/weights.h"
+
+typedef struct model {
+    model_config config;
+    weights weights;
+    st_set *files;
+    json_doc *config_json;
+    const kern_ops *ops;
+    pool *pool;
+} model;
+
+typedef struct model_options {
+    int n_threads;   /* 0: all processors of the affinity mask */
+    cpu_level level; /* ceiling; CPU_N_LEVELS - 1 takes what the machine has */
+} model_options;
+
+/* dir: holds config.json and safetensors. NULL on failure. */
+model *model_open(const char *dir, const model_options *options, err_info *e);
+void model_close(model *m);
+
+/* ---- sessions ------------------------------------------------------------------------------ */
+
+typedef enum kv_codec { KV_F32, KV_F16, KV_N_CODECS } kv_codec;
+
+const char *kv_codec_name(kv_codec codec);
+int kv_codec_parse(const char *name); /* -1 if there is no such codec */
+
+typedef struct ses ses;
+
+typedef struct ses_options {
+    int64_t n_ctx; /* tokens it can hold; at least 1 */
+    kv_codec codec;
+    int mtp; /* keep what ses_mtp needs */
+} ses_options;
+
+ses *ses_open(model *m, const ses_options *options, err_info *e);
+void ses_close(ses *s);
+
+/* What an evaluation should hand out besides the last logits. NULL members are not computed.
+ * The caller owns the arrays, sized for the n tokens of that call. */
+typedef struct ses_want {
+    float *logits;         /* [n][V] */
+    float *hidden;         /* [L+1][n][H] embeddings, then the residual stream after each layer */
+    float *final;          /* [n][H] after the last norm */
+    int32_t *router_ids;   /* [L][n][k] chosen experts, best first */
+    float *router_weights; /* [L][n][k] */
+} ses_want;
+
+/* Appends n tokens. A token's results are the same bits however the sequence is cut into calls
+ * and whatever the number of threads. Fails without effect on ids out of range (ERR_RANGE) and
+ * when the context is full (ERR_LIMIT); `cancel` is looked at between batches, what was evaluated
+ * before stays (ERR_CANCELLED, ses_n_past tells). want may be NULL. */
+err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
+                  const cancel_flag *cancel, err_info *e);
+
+int64_t ses_n_past(const ses *s);
+int64_t ses_n_ctx(const ses *s);
+kv_codec ses_codec(const ses *s);
+const int32_t *ses_ids(const ses *s); /* [n_past] */
+/* Logits [V] after the last token; NULL before the first. Borrowed; the next eval overwrites. */
+float *ses_logits(ses *s);
+void ses_reset(ses *s);
+int64_t ses_kv_bytes(const ses *s);    /* in use: rows of past tokens */
+int64_t ses_state_bytes(const ses *s); /* recurrent and convolution state */
+
+/* A copy of the timeline that outlives changes to the session, not the model. */
+typedef struct ses_snap ses_snap;
+ses_snap *ses_snapshot(const ses *s, err_info *e);
+err_code ses_restore(ses *s, const ses_snap *snap, err_info *e);
+void ses_snap_close(ses_snap *snap);
+int64_t ses_snap_n_past(const ses_snap *snap);
+
+/* Raw state for specs: the recurrent state [v_heads][v_dim][k_dim], the convolution rows
+ * [conv_kernel-1][conv_width] (oldest first) of a linear layer, key and value rows
+ * [kv_heads*head_dim] of a full layer, widened to f32. */
+const float *ses_recurrent(const ses *s, int layer);
+void ses_conv_rows(const ses *s, int layer, float *out);
+void ses_kv_row(const ses *s, int layer, int64_t pos, float *key, float *value);
+
+/* Multi-token prediction over the rows p = 0..n-1: final [n][H] holds the trunk's normed output at
+ * p, next_ids[p] the token after p. Starts an own KV at `row`; hidden [n][H] is after mtp.norm,
+ * logits [n][V]. Either output may be NULL. */
+err_code ses_mtp(ses *s, int64_t row, const float *final, const int32_t *next_ids, int64_t n,
+                 float *hidden, float *logits, err_info *e);
+
+#endif
