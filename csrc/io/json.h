@@ -1,7 +1,9 @@
 /* json: JSON text in, values out; a thin layer over json-c that refuses what RFC 8259 refuses.
  *
  * A json_doc owns its values; json_value pointers are borrowed from it. Object keys keep the order
- * of the text; of equal keys the last counts. Not thread-safe per document. */
+ * of the text; of equal keys the last counts, at the place of the first. An integer that does not
+ * fit an int64 becomes a float; a \u escape of half a surrogate pair becomes U+FFFD.
+ * Not thread-safe per document. */
 #ifndef IO_JSON_H
 #define IO_JSON_H
 
@@ -14,13 +16,17 @@ typedef struct json_doc json_doc;
 typedef struct json_object json_value; /* json-c's own object; NULL is JSON null */
 
 /* Strict: no NaN, no single quotes, no raw control characters, no trailing text, valid UTF-8, at
- * most `max_depth` levels. `name` (a path, "request body") begins error texts, which give the
- * byte offset. NULL on failure. */
+ * most `max_depth` (1..1000) levels of arrays and objects, no U+0000 in keys. `name` (a path,
+ * "request body") begins error texts, which give the byte offset, counted from 0. The text need
+ * not end in NUL and is not kept. NULL on failure. */
 json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth,
                      err_info *e);
 json_doc *json_read_file(const char *path, err_info *e);
 void json_close(json_doc *doc);
 json_value *json_root(const json_doc *doc);
+
+/* A key that the root object has twice; NULL if there is none. */
+const char *json_repeated_key(const json_doc *doc);
 
 typedef enum json_type {
     JSON_NULL, JSON_BOOL, JSON_INT, JSON_FLOAT, JSON_STRING, JSON_ARRAY, JSON_OBJECT
