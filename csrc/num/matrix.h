@@ -12,7 +12,10 @@
  *   nvfp4       E2M1             E4M3 per 16                  -             (scale/divisor)*code
  *   fp8         E4M3             float per (tile_rows, group) -             scale*code
  *
- * An affine product is rounded before the sum; every other value is one rounded product. Sources: mlx/ops.cpp (quantize), compressed-tensors' compressors. */
+ * An affine product is rounded before the sum; every other value is one rounded product (nvfp4:
+ * after its rounded quotient). A NaN scale (E8M0 255, E4M3 0x7f) makes its whole group NaN, an
+ * E4M3 code 0x7f or 0xff one value. Sources: mlx/ops.cpp (quantize), compressed-tensors'
+ * compressors. */
 #ifndef NUM_MATRIX_H
 #define NUM_MATRIX_H
 
@@ -49,6 +52,18 @@ typedef struct num_matrix {
 
 /* "f32", "bf16", "affine", "mxfp4", ...: the words used in Lua and on the command line. */
 const char *num_mode_name(num_mode mode);
+
+/* The mode of that name into *mode; 0 when there is none. */
+int num_mode_parse(const char *name, num_mode *mode);
+
+/* Bytes of one element: 4, 2, 2, 1. */
+int num_dtype_bytes(num_dtype dtype);
+
+/* Element i of an array of f32, f16 or bf16 at any alignment. */
+float num_element(const uint8_t *data, num_dtype dtype, int64_t i);
+
+/* Code k of a row of packed codes, 1..8 bits each; reads no byte beyond the one it ends in. */
+uint8_t num_code(const uint8_t *row, int bits, int64_t k);
 
 /* Bytes of all rows with scales and biases: what a pass over the matrix reads. */
 int64_t num_matrix_bytes(const num_matrix *m);
