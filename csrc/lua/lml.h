@@ -8,6 +8,7 @@
 
 #include <lauxlib.h>
 #include <lua.h>
+#include <stdint.h>
 
 #include "base/err.h"
 #include "base/progress.h"
@@ -39,6 +40,9 @@ void *lml_push_tensor(lua_State *L, char dtype, int n_dims, const int64_t *shape
  * *epoch differs from what it is now, every use of the view raises "stale logits". */
 void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch, int owner);
 
+/* The numbers behind a view, borrowed; raises when it is stale. */
+float *lml_check_logits(lua_State *L, int arg, int64_t *n);
+
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
 cancel_flag *lml_cancel_flag(void);
 
@@ -50,6 +54,7 @@ void lml_open_num(lua_State *L);
 void lml_open_kern(lua_State *L);
 void lml_open_model(lua_State *L);
 void lml_open_tensor(lua_State *L);
+void lml_open_logits(lua_State *L);
 void lml_open_sample(lua_State *L);
 void lml_open_quant(lua_State *L);
 void lml_open_sys(lua_State *L);

@@ -121,5 +121,7 @@ __attribute__((visibility("default"))) int luaopen_moonlet_core(lua_State *L);
 int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
+    lml_open_logits(L);
+    lml_open_tensor(L);
     return 1;
 }
