@@ -48,4 +48,16 @@ const char *json_string(const json_value *v, size_t *n_bytes); /* NULL if no str
 int json_each(const json_value *object,
               int (*fn)(void *ctx, const char *key, size_t key_bytes, json_value *v), void *ctx);
 
+/* ---- writing ---------------------------------------------------------------------------- */
+
+/* s in double quotes, escaped as Python's json.dumps does (`ascii`: its ensure_ascii); what is not
+ * UTF-8 becomes U+FFFD. Writes at most 6 * n_bytes + 2 bytes, no NUL; returns how many. */
+size_t json_quote(char *out, const char *s, size_t n_bytes, int ascii);
+
+enum { JSON_FLOAT_BYTES = 32 };
+
+/* A finite x as Python's repr spells it: the shortest digits that read back as x, "1.0", "1e+16",
+ * "1e-05". NUL behind it; returns the length. */
+size_t json_float_text(char out[JSON_FLOAT_BYTES], double x);
+
 #endif

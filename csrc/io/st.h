@@ -1,9 +1,8 @@
 /* st: safetensors files and checkpoint directories, memory-mapped.
  *
- * An st_set is a directory (or one file): the tensors of all its shards in one sorted table. The
- * index file is authoritative: every tensor it names must be in the shard it names, and shards it
- * does not name are not opened. Everything is borrowed from the set until st_close. Immutable
- * after opening; any thread may read. Format: https://github.com/huggingface/safetensors (8-byte
+ * An st_set is a directory (or one file): the tensors of all its files in one sorted table.
+ * Everything is borrowed from the set until st_close. Immutable after opening; any thread may read.
+ * Opening reads headers only. Format: https://github.com/huggingface/safetensors (8-byte
  * little-endian header length, JSON header, data); offsets are checked against shape, dtype and
  * file size, gaps and overlaps are refused as the reference implementation does. */
 #ifndef IO_ST_H
@@ -34,16 +33,21 @@ typedef struct st_tensor {
 
 typedef struct st_set st_set;
 
-/* `path`: a .safetensors file, or a directory with model.safetensors.index.json, or with
- * model.safetensors, or with model*.safetensors files. Files beside those (mtp.safetensors) are
- * opened too when they end in .safetensors and no index lists them under another name. */
+/* `path`: a .safetensors file, or a directory.
+ *
+ * A directory with model.safetensors.index.json: the index is authoritative. Every tensor it lists
+ * must be in the shard it names and in no other listed shard; other tensors of those shards do not
+ * count. model*.safetensors files that it does not name are not opened; other files beside them
+ * (mtp.safetensors, vision.safetensors) are, and add the tensors that the index does not list.
+ * A directory without one: all its .safetensors files. A name in two files is an error. */
 st_set *st_open(const char *path, err_info *e);
 void st_close(st_set *set);
 
 int64_t st_count(const st_set *set);
 const st_tensor *st_at(const st_set *set, int64_t i); /* sorted by name */
 const st_tensor *st_find(const st_set *set, const char *name); /* NULL if absent */
-const char *st_metadata(const st_set *set, const char *key); /* __metadata__ of the first file */
+/* From __metadata__ of the first file (index order, else by name); NULL if absent. */
+const char *st_metadata(const st_set *set, const char *key);
 
 const char *st_dtype_name(st_dtype dtype); /* "BF16" */
 int st_dtype_bytes(st_dtype dtype);
@@ -63,14 +67,17 @@ typedef struct st_entry {
 typedef struct st_writer st_writer;
 
 /* One file, written to `path` + ".partial" and renamed by st_writer_finish after fsync; the header
- * is padded so that data starts at a multiple of 64. Tensors are laid out in the order given.
- * Disk space is reserved first, so a full disk is reported before any work. */
+ * is padded so that data starts at a multiple of 64. Tensors are laid out in the order given, with
+ * no gaps: ERR_RANGE for a name that is empty, repeated or has control characters. Disk space is
+ * reserved first, so a full disk is reported before any work. Copies what it needs. */
 st_writer *st_writer_open(const char *path, const st_entry *entries, int64_t n_entries,
                           const char *const *metadata /* key, value, ..., NULL */, err_info *e);
 /* Bytes of tensor i, from byte `at` on; any order, any thread, each byte once. */
 err_code st_writer_put(st_writer *w, int64_t i, int64_t at, const void *data, int64_t n_bytes,
                        err_info *e);
-err_code st_writer_finish(st_writer *w, err_info *e); /* frees w, also on failure */
+/* ERR_RANGE when bytes of a tensor were not put. Frees w, also on failure, which leaves neither
+ * the partial file nor a changed `path`. */
+err_code st_writer_finish(st_writer *w, err_info *e);
 void st_writer_abort(st_writer *w);                   /* frees w and removes the partial file */
 
 #endif

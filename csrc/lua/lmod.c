@@ -121,7 +121,9 @@ __attribute__((visibility("default"))) int luaopen_moonlet_core(lua_State *L);
 int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
+    lml_open_json(L);
     lml_open_logits(L);
+    lml_open_st(L);
     lml_open_tensor(L);
     return 1;
 }

@@ -1,0 +1,143 @@
+/* JSON text to Lua tables, and the two spellings that the Lua encoder needs. */
+#include "lua/lml.h"
+
+#include <math.h>
+
+#include "io/json.h"
+
+#define DOC "moonlet.json_doc"
+
+/* Stack slots of json_decode's arguments. */
+enum { TEXT = 1, NAME, DEPTH, ARRAY_META, OBJECT_META, ORDERS };
+
+/* The document is a userdata while tables are built from it: Lua may run out of memory there. */
+static int doc_gc(lua_State *L)
+{
+    json_doc **d = luaL_checkudata(L, 1, DOC);
+    json_close(*d);
+    *d = NULL;
+    return 0;
+}
+
+static void push_value(lua_State *L, const json_value *v);
+
+static void push_array(lua_State *L, const json_value *v)
+{
+    size_t n = json_length(v);
+    lua_createtable(L, n > INT32_MAX ? INT32_MAX : (int)n, 0);
+    for (size_t i = 0; i < n; i++) {
+        push_value(L, json_at(v, i));
+        lua_rawseti(L, -2, (lua_Integer)i + 1);
+    }
+    lua_pushvalue(L, ARRAY_META);
+    lua_setmetatable(L, -2);
+}
+
+typedef struct members {
+    lua_State *L;
+    lua_Integer n;
+} members;
+
+static int push_member(void *ctx, const char *key, size_t key_bytes, json_value *v)
+{
+    members *m = ctx;
+    lua_pushlstring(m->L, key, key_bytes);
+    lua_pushvalue(m->L, -1);
+    lua_rawseti(m->L, -3, ++m->n); /* keys[n] = key */
+    push_value(m->L, v);
+    lua_rawset(m->L, -4); /* object[key] = value */
+    return 0;
+}
+
+static void push_object(lua_State *L, const json_value *v)
+{
+    int n = (int)json_length(v);
+    members m = {L, 0};
+    lua_createtable(L, 0, n);
+    lua_createtable(L, n, 0);
+    json_each(v, push_member, &m);
+    lua_pushvalue(L, -2);
+    lua_insert(L, -2);
+    lua_rawset(L, ORDERS); /* orders[object] = keys */
+    lua_pushvalue(L, OBJECT_META);
+    lua_setmetatable(L, -2);
+}
+
+static void push_value(lua_State *L, const json_value *v)
+{
+    size_t n;
+    const char *s;
+    luaL_checkstack(L, 6, "JSON nesting");
+    switch (json_type_of(v)) {
+    case JSON_NULL: lua_pushlightuserdata(L, NULL); break;
+    case JSON_BOOL: lua_pushboolean(L, json_bool(v, 0)); break;
+    case JSON_INT: lua_pushinteger(L, json_int(v, 0)); break;
+    case JSON_FLOAT: lua_pushnumber(L, json_float(v, 0)); break;
+    case JSON_STRING:
+        s = json_string(v, &n);
+        lua_pushlstring(L, s, n);
+        break;
+    case JSON_ARRAY: push_array(L, v); break;
+    case JSON_OBJECT: push_object(L, v); break;
+    }
+}
+
+/* json_decode(text, name, max_depth, array_meta, object_meta, orders) -> value
+ *
+ * Every array gets array_meta; every object gets object_meta and orders[object] = {key, ...}. null
+ * is the light userdata core.json_null. */
+static int json_decode(lua_State *L)
+{
+    size_t n;
+    err_info e = {0};
+    const char *text = luaL_checklstring(L, TEXT, &n), *name = luaL_checkstring(L, NAME);
+    lua_Integer depth = luaL_checkinteger(L, DEPTH);
+    for (int i = ARRAY_META; i <= ORDERS; i++) luaL_checktype(L, i, LUA_TTABLE);
+    lua_settop(L, ORDERS);
+    json_doc **d = lua_newuserdatauv(L, sizeof *d, 0);
+    *d = NULL;
+    luaL_setmetatable(L, DOC);
+    *d = json_parse(text, n, name, depth < 0 || depth > INT32_MAX ? 0 : (int)depth, &e);
+    if (!*d) return lml_fail(L, &e);
+    push_value(L, json_root(*d));
+    json_close(*d);
+    *d = NULL;
+    return 1;
+}
+
+/* json_quote(s, ascii) -> s in quotes, escaped */
+static int json_quote_string(lua_State *L)
+{
+    size_t n;
+    luaL_Buffer b;
+    const char *s = luaL_checklstring(L, 1, &n);
+    if (n > (SIZE_MAX - 2) / 6) return luaL_error(L, "string too long");
+    char *out = luaL_buffinitsize(L, &b, 6 * n + 2);
+    luaL_pushresultsize(&b, json_quote(out, s, n, lua_toboolean(L, 2)));
+    return 1;
+}
+
+/* json_float(x) -> how Python spells the finite number */
+static int json_float_string(lua_State *L)
+{
+    char out[JSON_FLOAT_BYTES];
+    double x = luaL_checknumber(L, 1);
+    luaL_argcheck(L, isfinite(x), 1, "finite number expected");
+    lua_pushlstring(L, out, json_float_text(out, x));
+    return 1;
+}
+
+void lml_open_json(lua_State *L)
+{
+    static const luaL_Reg functions[] = {
+        {"json_decode", json_decode},
+        {"json_quote", json_quote_string},
+        {"json_float", json_float_string},
+        {NULL, NULL},
+    };
+    static const luaL_Reg no_methods[] = {{NULL, NULL}};
+    lml_class(L, DOC, no_methods, doc_gc);
+    luaL_setfuncs(L, functions, 0);
+    lua_pushlightuserdata(L, NULL);
+    lua_setfield(L, -2, "json_null");
+}
