@@ -1,0 +1,336 @@
+--- JSON as Python writes it.
+--
+-- Prompts are rendered from JSON (tool schemas, tool results), and a model saw them as Python's
+-- json.dumps spells them, in the order they were written. So objects here remember the order of
+-- their keys and arrays and objects stay apart when empty:
+--
+--   local t = assert(json.decode('{"b": [], "a": {}}'))
+--   t.c = 1.0
+--   json.encode(t)  --> {"b": [], "a": {}, "c": 1.0}
+--
+-- An object is an ordinary table: `t.key` reads, `t.key = nil` removes, a new key goes to the end
+-- and `pairs` follows the order (`next` does not). Tables without a mark are taken for arrays when
+-- they have an element 1 and for objects with sorted keys otherwise.
+
+local core = require "moonlet.core"
+
+local json = {}
+
+--- JSON null: a value of its own, as a table cannot hold nil. It is true in a condition.
+json.null = core.json_null
+
+local DEFAULT_DEPTH = 200 -- of decode; deeper than anything that is meant
+local MAX_DEPTH = 1000 -- of both; a table nested deeper is taken for a cycle
+
+-- The keys of an object in order; removed ones stay in it and are passed over. It lies outside the
+-- object so that `next` and `#` see members only.
+local orders = setmetatable({}, { __mode = "k" })
+-- orders[object] -> set of its keys; made when an object first gets a new key.
+local known_keys = setmetatable({}, { __mode = "k" })
+
+local array_meta = { __name = "json.array" }
+local object_meta = { __name = "json.object" }
+
+local function by_spelling(a, b)
+  return tostring(a) < tostring(b)
+end
+
+local function sorted_keys(t)
+  local keys = {}
+  for key in next, t do
+    keys[#keys + 1] = key
+  end
+  table.sort(keys, by_spelling)
+  return keys
+end
+
+function object_meta.__newindex(t, key, value)
+  if value == nil then
+    return
+  end
+  local order = orders[t]
+  local known = known_keys[order]
+  if not known then
+    known = {}
+    for _, old in ipairs(order) do
+      known[old] = true
+    end
+    known_keys[order] = known
+  end
+  if known[key] then -- it was removed and comes again, at the end
+    for i, old in ipairs(order) do
+      if old == key then
+        table.remove(order, i)
+        break
+      end
+    end
+  end
+  known[key] = true
+  order[#order + 1] = key
+  rawset(t, key, value)
+end
+
+function object_meta.__pairs(t)
+  local order, i = orders[t], 0
+  return function()
+    while i < #order do
+      i = i + 1
+      local key = order[i]
+      local value = rawget(t, key)
+      if value ~= nil then
+        return key, value
+      end
+    end
+  end, t
+end
+
+--- Marks a table as an array, so that it stays one when it is empty.
+---@param t? table
+---@return table # t
+function json.array(t)
+  t = t or {}
+  assert(not orders[t], "the table is a JSON object")
+  return setmetatable(t, array_meta)
+end
+
+--- Marks a table as an object.
+---@param t? table
+---@param keys? string[] order of the keys; keys not in it follow, sorted
+---@return table # t
+function json.object(t, keys)
+  t = t or {}
+  if getmetatable(t) == object_meta and not keys then
+    return t
+  end
+  local order, seen = {}, {}
+  local function append(list)
+    for _, key in ipairs(list) do
+      if not seen[key] and rawget(t, key) ~= nil then
+        seen[key] = true
+        order[#order + 1] = key
+      end
+    end
+  end
+  append(keys or {})
+  append(sorted_keys(t))
+  orders[t] = order
+  return setmetatable(t, object_meta)
+end
+
+--- True for a decoded or marked array and for an unmarked table with an element 1.
+---@param value any
+---@return boolean
+function json.is_array(value)
+  if type(value) ~= "table" then
+    return false
+  end
+  local meta = getmetatable(value)
+  return meta == array_meta or meta ~= object_meta and rawget(value, 1) ~= nil
+end
+
+--- True for every other table.
+---@param value any
+---@return boolean
+function json.is_object(value)
+  return type(value) == "table" and not json.is_array(value)
+end
+
+--- The keys of an object in their order; sorted for a table without a mark.
+---@param object table
+---@return string[]
+function json.keys(object)
+  if getmetatable(object) ~= object_meta then
+    return sorted_keys(object)
+  end
+  local keys = {}
+  for key in pairs(object) do
+    keys[#keys + 1] = key
+  end
+  return keys
+end
+
+--- How Python spells a float: repr for finite numbers ("1.0", "1e-05"), else NaN, Infinity and
+--- -Infinity as json.dumps does.
+---@param x number
+---@return string
+function json.float_repr(x)
+  if x ~= x then
+    return "NaN"
+  elseif x == math.huge or x == -math.huge then
+    return x > 0 and "Infinity" or "-Infinity"
+  end
+  return core.json_float(x)
+end
+
+local function check_options(options, known)
+  for key in pairs(options) do
+    if not known[key] then
+      error(("unknown option '%s'"):format(tostring(key)), 3)
+    end
+  end
+end
+
+local decode_options = { name = true, max_depth = true }
+
+--- Parses JSON text (RFC 8259, UTF-8, nothing behind the value).
+--
+-- Integers stay integers and 1.0 stays a float; an integer that needs more than 64 bits becomes a
+-- float. Of equal keys the last counts, at the place of the first. Half a surrogate pair, which no
+-- UTF-8 string can hold, becomes U+FFFD.
+---@param text string
+---@param options? { name?: string, max_depth?: integer } name begins error messages ("JSON");
+--- max_depth: levels of arrays and objects (200, at most 1000)
+---@return any value json.null for null
+---@return string? message with the byte offset, counted from 0
+---@return string? code "format" or "limit"
+function json.decode(text, options)
+  options = options or {}
+  check_options(options, decode_options)
+  return core.json_decode(text, options.name or "JSON", options.max_depth or DEFAULT_DEPTH,
+    array_meta, object_meta, orders)
+end
+
+--- Parses a file.
+---@param path string
+---@return any value
+---@return string? message
+---@return string? code
+function json.read(path)
+  local file, message = io.open(path, "rb")
+  if not file then
+    return nil, message, "io"
+  end
+  local text, read_message = file:read("a")
+  file:close()
+  if not text then
+    return nil, path .. ": " .. read_message, "io"
+  end
+  return json.decode(text, { name = path })
+end
+
+local encode_value
+
+local function encode_items(out, items, open, close, style, depth)
+  if #items == 0 then
+    out[#out + 1] = open .. close
+    return
+  end
+  local indent = style.indent and "\n" .. style.indent:rep(depth)
+  out[#out + 1] = open
+  for i, item in ipairs(items) do
+    if i > 1 then
+      out[#out + 1] = style.item
+    end
+    out[#out + 1] = indent
+    if item.key then
+      out[#out + 1] = item.key .. style.colon
+    end
+    encode_value(out, item.value, style, depth)
+  end
+  if indent then
+    out[#out + 1] = "\n" .. style.indent:rep(depth - 1)
+  end
+  out[#out + 1] = close
+end
+
+local function array_items(t)
+  local n, items = #t, {}
+  for key in next, t do
+    if math.type(key) ~= "integer" or key < 1 or key > n then
+      error(("cannot encode an array with key '%s'"):format(tostring(key)), 0)
+    end
+  end
+  for i = 1, n do
+    if t[i] == nil then
+      error(("cannot encode an array without element %d"):format(i), 0)
+    end
+    items[i] = { value = t[i] }
+  end
+  return items
+end
+
+local function object_items(t, style)
+  local items = {}
+  for i, key in ipairs(style.sort_keys and sorted_keys(t) or json.keys(t)) do
+    if type(key) ~= "string" then
+      error(("cannot encode an object with key '%s'"):format(tostring(key)), 0)
+    end
+    items[i] = { key = core.json_quote(key, style.ensure_ascii), value = t[key] }
+  end
+  return items
+end
+
+local function encode_number(x, style)
+  if math.type(x) == "integer" then
+    return ("%d"):format(x)
+  elseif not style.allow_nan and (x ~= x or x == math.huge or x == -math.huge) then
+    error("cannot encode " .. json.float_repr(x), 0)
+  end
+  return json.float_repr(x)
+end
+
+function encode_value(out, value, style, depth)
+  local kind = type(value)
+  if kind == "string" then
+    out[#out + 1] = core.json_quote(value, style.ensure_ascii)
+  elseif kind == "number" then
+    out[#out + 1] = encode_number(value, style)
+  elseif kind == "boolean" then
+    out[#out + 1] = tostring(value)
+  elseif value == nil or value == json.null then
+    out[#out + 1] = "null"
+  elseif kind ~= "table" then
+    error("cannot encode a " .. kind, 0)
+  elseif depth == MAX_DEPTH then
+    error(("cannot encode more than %d levels (a cycle?)"):format(MAX_DEPTH), 0)
+  elseif json.is_array(value) then
+    encode_items(out, array_items(value), "[", "]", style, depth + 1)
+  else
+    encode_items(out, object_items(value, style), "{", "}", style, depth + 1)
+  end
+end
+
+local encode_options = {
+  indent = true, separators = true, sort_keys = true, ensure_ascii = true, allow_nan = true,
+}
+
+---@class json.encode_options
+---@field indent? integer|string spaces (or the text) per level; one member per line
+---@field separators? string[] { between items, behind keys }; default { ", ", ": " }, and
+--- { ",", ": " } with indent
+---@field sort_keys? boolean
+---@field ensure_ascii? boolean escape everything outside ASCII
+---@field allow_nan? boolean spell NaN, Infinity and -Infinity, which are not JSON
+
+--- Spells a value byte for byte as Python's json.dumps(value, ensure_ascii=False, ...) does.
+--
+-- nil is null. Bytes that are not UTF-8 become U+FFFD, so the text is always valid. What JSON
+-- cannot hold (functions, arrays with holes, keys that are no strings, NaN without allow_nan,
+-- cycles) is a mistake of the program and raises.
+---@param value any
+---@param options? json.encode_options
+---@return string
+function json.encode(value, options)
+  options = options or {}
+  check_options(options, encode_options)
+  local indent = options.indent
+  if math.type(indent) == "integer" then
+    indent = (" "):rep(indent)
+  end
+  local separators = options.separators or { indent and "," or ", ", ": " }
+  local out = {}
+  local ok, message = pcall(encode_value, out, value, {
+    indent = indent,
+    item = separators[1],
+    colon = separators[2],
+    sort_keys = options.sort_keys or false,
+    ensure_ascii = options.ensure_ascii or false,
+    allow_nan = options.allow_nan or false,
+  }, 0)
+  if not ok then
+    error(message, 2)
+  end
+  return table.concat(out)
+end
+
+return json
