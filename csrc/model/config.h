@@ -1,6 +1,6 @@
 /* config: the numbers of a Qwen3.5 / Qwen3.6 text model, from config.json.
  *
- * A plain value; `is_full`, `inv_freq` and `stop_ids` are owned and freed by config_free. Words
+ * A plain value; `is_full` and `inv_freq` are owned and freed by config_free. Words
  * are those of config.json where it has one. Defaults for absent fields are those of
  * transformers' Qwen3_5TextConfig / Qwen3_5MoeTextConfig. */
 #ifndef MODEL_CONFIG_H
@@ -44,6 +44,10 @@ typedef struct model_config {
  * types, shapes that contradict each other, and features that the forward pass lacks, by name. */
 err_code config_read(model_config *c, const json_value *root, err_info *e);
 void config_free(model_config *c);
+
+/* Weights of the text stack without MTP, as many as an unquantized checkpoint holds; `tied`
+ * counts the embedding once. */
+int64_t config_parameters(const model_config *c);
 
 /* Derived widths. */
 static inline int config_key_width(const model_config *c) { return c->lin_k_heads * c->lin_k_dim; }

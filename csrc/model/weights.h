@@ -65,8 +65,8 @@ typedef struct weights {
     int tied;
 
     /* for reports */
-    int64_t n_parameters;           /* text stack, without MTP */
-    int64_t bytes_by_mode[NUM_N_MODES];
+    int64_t n_parameters; /* text stack, without MTP: config_parameters with `tied` as found */
+    int64_t bytes_by_mode[NUM_N_MODES]; /* matrices of the text stack, scales and biases included */
     int64_t n_ignored;              /* tensors of vision towers and the like */
     const char *family;             /* "hf", "mlx" or "compressed-tensors" */
     void *owned;                    /* arena of vectors and expert tables */
@@ -77,5 +77,12 @@ typedef struct weights {
 err_code weights_bind(weights *w, const model_config *c, const st_set *set, const json_value *root,
                       err_info *e);
 void weights_free(weights *w);
+
+/* Calls fn for every matrix in the order of the forward pass, experts one by one; the tied head
+ * not again. Names are those of Hugging Face below the text stack: "embed_tokens",
+ * "layers.3.mlp.experts.7.gate_proj", "lm_head", "mtp.fc". Stops when fn returns non-zero and
+ * returns that. */
+typedef int (*weights_fn)(void *ctx, const char *name, const num_matrix *m);
+int weights_each(const weights *w, const model_config *c, weights_fn fn, void *ctx);
 
 #endif
