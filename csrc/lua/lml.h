@@ -52,6 +52,7 @@ void lml_open_st(lua_State *L);
 void lml_open_tok(lua_State *L);
 void lml_open_num(lua_State *L);
 void lml_open_kern(lua_State *L);
+void lml_open_layout(lua_State *L);
 void lml_open_model(lua_State *L);
 void lml_open_tensor(lua_State *L);
 void lml_open_logits(lua_State *L);

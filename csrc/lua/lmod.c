@@ -122,6 +122,7 @@ int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
     lml_open_json(L);
+    lml_open_layout(L);
     lml_open_logits(L);
     lml_open_st(L);
     lml_open_tensor(L);

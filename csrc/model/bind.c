@@ -110,7 +110,7 @@ static err_code bind_places(const layer_job *job, const place *p, void *base)
 {
     char name[BIND_NAME];
     for (; p->name; p++) {
-        snprintf(name, sizeof name, "%s%s", job->prefix, p->name);
+        bind_join(name, job->prefix, p->name);
         if (bind_matrix(job->b, name, width_of(job->c, p->rows), width_of(job->c, p->cols),
                         at_place(base, p)))
             return job->b->e->code;
@@ -122,14 +122,14 @@ static err_code layer_vector(const layer_job *job, const char *suffix, int64_t n
                              const float **out)
 {
     char name[BIND_NAME];
-    snprintf(name, sizeof name, "%s%s", job->prefix, suffix);
+    bind_join(name, job->prefix, suffix);
     return bind_vector(job->b, name, 1, &n, add, out);
 }
 
 static err_code bind_conv(const layer_job *job, const float **out)
 {
     char name[BIND_NAME];
-    snprintf(name, sizeof name, "%slinear_attn.conv1d.weight", job->prefix);
+    bind_join(name, job->prefix, "linear_attn.conv1d.weight");
     int64_t n = config_conv_width(job->c), k = job->c->conv_kernel;
     const int64_t hf[3] = {n, 1, k}, mlx[3] = {n, k, 1};
     return bind_vector(job->b, name, 3, job->conv_last ? hf : mlx, 0, out);
@@ -173,9 +173,9 @@ static err_code bind_fused_experts(const layer_job *job, mlp_weights *experts)
     char name[BIND_NAME];
     int64_t E = job->c->n_experts, H = job->c->hidden_size, I = job->c->moe_intermediate_size;
     bind_stack gate_up, down;
-    snprintf(name, sizeof name, "%smlp.experts.gate_up_proj", job->prefix);
+    bind_join(name, job->prefix, "mlp.experts.gate_up_proj");
     if (bind_fused(job->b, name, E, 2 * I, H, &gate_up)) return job->b->e->code;
-    snprintf(name, sizeof name, "%smlp.experts.down_proj", job->prefix);
+    bind_join(name, job->prefix, "mlp.experts.down_proj");
     if (bind_fused(job->b, name, E, H, I, &down)) return job->b->e->code;
     if (gate_up.all.tile_rows > 1 && I % gate_up.all.tile_rows)
         return err_set(job->b->e, ERR_UNSUPPORTED, "%smlp.experts.gate_up_proj: tiles of %lld rows "
@@ -195,7 +195,8 @@ static err_code bind_switch_experts(const layer_job *job, mlp_weights *experts)
     for (const place *p = expert_places; p->name; p++) {
         int64_t rows = width_of(job->c, p->rows), cols = width_of(job->c, p->cols);
         bind_stack s;
-        snprintf(name, sizeof name, "%smlp.switch_mlp.%s", job->prefix, p->name);
+        bind_join(name, job->prefix, "mlp.switch_mlp.");
+        bind_join(name, name, p->name);
         if (bind_module(job->b, name, job->c->n_experts, rows, cols, &s)) return job->b->e->code;
         for (int64_t i = 0; i < job->c->n_experts; i++)
             *at_place(&experts[i], p) = bind_slice(&s, i, rows, 0, rows);
@@ -205,11 +206,12 @@ static err_code bind_switch_experts(const layer_job *job, mlp_weights *experts)
 
 static err_code bind_single_experts(const layer_job *job, mlp_weights *experts)
 {
-    char prefix[BIND_NAME];
+    char prefix[BIND_NAME], local[64];
     layer_job one = *job;
     one.prefix = prefix;
     for (int i = 0; i < job->c->n_experts; i++) {
-        snprintf(prefix, sizeof prefix, "%smlp.experts.%d.", job->prefix, i);
+        snprintf(local, sizeof local, "mlp.experts.%d.", i);
+        bind_join(prefix, job->prefix, local);
         if (bind_places(&one, expert_places, &experts[i])) return job->b->e->code;
     }
     return ERR_NONE;
@@ -218,7 +220,7 @@ static err_code bind_single_experts(const layer_job *job, mlp_weights *experts)
 static int has_module(const binder *b, const char *prefix, const char *name)
 {
     char module[BIND_NAME];
-    snprintf(module, sizeof module, "%s%s", prefix, name);
+    bind_join(module, prefix, name);
     return bind_has(b, module, ".weight") || bind_has(b, module, ".weight_packed");
 }
 
@@ -281,10 +283,11 @@ static err_code find_prefix(binder *b)
  * back on who wrote the file. */
 static int is_hf_layout(const binder *b, const model_config *c)
 {
-    char name[BIND_NAME];
+    char name[BIND_NAME], local[64];
     for (int i = 0; i < c->n_layers; i++) {
         if (c->is_full[i]) continue;
-        snprintf(name, sizeof name, "%slayers.%d.linear_attn.conv1d.weight", b->prefix, i);
+        snprintf(local, sizeof local, "layers.%d.linear_attn.conv1d.weight", i);
+        bind_join(name, b->prefix, local);
         const st_tensor *t = st_find(b->set, name);
         if (t) return t->n_dims == 0 || t->shape[t->n_dims - 1] != 1;
     }
@@ -298,9 +301,9 @@ static err_code bind_ends(binder *b, const layer_job *job, weights *w)
 {
     int64_t V = job->c->vocab_size, H = job->c->hidden_size;
     char name[BIND_NAME];
-    snprintf(name, sizeof name, "%sembed_tokens", b->prefix);
+    bind_join(name, b->prefix, "embed_tokens");
     if (bind_matrix(b, name, V, H, &w->embed)) return b->e->code;
-    snprintf(name, sizeof name, "%snorm.weight", b->prefix);
+    bind_join(name, b->prefix, "norm.weight");
     if (bind_vector(b, name, 1, &H, job->norm_add, &w->norm)) return b->e->code;
     w->tied = 1;
     w->lm_head = w->embed;
@@ -316,13 +319,14 @@ static err_code bind_ends(binder *b, const layer_job *job, weights *w)
 static err_code bind_layers(binder *b, const layer_job *job, weights *w)
 {
     const model_config *c = job->c;
-    char prefix[BIND_NAME];
+    char prefix[BIND_NAME], local[64];
     layer_job one = *job;
     one.prefix = prefix;
     w->layers = bind_alloc(b, (size_t)c->n_layers, sizeof *w->layers);
     if (!w->layers) return ERR_MEMORY;
     for (int i = 0; i < c->n_layers; i++) {
-        snprintf(prefix, sizeof prefix, "%slayers.%d.", b->prefix, i);
+        snprintf(local, sizeof local, "layers.%d.", i);
+        bind_join(prefix, b->prefix, local);
         if (bind_layer(&one, c->is_full[i], &w->layers[i])) return b->e->code;
     }
     return ERR_NONE;
@@ -363,8 +367,8 @@ static err_code bind_mtp(binder *b, const layer_job *trunk, mtp_weights *m)
     job.prefix = find_mtp(b);
     if (!job.prefix) return ERR_NONE;
     char fc[BIND_NAME], layer[BIND_NAME];
-    snprintf(fc, sizeof fc, "%sfc", job.prefix);
-    snprintf(layer, sizeof layer, "%slayers.0.", job.prefix);
+    bind_join(fc, job.prefix, "fc");
+    bind_join(layer, job.prefix, "layers.0.");
     if (mtp_norm_add(b, &job) || bind_matrix(b, fc, H, 2 * H, &m->fc) ||
         layer_vector(&job, "pre_fc_norm_embedding.weight", H, job.norm_add, &m->norm_embedding) ||
         layer_vector(&job, "pre_fc_norm_hidden.weight", H, job.norm_add, &m->norm_hidden) ||
@@ -405,7 +409,7 @@ static int walk_places(const walk *k, const char *prefix, const place *p, const 
     char name[BIND_NAME];
     int stop = 0;
     for (; p->name && !stop; p++) {
-        snprintf(name, sizeof name, "%s%s", prefix, p->name);
+        bind_join(name, prefix, p->name);
         stop = k->fn(k->ctx, name, at_place(base, p));
     }
     return stop;
@@ -413,11 +417,12 @@ static int walk_places(const walk *k, const char *prefix, const place *p, const 
 
 static int walk_layer(const walk *k, const char *prefix, int is_full, const layer_weights *l)
 {
-    char expert[BIND_NAME];
+    char expert[BIND_NAME], local[64];
     int stop = walk_places(k, prefix, mixer_places(is_full), l);
     if (!stop) stop = walk_places(k, prefix, ffn_places(k->c), l);
     for (int i = 0; i < k->c->n_experts && !stop; i++) {
-        snprintf(expert, sizeof expert, "%smlp.experts.%d.", prefix, i);
+        snprintf(local, sizeof local, "mlp.experts.%d.", i);
+        bind_join(expert, prefix, local);
         stop = walk_places(k, expert, expert_places, &l->experts[i]);
     }
     return stop;

@@ -44,6 +44,10 @@ void bind_close(binder *b);
 void *bind_alloc(binder *b, size_t n, size_t size);
 void bind_arena_free(bind_arena *a);
 
+/* out[BIND_NAME] = a followed by c; a may be out itself. Cut when too long, which no tensor's name
+ * then equals. */
+void bind_join(char *out, const char *a, const char *c);
+
 /* ---- one tensor ----------------------------------------------------------------------------- */
 
 /* The tensor `module` + `suffix`, marked as used; NULL if absent. */

@@ -13,7 +13,6 @@
 #include "model/bind.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "num/fp.h"

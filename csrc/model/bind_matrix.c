@@ -7,7 +7,6 @@
 #include "model/bind.h"
 
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -75,17 +74,17 @@ static const json_value *mlx_entry(const binder *b, const char *module, int *fou
     static const char *const prefixes[] = {"language_model.model.", "model.language_model.",
                                            "model."};
     size_t n = strlen(b->prefix);
-    char path[2 * BIND_NAME];
+    char path[BIND_NAME];
     *found = 1;
     if (json_has(b->mlx, module)) return json_get(b->mlx, module);
     if (strncmp(module, b->prefix, n) == 0)
         for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
-            snprintf(path, sizeof path, "%s%s", prefixes[i], module + n);
+            bind_join(path, prefixes[i], module + n);
             if (json_has(b->mlx, path)) return json_get(b->mlx, path);
         }
     if (strncmp(module, "language_model.", 15) == 0 && json_has(b->mlx, module + 15))
         return json_get(b->mlx, module + 15);
-    snprintf(path, sizeof path, "language_model.%s", module);
+    bind_join(path, "language_model.", module);
     *found = json_has(b->mlx, path);
     return json_get(b->mlx, path);
 }
@@ -152,7 +151,8 @@ static err_code mlx_floats(binder *b, const char *module, const st_tensor *weigh
     if (bind_float(scales->dtype) < 0) return bind_wrong_dtype(b, scales, "U8, F32, F16 or BF16");
     if (bind_float(biases->dtype) < 0) return bind_wrong_dtype(b, biases, "F32, F16 or BF16");
     if (check_stack(b, biases, n, rows, m->cols / m->group)) return b->e->code;
-    if (m->bits < 1 || m->bits > 8 || m->bits == 7 || (m->group != 32 && m->group != 64 && m->group != 128))
+    int is_group = m->group == 32 || m->group == 64 || m->group == 128;
+    if (m->bits < 1 || m->bits > 8 || m->bits == 7 || !is_group)
         return err_set(b->e, ERR_UNSUPPORTED,
                        "tensor %s: affine with %d bits, group %lld is no format of MLX",
                        weight->name, m->bits, (long long)m->group);

@@ -41,11 +41,20 @@ void bind_arena_free(bind_arena *a)
 
 /* ---- names ---------------------------------------------------------------------------------- */
 
+void bind_join(char *out, const char *a, const char *c)
+{
+    size_t n = strnlen(a, BIND_NAME - 1);
+    size_t more = strnlen(c, BIND_NAME - 1 - n);
+    memmove(out, a, n);
+    memcpy(out + n, c, more);
+    out[n + more] = 0;
+}
+
 /* Position in the sorted table, or -1: the table of used tensors needs a number. */
 static int64_t find_index(const binder *b, const char *module, const char *suffix)
 {
-    char name[2 * BIND_NAME];
-    snprintf(name, sizeof name, "%s%s", module, suffix);
+    char name[BIND_NAME];
+    bind_join(name, module, suffix);
     int64_t lo = 0, hi = st_count(b->set);
     while (lo < hi) {
         int64_t mid = lo + (hi - lo) / 2;

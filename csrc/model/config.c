@@ -168,7 +168,7 @@ static err_code read_layer_types(model_config *c, const reader *r)
     if (!c->is_full) return ERR_MEMORY;
     const json_value *types = json_get(r->text, "layer_types");
     if (json_type_of(types) == JSON_NULL) {
-        int interval;
+        int interval = 4;
         if (read_int(r, "full_attention_interval", 4, 1, MAX_LAYERS, &interval)) return r->e->code;
         for (int i = 0; i < c->n_layers; i++) c->is_full[i] = (i + 1) % interval == 0;
         return ERR_NONE;
