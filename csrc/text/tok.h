@@ -15,13 +15,15 @@
 
 typedef struct tok tok;
 
-/* `path`: a tokenizer.json, or a directory holding one; tokenizer_config.json beside it may add
- * tokens (added_tokens_decoder). NULL on failure. */
+/* `path`: a directory holding tokenizer.json, or such a file; tokenizer_config.json beside a file of
+ * that name may add tokens (added_tokens_decoder). NULL on failure. */
 tok *tok_open(const char *path, err_info *e);
 void tok_close(tok *t);
 
-int32_t tok_n_vocab(const tok *t);              /* highest id + 1 */
-int32_t tok_id(const tok *t, const char *token); /* of a vocabulary entry or added token; -1 */
+int32_t tok_n_vocab(const tok *t); /* highest id + 1 */
+/* Of an added token, or of a vocabulary entry as tokenizer.json spells it (a space is U+0120);
+ * -1 if there is none. */
+int32_t tok_id(const tok *t, const char *token);
 int tok_is_special(const tok *t, int32_t id);
 
 /* The bytes a token stands for (decoded, not GPT-2 spelling). NULL for ids that do not exist. */
@@ -32,13 +34,20 @@ typedef struct tok_range {
     size_t begin, end; /* bytes */
 } tok_range;
 
-/* Text to ids. `special`: added tokens in the text become their ids, except inside the `plain`
- * ranges (sorted, disjoint). *ids is allocated and owned by the caller (mem_free). */
+/* Text to ids. `special`: added tokens in the text become their ids, unless any of their bytes lies
+ * in a `plain` range (sorted, disjoint; else ERR_RANGE); the ranges change nothing else. At most
+ * 1 GiB of text (ERR_LIMIT). *ids is allocated and owned by the caller (mem_free). */
 err_code tok_encode(const tok *t, const char *text, size_t n_bytes, int special,
                     const tok_range *plain, size_t n_plain, int32_t **ids, size_t *n_ids,
                     err_info *e);
 
-/* Ids to text; broken UTF-8 becomes U+FFFD per maximal subpart. *text is owned by the caller. */
+/* The pieces that are merged separately, in order, of text in which added tokens are not looked
+ * for; repaired and normalised. Stops at the first error that fn returns. */
+typedef err_code (*tok_piece_fn)(void *ctx, const char *piece, size_t n_bytes, err_info *e);
+err_code tok_split(const tok *t, const char *text, size_t n_bytes, tok_piece_fn fn, void *ctx,
+                   err_info *e);
+
+/* Ids to text; an id without token is ERR_RANGE; broken UTF-8 becomes U+FFFD per maximal subpart. *text is owned by the caller. */
 err_code tok_decode(const tok *t, const int32_t *ids, size_t n_ids, int skip_special, char **text,
                     size_t *n_bytes, err_info *e);
 
