@@ -126,5 +126,6 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_logits(L);
     lml_open_st(L);
     lml_open_tensor(L);
+    lml_open_tok(L);
     return 1;
 }

@@ -15,7 +15,8 @@
 
 /* The split of a ByteLevel pre-tokenizer with use_regex (tokenizers, pre_tokenizers/byte_level.rs,
  * itself from openai/gpt-2). */
-#define GPT2_PATTERN "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
+#define GPT2_PATTERN                                                                          \
+    "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 typedef struct loader {
     tok *t;
@@ -35,7 +36,10 @@ static quoted quote(const char *s, size_t n)
 {
     quoted q;
     size_t most = sizeof q.text - 4, k = 0;
-    for (; k < n && k < most; k++) q.text[k] = (unsigned char)s[k] < 0x20 || s[k] == 0x7f ? '?' : s[k];
+    for (; k < n && k < most; k++) {
+        unsigned char c = (unsigned char)s[k];
+        q.text[k] = (char)(c < 0x20 || c == 0x7f ? '?' : c);
+    }
     if (k < n) {
         while (k > 0 && ((unsigned char)s[k] & 0xc0) == 0x80) k--;
         memcpy(q.text + k, "...", 3);
@@ -454,7 +458,8 @@ static err_code check_added(loader *l)
 
 /* ------------------------------------------------------------------ files */
 
-static err_code load_file(loader *l, const char *path, err_code (*load)(loader *, const json_value *))
+static err_code load_file(loader *l, const char *path,
+                          err_code (*load)(loader *l, const json_value *root))
 {
     json_doc *doc = json_read_file(path, l->e);
     if (!doc) return l->e->code;

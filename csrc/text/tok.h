@@ -15,8 +15,8 @@
 
 typedef struct tok tok;
 
-/* `path`: a directory holding tokenizer.json, or such a file; tokenizer_config.json beside a file of
- * that name may add tokens (added_tokens_decoder). NULL on failure. */
+/* `path`: a directory holding tokenizer.json, or such a file; tokenizer_config.json beside a file
+ * of that name may add tokens (added_tokens_decoder). NULL on failure. */
 tok *tok_open(const char *path, err_info *e);
 void tok_close(tok *t);
 
@@ -34,9 +34,9 @@ typedef struct tok_range {
     size_t begin, end; /* bytes */
 } tok_range;
 
-/* Text to ids. `special`: added tokens in the text become their ids, unless any of their bytes lies
- * in a `plain` range (sorted, disjoint; else ERR_RANGE); the ranges change nothing else. At most
- * 1 GiB of text (ERR_LIMIT). *ids is allocated and owned by the caller (mem_free). */
+/* Text to ids. `special`: added tokens in the text become their ids, unless any of their bytes
+ * lies in a `plain` range (sorted, disjoint; else ERR_RANGE); the ranges change nothing else. At
+ * most 1 GiB of text (ERR_LIMIT). *ids is allocated and owned by the caller (mem_free). */
 err_code tok_encode(const tok *t, const char *text, size_t n_bytes, int special,
                     const tok_range *plain, size_t n_plain, int32_t **ids, size_t *n_ids,
                     err_info *e);
@@ -47,7 +47,8 @@ typedef err_code (*tok_piece_fn)(void *ctx, const char *piece, size_t n_bytes, e
 err_code tok_split(const tok *t, const char *text, size_t n_bytes, tok_piece_fn fn, void *ctx,
                    err_info *e);
 
-/* Ids to text; an id without token is ERR_RANGE; broken UTF-8 becomes U+FFFD per maximal subpart. *text is owned by the caller. */
+/* Ids to text; an id without token is ERR_RANGE; broken UTF-8 becomes U+FFFD per maximal subpart.
+ * *text is owned by the caller. */
 err_code tok_decode(const tok *t, const int32_t *ids, size_t n_ids, int skip_special, char **text,
                     size_t *n_bytes, err_info *e);
 

@@ -1,0 +1,278 @@
+/* Tokenizers and their streams: classes moonlet.tokenizer and moonlet.tokenizer_stream. */
+#include "lua/lml.h"
+
+#include "base/mem.h"
+#include "text/tok.h"
+
+#define TOK    "moonlet.tokenizer"
+#define STREAM "moonlet.tokenizer_stream"
+#define BOX    "moonlet.tokenizer_result"
+
+/* A result of the C side until Lua has its copy: Lua may run out of memory in between. */
+static void **push_box(lua_State *L)
+{
+    void **box = lua_newuserdatauv(L, sizeof *box, 0);
+    *box = NULL;
+    luaL_setmetatable(L, BOX);
+    return box;
+}
+
+static int box_gc(lua_State *L)
+{
+    void **box = luaL_checkudata(L, 1, BOX);
+    mem_free(*box);
+    *box = NULL;
+    return 0;
+}
+
+static const tok *check_tok(lua_State *L, int arg)
+{
+    tok **t = luaL_checkudata(L, arg, TOK);
+    if (!*t) luaL_error(L, "tokenizer is closed");
+    return *t;
+}
+
+static int core_tok_open(lua_State *L)
+{
+    err_info e;
+    const char *path = luaL_checkstring(L, 1);
+    tok **t = lua_newuserdatauv(L, sizeof *t, 0);
+    *t = NULL;
+    luaL_setmetatable(L, TOK);
+    *t = tok_open(path, &e);
+    return *t ? 1 : lml_fail(L, &e);
+}
+
+static int tok_gc(lua_State *L)
+{
+    tok **t = luaL_checkudata(L, 1, TOK);
+    tok_close(*t);
+    *t = NULL;
+    return 0;
+}
+
+static lua_Integer range_end(lua_State *L, lua_Integer k, int side)
+{
+    int ok;
+    lua_geti(L, -1, side);
+    lua_Integer i = lua_tointegerx(L, -1, &ok);
+    if (!ok) luaL_error(L, "option 'plain': entry %I: two integers expected", k);
+    lua_pop(L, 1);
+    return i;
+}
+
+/* options.plain: {{first, last}, ...}, positions as in string.sub; NULL and 0 when absent. */
+static const tok_range *check_plain(lua_State *L, int arg, size_t *n)
+{
+    *n = 0;
+    if (lua_isnoneornil(L, arg)) return NULL;
+    if (lua_getfield(L, arg, "plain") == LUA_TNIL) return NULL;
+    if (lua_type(L, -1) != LUA_TTABLE) luaL_error(L, "option 'plain': table expected");
+    lua_Integer len = luaL_len(L, -1);
+    tok_range *plain = lua_newuserdatauv(L, (size_t)len * sizeof *plain + 1, 0);
+    lua_insert(L, -2);
+    for (lua_Integer k = 1; k <= len; k++) {
+        if (lua_geti(L, -1, k) != LUA_TTABLE)
+            luaL_error(L, "option 'plain': entry %I: two integers expected", k);
+        lua_Integer first = range_end(L, k, 1), last = range_end(L, k, 2);
+        if (first < 1 || last < first - 1)
+            luaL_error(L, "option 'plain': entry %I: %I..%I is no range", k, first, last);
+        plain[k - 1] = (tok_range){(size_t)first - 1, (size_t)last};
+        lua_pop(L, 1);
+    }
+    lua_pop(L, 1);
+    *n = (size_t)len;
+    return plain;
+}
+
+static int l_encode(lua_State *L)
+{
+    static const char *const keys[] = {"special", "plain", NULL};
+    err_info e;
+    size_t n_bytes, n_plain, n_ids;
+    int32_t *ids;
+    const tok *t = check_tok(L, 1);
+    const char *text = luaL_checklstring(L, 2, &n_bytes);
+    lml_check_keys(L, 3, keys);
+    int special = lml_opt_bool(L, 3, "special", 1);
+    const tok_range *plain = check_plain(L, 3, &n_plain);
+    void **box = push_box(L);
+    err_code c = tok_encode(t, text, n_bytes, special, plain, n_plain, &ids, &n_ids, &e);
+    if (c == ERR_RANGE) return luaL_error(L, "option 'plain': %s", e.text);
+    if (c) return lml_fail(L, &e);
+    *box = ids;
+    lml_push_ids(L, ids, (int64_t)n_ids);
+    mem_free(ids);
+    *box = NULL;
+    return 1;
+}
+
+static int l_decode(lua_State *L)
+{
+    static const char *const keys[] = {"skip_special", NULL};
+    err_info e;
+    int64_t n;
+    char *text;
+    size_t n_bytes;
+    const tok *t = check_tok(L, 1);
+    lml_check_keys(L, 3, keys);
+    int skip = lml_opt_bool(L, 3, "skip_special", 0);
+    const int32_t *ids = lml_check_ids(L, 2, &n);
+    void **box = push_box(L);
+    if (tok_decode(t, ids, (size_t)n, skip, &text, &n_bytes, &e)) return lml_fail(L, &e);
+    *box = text;
+    lua_pushlstring(L, text, n_bytes);
+    mem_free(text);
+    *box = NULL;
+    return 1;
+}
+
+typedef struct pieces {
+    lua_State *L;
+    lua_Integer n;
+} pieces;
+
+static int push_pieces(lua_State *L);
+
+/* Lua may raise while it copies a piece, and the C side holds memory then: every piece is pushed
+ * in a protected call, and the error is raised again once the C side is done. */
+static err_code add_piece(void *ctx, const char *piece, size_t n, err_info *e)
+{
+    pieces *p = ctx;
+    lua_pushcfunction(p->L, push_pieces);
+    lua_pushvalue(p->L, -2);
+    lua_pushinteger(p->L, ++p->n);
+    lua_pushlightuserdata(p->L, (void *)(uintptr_t)piece);
+    lua_pushinteger(p->L, (lua_Integer)n);
+    if (lua_pcall(p->L, 4, 0, 0) == LUA_OK) return ERR_NONE;
+    lua_pop(p->L, 1);
+    return err_set(e, ERR_MEMORY, "not enough memory for %lld pieces", (long long)p->n);
+}
+
+static int push_pieces(lua_State *L)
+{
+    lua_pushlstring(L, lua_touserdata(L, 3), (size_t)lua_tointeger(L, 4));
+    lua_rawseti(L, 1, lua_tointeger(L, 2));
+    return 0;
+}
+
+static int l_split(lua_State *L)
+{
+    err_info e;
+    size_t n_bytes;
+    const tok *t = check_tok(L, 1);
+    const char *text = luaL_checklstring(L, 2, &n_bytes);
+    luaL_checkstack(L, LUA_MINSTACK, NULL);
+    lua_newtable(L);
+    pieces p = {L, 0};
+    return tok_split(t, text, n_bytes, add_piece, &p, &e) ? lml_fail(L, &e) : 1;
+}
+
+static int l_id(lua_State *L)
+{
+    int32_t id = tok_id(check_tok(L, 1), luaL_checkstring(L, 2));
+    if (id < 0) return 0;
+    lua_pushinteger(L, id);
+    return 1;
+}
+
+static int32_t check_id(lua_State *L, int arg)
+{
+    lua_Integer id = luaL_checkinteger(L, arg);
+    return id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
+}
+
+static int l_token_bytes(lua_State *L)
+{
+    size_t n;
+    const char *bytes = tok_bytes(check_tok(L, 1), check_id(L, 2), &n);
+    if (!bytes) return 0;
+    lua_pushlstring(L, bytes, n);
+    return 1;
+}
+
+static int l_is_special(lua_State *L)
+{
+    lua_pushboolean(L, tok_is_special(check_tok(L, 1), check_id(L, 2)));
+    return 1;
+}
+
+static int l_n_vocab(lua_State *L)
+{
+    lua_pushinteger(L, tok_n_vocab(check_tok(L, 1)));
+    return 1;
+}
+
+/* The stream borrows from its tokenizer, which its user value keeps and checks. */
+static tok_stream *check_stream(lua_State *L)
+{
+    tok_stream **s = luaL_checkudata(L, 1, STREAM);
+    if (!*s) luaL_error(L, "stream is closed");
+    lua_getiuservalue(L, 1, 1);
+    check_tok(L, -1);
+    lua_pop(L, 1);
+    return *s;
+}
+
+static int l_stream(lua_State *L)
+{
+    static const char *const keys[] = {"skip_special", NULL};
+    err_info e;
+    const tok *t = check_tok(L, 1);
+    lml_check_keys(L, 2, keys);
+    int skip = lml_opt_bool(L, 2, "skip_special", 0);
+    tok_stream **s = lua_newuserdatauv(L, sizeof *s, 1);
+    *s = NULL;
+    luaL_setmetatable(L, STREAM);
+    lua_pushvalue(L, 1);
+    lua_setiuservalue(L, -2, 1);
+    *s = tok_stream_open(t, skip, &e);
+    return *s ? 1 : lml_fail(L, &e);
+}
+
+static int stream_gc(lua_State *L)
+{
+    tok_stream **s = luaL_checkudata(L, 1, STREAM);
+    tok_stream_close(*s);
+    *s = NULL;
+    return 0;
+}
+
+static int stream_step(lua_State *L)
+{
+    err_info e;
+    const char *text;
+    size_t n;
+    tok_stream *s = check_stream(L);
+    if (tok_stream_step(s, check_id(L, 2), &text, &n, &e)) return lml_fail(L, &e);
+    lua_pushlstring(L, text, n);
+    return 1;
+}
+
+static int stream_finish(lua_State *L)
+{
+    err_info e;
+    const char *text;
+    size_t n;
+    if (tok_stream_end(check_stream(L), &text, &n, &e)) return lml_fail(L, &e);
+    lua_pushlstring(L, text, n);
+    return 1;
+}
+
+void lml_open_tok(lua_State *L)
+{
+    static const luaL_Reg tok_methods[] = {
+        {"encode", l_encode},       {"decode", l_decode},           {"split", l_split},
+        {"stream", l_stream},       {"id", l_id},                   {"token_bytes", l_token_bytes},
+        {"n_vocab", l_n_vocab},     {"is_special", l_is_special},   {"close", tok_gc},
+        {NULL, NULL},
+    };
+    static const luaL_Reg stream_methods[] = {
+        {"step", stream_step}, {"finish", stream_finish}, {"close", stream_gc}, {NULL, NULL}};
+    static const luaL_Reg none[] = {{NULL, NULL}};
+    lml_class(L, TOK, tok_methods, tok_gc);
+    lml_class(L, STREAM, stream_methods, stream_gc);
+    lml_class(L, BOX, none, box_gc);
+    lua_pushcfunction(L, core_tok_open);
+    lua_setfield(L, -2, "tok_open");
+}
