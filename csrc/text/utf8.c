@@ -48,6 +48,14 @@ size_t utf8_valid(const char *s, size_t n)
     return i;
 }
 
+/* Half a UTF-16 surrogate, of which only the third byte is missing: broken already, but CPython's
+ * incremental decoder (Objects/unicodeobject.c, "Truncated surrogate code") waits for that byte,
+ * and streams are defined by it. */
+static int is_cut_surrogate(const char *s, size_t n)
+{
+    return n == 2 && (uint8_t)s[0] == 0xed && (uint8_t)s[1] >= 0xa0 && (uint8_t)s[1] <= 0xbf;
+}
+
 err_code utf8_repair(const char *s, size_t n, buf *out, size_t *held, err_info *e)
 {
     err_code c = ERR_NONE;
@@ -58,8 +66,9 @@ err_code utf8_repair(const char *s, size_t n, buf *out, size_t *held, err_info *
         s += ok;
         n -= ok;
         if (!n || c) break;
-        if (utf8_next(s, n, &len) == UTF8_CUT && held)
-            *held = len;
+        utf8_kind kind = utf8_next(s, n, &len);
+        if (held && (kind == UTF8_CUT || is_cut_surrogate(s, n)))
+            *held = len = n;
         else
             c = buf_append(out, "\xef\xbf\xbd", 3, e);
         s += len;
