@@ -43,6 +43,13 @@ void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch
 /* The numbers behind a view, borrowed; raises when it is stale. */
 float *lml_check_logits(lua_State *L, int arg, int64_t *n);
 
+struct num_matrix;
+
+/* A matrix described by the table at `arg`, all sizes checked against its byte strings: mode,
+ * rows, cols, group, codes, and by mode scales, biases, bits, tile_rows, row_bytes, divisor,
+ * scale_dtype and bias_dtype ("f32", "f16", "bf16"). The table keeps the bytes alive. */
+void lml_check_matrix(lua_State *L, int arg, struct num_matrix *m);
+
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
 cancel_flag *lml_cancel_flag(void);
 

@@ -124,6 +124,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_json(L);
     lml_open_layout(L);
     lml_open_logits(L);
+    lml_open_num(L);
     lml_open_st(L);
     lml_open_tensor(L);
     lml_open_tok(L);

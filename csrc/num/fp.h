@@ -63,9 +63,9 @@ static inline uint16_t fp_f16_encode(float f)
 
 static inline float fp_e4m3_decode(uint8_t b)
 {
-    int exp = (b >> 3) & 15, man = b & 7;
+    uint32_t exp = (b >> 3) & 15, man = b & 7;
     if ((b & 0x7f) == 0x7f) return NAN;
-    float f = exp ? ldexpf((float)(8 + man), exp - 10) : (float)man * 0x1p-9f;
+    float f = exp ? fp_from_bits((exp + 120) << 23 | man << 20) : (float)man * 0x1p-9f;
     return b & 0x80 ? -f : f;
 }
 

@@ -35,7 +35,8 @@ int64_t num_matrix_bytes(const num_matrix *m)
     int64_t n_scales = per_column * ((m->cols + m->group - 1) / m->group);
     switch (m->mode) {
     case NUM_AFFINE:
-        return bytes + n_scales * (num_dtype_bytes(m->scale_dtype) + num_dtype_bytes(m->bias_dtype));
+        bytes += n_scales * num_dtype_bytes(m->bias_dtype);
+        return bytes + n_scales * num_dtype_bytes(m->scale_dtype);
     case NUM_FP8:
         return bytes + n_scales * num_dtype_bytes(m->scale_dtype);
     default:

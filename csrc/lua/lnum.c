@@ -1,0 +1,228 @@
+/* moonlet.core: number formats. Functions, no class. */
+#include "lua/lml.h"
+
+#include <string.h>
+
+#include "num/format.h"
+#include "num/fp.h"
+
+/* Also bounds every product of a row count and a row's bytes below 2^62. */
+enum { MAX_SIDE = 0x7fffffff };
+
+/* ---- option tables ---------------------------------------------------------------------- */
+
+static int64_t check_side(lua_State *L, int arg, const char *key)
+{
+    lua_Integer n = lml_opt_int(L, arg, key, 0);
+    if (n < 1 || n > MAX_SIDE) luaL_error(L, "option '%s': 1 .. 2147483647 expected", key);
+    return n;
+}
+
+/* The index of options[key] in the NULL-ended list. */
+static int check_word(lua_State *L, int arg, const char *key, const char *fallback,
+                      const char *const *words)
+{
+    const char *s = lml_opt_string(L, arg, key, fallback);
+    if (!s) luaL_error(L, "option '%s' is missing", key);
+    for (int i = 0; words[i]; i++)
+        if (strcmp(words[i], s) == 0) return i;
+    return luaL_error(L, "option '%s': unknown value '%s'", key, s);
+}
+
+static num_dtype check_dtype(lua_State *L, int arg, const char *key, const char *fallback)
+{
+    static const char *const words[] = {"f32", "f16", "bf16", NULL}; /* as num_dtype */
+    return (num_dtype)check_word(L, arg, key, fallback, words);
+}
+
+static num_mode check_mode(lua_State *L, int arg)
+{
+    const char *name = lml_opt_string(L, arg, "mode", NULL);
+    num_mode mode = NUM_F32;
+    if (!name) luaL_error(L, "option 'mode' is missing");
+    if (!num_mode_parse(name, &mode)) luaL_error(L, "option 'mode': unknown value '%s'", name);
+    return mode;
+}
+
+/* mode, bits, group, flavour, mx_rule and global_scale; the dtype is the caller's. */
+static num_format check_format(lua_State *L, int arg)
+{
+    static const char *const flavours[] = {"metal", "cpu", NULL};
+    static const char *const rules[] = {"ceil", "nearest", NULL};
+    num_format f = num_format_default(check_mode(L, arg));
+    lua_Integer bits = lml_opt_int(L, arg, "bits", f.bits);
+    f.bits = bits < 0 || bits > 64 ? 0 : (int)bits;
+    f.group = lml_opt_int(L, arg, "group", f.group);
+    f.flavour = (num_flavour)check_word(L, arg, "flavour", "metal", flavours);
+    f.mx_rule = (num_mx_rule)check_word(L, arg, "mx_rule", "ceil", rules);
+    f.global_scale = (float)lml_opt_number(L, arg, "global_scale", 0);
+    return f;
+}
+
+static const uint8_t *check_bytes(lua_State *L, int arg, const char *what, int64_t expected)
+{
+    size_t n;
+    const char *s = luaL_checklstring(L, arg, &n);
+    if ((int64_t)n != expected)
+        luaL_error(L, "%s: %I bytes expected, got %I", what, (LUAI_UACINT)expected,
+                   (LUAI_UACINT)n);
+    return (const uint8_t *)s;
+}
+
+/* The bytes at table[key], kept alive by the table; NULL when there are none and none needed. */
+static const uint8_t *check_part(lua_State *L, int arg, const char *key, int64_t expected)
+{
+    const uint8_t *bytes = NULL;
+    if (lua_getfield(L, arg, key) == LUA_TNIL) {
+        if (expected) luaL_error(L, "'%s' is missing", key);
+    } else {
+        if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "'%s': string expected", key);
+        if (!expected) luaL_error(L, "this mode has no '%s'", key);
+        bytes = check_bytes(L, -1, key, expected);
+    }
+    lua_pop(L, 1);
+    return bytes;
+}
+
+/* ---- functions -------------------------------------------------------------------------- */
+
+static uint8_t *new_bytes(lua_State *L, int64_t n)
+{
+    return lua_newuserdatauv(L, (size_t)n + 1, 0);
+}
+
+/* quantize_tensor(bytes, options) -> {weight=, scales=, biases=} | nil, message, code */
+static int quantize_tensor(lua_State *L)
+{
+    static const char *const keys[] = {"rows", "cols", "dtype", "mode", "bits", "group", "fit",
+                                       "flavour", "mx_rule", "global_scale", NULL};
+    static const char *const fits[] = {"minmax", NULL};
+    luaL_checktype(L, 2, LUA_TTABLE);
+    lml_check_keys(L, 2, keys);
+    int64_t rows = check_side(L, 2, "rows"), cols = check_side(L, 2, "cols");
+    num_dtype dtype = check_dtype(L, 2, "dtype", "f32");
+    num_format f = check_format(L, 2);
+    f.scale_dtype = dtype;
+    check_word(L, 2, "fit", "minmax", fits);
+    err_info e;
+    if (num_format_check(&f, cols, &e)) return lml_fail(L, &e);
+    int64_t in_bytes = rows * cols;
+    if (in_bytes > INT64_MAX / 4) luaL_error(L, "rows * cols is out of range");
+    const uint8_t *in = check_bytes(L, 1, "tensor", in_bytes * num_dtype_bytes(dtype));
+
+    static const char *const parts[] = {"weight", "scales", "biases"};
+    int64_t sizes[] = {num_format_code_bytes(&f, cols), num_format_scale_bytes(&f, cols),
+                       num_format_bias_bytes(&f, cols)};
+    lua_settop(L, 2);
+    float *row = (float *)new_bytes(L, cols * 4); /* 3 */
+    uint8_t *out[3];                              /* 4, 5, 6 */
+    for (int i = 0; i < 3; i++) out[i] = new_bytes(L, rows * sizes[i]);
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t k = 0; k < cols; k++) row[k] = num_element(in, dtype, r * cols + k);
+        int64_t bad = num_encode_row(&f, row, cols, out[0] + r * sizes[0], out[1] + r * sizes[1],
+                                     out[2] + r * sizes[2]);
+        if (bad >= 0) {
+            err_set(&e, ERR_RANGE, "row %lld, column %lld: %s cannot hold %g", (long long)r,
+                    (long long)bad, num_mode_name(f.mode), (double)row[bad]);
+            return lml_fail(L, &e);
+        }
+    }
+    lua_createtable(L, 0, 3);
+    for (int i = 0; i < 3 && sizes[i]; i++) {
+        lua_pushlstring(L, (const char *)out[i], (size_t)(rows * sizes[i]));
+        lua_setfield(L, -2, parts[i]);
+    }
+    return 1;
+}
+
+/* All rows of m as a string of elements of `dtype`. */
+static int push_decoded(lua_State *L, const num_matrix *m, num_dtype dtype)
+{
+    int64_t row_bytes = m->cols * num_dtype_bytes(dtype);
+    float *row = (float *)new_bytes(L, m->cols * 4);
+    uint8_t *out = new_bytes(L, m->rows * row_bytes);
+    for (int64_t r = 0; r < m->rows; r++) {
+        num_row_decode(m, r, row);
+        num_elements_encode(row, m->cols, dtype, out + r * row_bytes);
+    }
+    lua_pushlstring(L, (const char *)out, (size_t)(m->rows * row_bytes));
+    return 1;
+}
+
+/* dequantize_tensor({weight=, scales=, biases=}, options) -> bytes | nil, message, code */
+static int dequantize_tensor(lua_State *L)
+{
+    static const char *const part_keys[] = {"weight", "scales", "biases", NULL};
+    static const char *const keys[] = {"rows", "cols", "mode", "bits", "group", "dtype",
+                                       "scale_dtype", "global_scale", NULL};
+    luaL_checktype(L, 1, LUA_TTABLE);
+    luaL_checktype(L, 2, LUA_TTABLE);
+    lml_check_keys(L, 1, part_keys);
+    lml_check_keys(L, 2, keys);
+    int64_t rows = check_side(L, 2, "rows"), cols = check_side(L, 2, "cols");
+    num_format f = check_format(L, 2);
+    num_dtype dtype = check_dtype(L, 2, "dtype", "f32");
+    static const char *const names[] = {"f32", "f16", "bf16"};
+    f.scale_dtype = check_dtype(L, 2, "scale_dtype", names[dtype]);
+    err_info e;
+    if (num_format_check(&f, cols, &e)) return lml_fail(L, &e);
+    const uint8_t *codes = check_part(L, 1, "weight", rows * num_format_code_bytes(&f, cols));
+    const uint8_t *scales = check_part(L, 1, "scales", rows * num_format_scale_bytes(&f, cols));
+    const uint8_t *biases = check_part(L, 1, "biases", rows * num_format_bias_bytes(&f, cols));
+    num_matrix m = num_format_matrix(&f, rows, cols, codes, scales, biases);
+    return push_decoded(L, &m, dtype);
+}
+
+void lml_check_matrix(lua_State *L, int arg, num_matrix *m)
+{
+    static const char *const keys[] = {"mode", "bits", "rows", "cols", "group", "tile_rows",
+                                       "row_bytes", "scale_dtype", "bias_dtype", "divisor",
+                                       "codes", "scales", "biases", NULL};
+    luaL_checktype(L, arg, LUA_TTABLE);
+    lml_check_keys(L, arg, keys);
+    num_mode mode = check_mode(L, arg);
+    int plain = mode <= NUM_BF16, width = mode == NUM_F32 ? 32 : plain ? 16 : 0;
+    lua_Integer bits = lml_opt_int(L, arg, "bits", plain ? width : num_format_default(mode).bits);
+    if (plain ? bits != width : bits < 1 || bits > 8) luaL_error(L, "option 'bits': out of range");
+    if ((mode == NUM_MXFP4 || mode == NUM_NVFP4) && bits != 4) luaL_error(L, "'bits' must be 4");
+    if ((mode == NUM_MXFP8 || mode == NUM_FP8) && bits != 8) luaL_error(L, "'bits' must be 8");
+    int64_t rows = check_side(L, arg, "rows"), cols = check_side(L, arg, "cols");
+    int64_t group = plain ? cols : check_side(L, arg, "group"), tile_rows = 1;
+    if (mode == NUM_FP8) tile_rows = lml_opt_int(L, arg, "tile_rows", 1);
+    if (tile_rows < 1) luaL_error(L, "option 'tile_rows': out of range");
+    if (mode != NUM_FP8 && cols % group != 0) luaL_error(L, "'group' must divide 'cols'");
+    int64_t least = (cols * bits + 7) / 8;
+    int64_t row_bytes = lml_opt_int(L, arg, "row_bytes", least);
+    if (row_bytes < least || row_bytes > 4 * (int64_t)MAX_SIDE)
+        luaL_error(L, "option 'row_bytes': out of range");
+    *m = (num_matrix){.mode = mode, .bits = (int)bits, .rows = rows, .cols = cols,
+                      .group = group, .tile_rows = tile_rows, .row_bytes = row_bytes,
+                      .scale_dtype = NUM_DT_U8, .bias_dtype = NUM_DT_U8};
+    if (mode == NUM_AFFINE || mode == NUM_FP8)
+        m->scale_dtype = check_dtype(L, arg, "scale_dtype", "bf16");
+    if (mode == NUM_AFFINE) m->bias_dtype = check_dtype(L, arg, "bias_dtype", "bf16");
+    m->divisor = (float)lml_opt_number(L, arg, "divisor", 1);
+    int64_t n_scales = (rows + tile_rows - 1) / tile_rows * ((cols + group - 1) / group);
+    int64_t scale_bytes = n_scales * num_dtype_bytes(m->scale_dtype);
+    int64_t bias_bytes = mode == NUM_AFFINE ? n_scales * num_dtype_bytes(m->bias_dtype) : 0;
+    m->codes = check_part(L, arg, "codes", rows * row_bytes);
+    m->scales = check_part(L, arg, "scales", plain ? 0 : scale_bytes);
+    m->biases = check_part(L, arg, "biases", bias_bytes);
+}
+
+/* decode_rows(matrix) -> f32 bytes, by the definition that the kernels are compared with */
+static int decode_rows(lua_State *L)
+{
+    num_matrix m;
+    lml_check_matrix(L, 1, &m);
+    return push_decoded(L, &m, NUM_DT_F32);
+}
+
+void lml_open_num(lua_State *L)
+{
+    static const luaL_Reg functions[] = {{"quantize_tensor", quantize_tensor},
+                                         {"dequantize_tensor", dequantize_tensor},
+                                         {"decode_rows", decode_rows},
+                                         {NULL, NULL}};
+    luaL_setfuncs(L, functions, 0);
+}

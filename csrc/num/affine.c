@@ -1,0 +1,77 @@
+/* Affine groups: w = scale * code + bias with codes 0 .. 2^bits - 1. Source: mlx/backend/cpu/
+ * quantized.cpp and mlx/backend/metal/kernels/quantized.h (affine_quantize). */
+#include "num/fp.h"
+#include "num/group.h"
+
+enum { LANES = 16 }; /* every group is a multiple; independent lanes let the compiler vectorize */
+
+static void range(const float *w, int64_t n, float *lo, float *hi)
+{
+    float l[LANES], h[LANES];
+    memcpy(l, w, sizeof l);
+    memcpy(h, w, sizeof h);
+    for (int64_t i = LANES; i < n; i += LANES) {
+        for (int j = 0; j < LANES; j++) l[j] = w[i + j] < l[j] ? w[i + j] : l[j];
+        for (int j = 0; j < LANES; j++) h[j] = w[i + j] > h[j] ? w[i + j] : h[j];
+    }
+    *lo = l[0];
+    *hi = h[0];
+    for (int j = 1; j < LANES; j++) {
+        *lo = l[j] < *lo ? l[j] : *lo;
+        *hi = h[j] > *hi ? h[j] : *hi;
+    }
+}
+
+static float at_least(float x, float floor)
+{
+    return x > floor ? x : floor;
+}
+
+/* One bit has a rule of its own: the codes are the two ends of the range. Otherwise the end of
+ * larger magnitude becomes the bias and is code 0, and the scale is stretched so that 0.0 is a
+ * code too: zeros, the most frequent weights of a pruned matrix, stay zero. */
+static void fit(const num_format *f, float lo, float hi, float *scale, float *bias)
+{
+    if (f->bits == 1) {
+        *scale = at_least(hi - lo, 1e-7f);
+        *bias = lo;
+        return;
+    }
+    float s = at_least((hi - lo) / (float)((1 << f->bits) - 1), 1e-7f);
+    float end = lo;
+    if (fabsf(lo) <= fabsf(hi)) {
+        s = -s;
+        end = hi;
+    }
+    float zero = f->flavour == NUM_METAL ? roundf(end / s) : rintf(end / s);
+    *scale = zero != 0 ? end / zero : s;
+    *bias = zero != 0 ? end : 0;
+}
+
+void num_affine_group(const num_format *f, const float *w, uint8_t *codes, float *scale,
+                      float *bias)
+{
+    float lo, hi, s, b, top = (float)((1 << f->bits) - 1);
+    range(w, f->group, &lo, &hi);
+    if (f->flavour == NUM_METAL && hi < 0) hi = 0; /* its running maximum starts there */
+    fit(f, lo, hi, &s, &b);
+    *scale = s;
+    *bias = b;
+    /* Clamping before the rounding gives the same codes and keeps the conversions defined. */
+    if (f->flavour == NUM_METAL) {
+        for (int64_t i = 0; i < f->group; i++) {
+            float t = (w[i] - b) / s;
+            t = t > 0 ? t : 0;
+            t = t < top ? t : top;
+            int code = (int)t; /* t + 0.5 would round up the float just below one half */
+            codes[i] = (uint8_t)(code + (t - (float)code >= 0.5f));
+        }
+    } else {
+        for (int64_t i = 0; i < f->group; i++) {
+            float t = (w[i] - b) / s;
+            t = t > 0 ? t : 0;
+            t = t < top ? t : top;
+            codes[i] = (uint8_t)(int)(t + 0x1p23f - 0x1p23f); /* the adder rounds to even */
+        }
+    }
+}

@@ -1,0 +1,168 @@
+#include "num/format.h"
+
+#include "num/fp.h"
+#include "num/group.h"
+
+num_format num_format_default(num_mode mode)
+{
+    num_format f = {.mode = mode, .bits = 4, .group = 64, .scale_dtype = NUM_DT_BF16};
+    if (mode == NUM_MXFP4 || mode == NUM_MXFP8) f.group = 32;
+    if (mode == NUM_MXFP8) f.bits = 8;
+    if (mode == NUM_NVFP4) f.group = 16;
+    return f;
+}
+
+static err_code affine_check(const num_format *f, err_info *e)
+{
+    if (f->bits < 1 || f->bits > 8 || f->bits == 7)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "affine has no %d-bit codes: bits are 1, 2, 3, 4, 5, 6 or 8", f->bits);
+    if (f->group != 32 && f->group != 64 && f->group != 128)
+        return err_set(e, ERR_UNSUPPORTED, "affine has no groups of %lld: 32, 64 or 128",
+                       (long long)f->group);
+    if (f->scale_dtype == NUM_DT_U8)
+        return err_set(e, ERR_UNSUPPORTED, "affine scales are f32, f16 or bf16");
+    return ERR_NONE;
+}
+
+static err_code fixed_check(const num_format *f, err_info *e)
+{
+    num_format only = num_format_default(f->mode);
+    if (f->bits != only.bits || f->group != only.group)
+        return err_set(e, ERR_UNSUPPORTED, "%s is %d bits in groups of %d, not %d bits in %lld",
+                       num_mode_name(f->mode), only.bits, (int)only.group, f->bits,
+                       (long long)f->group);
+    if (f->global_scale != 0 && f->mode != NUM_NVFP4)
+        return err_set(e, ERR_UNSUPPORTED, "%s has no global scale", num_mode_name(f->mode));
+    return ERR_NONE;
+}
+
+err_code num_format_check(const num_format *f, int64_t cols, err_info *e)
+{
+    if (f->mode < NUM_AFFINE || f->mode > NUM_NVFP4)
+        return err_set(e, ERR_UNSUPPORTED, "moonlet does not quantize to %s",
+                       num_mode_name(f->mode));
+    err_code code = f->mode == NUM_AFFINE ? affine_check(f, e) : fixed_check(f, e);
+    if (code) return code;
+    if (!(f->global_scale >= 0 && f->global_scale <= 0x1p127f))
+        return err_set(e, ERR_RANGE, "global scale %g is not a magnitude",
+                       (double)f->global_scale);
+    if (cols <= 0 || cols % f->group != 0)
+        return err_set(e, ERR_RANGE, "rows of %lld weights do not split into groups of %lld",
+                       (long long)cols, (long long)f->group);
+    return ERR_NONE;
+}
+
+int64_t num_format_code_bytes(const num_format *f, int64_t cols)
+{
+    return cols / 8 * f->bits;
+}
+
+int64_t num_format_scale_bytes(const num_format *f, int64_t cols)
+{
+    return cols / f->group * (f->mode == NUM_AFFINE ? num_dtype_bytes(f->scale_dtype) : 1);
+}
+
+int64_t num_format_bias_bytes(const num_format *f, int64_t cols)
+{
+    return f->mode == NUM_AFFINE ? num_format_scale_bytes(f, cols) : 0;
+}
+
+num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols,
+                             const uint8_t *codes, const uint8_t *scales, const uint8_t *biases)
+{
+    num_matrix m = {
+        .mode = f->mode,
+        .scale_dtype = f->mode == NUM_AFFINE ? f->scale_dtype : NUM_DT_U8,
+        .bias_dtype = f->mode == NUM_AFFINE ? f->scale_dtype : NUM_DT_U8,
+        .bits = f->bits,
+        .rows = rows,
+        .cols = cols,
+        .group = f->group,
+        .tile_rows = 1,
+        .codes = codes,
+        .scales = scales,
+        .biases = biases,
+        .row_bytes = num_format_code_bytes(f, cols),
+        .divisor = f->global_scale > 0 ? 2688.0f / f->global_scale : 1.0f,
+    };
+    return m;
+}
+
+void num_elements_encode(const float *x, int64_t n, num_dtype dtype, uint8_t *out)
+{
+    if (dtype == NUM_DT_F32) {
+        memcpy(out, x, (size_t)n * 4);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t h = dtype == NUM_DT_F16 ? fp_f16_encode(x[i]) : fp_bf16_encode(x[i]);
+        memcpy(out + 2 * i, &h, 2);
+    }
+}
+
+/* `bits` is a constant at every call, so that each width gets a loop of its own. */
+static inline void pack(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
+{
+    for (int64_t i = 0; i < n; i += 8, out += bits) {
+        uint64_t word = 0;
+        for (int j = 0; j < 8; j++) word |= (uint64_t)codes[i + j] << (j * bits);
+        for (int j = 0; j < bits; j++) out[j] = (uint8_t)(word >> (8 * j));
+    }
+}
+
+void num_codes_pack(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
+{
+    switch (bits) {
+    case 1: pack(codes, n, 1, out); break;
+    case 2: pack(codes, n, 2, out); break;
+    case 3: pack(codes, n, 3, out); break;
+    case 4: pack(codes, n, 4, out); break;
+    case 5: pack(codes, n, 5, out); break;
+    case 6: pack(codes, n, 6, out); break;
+    case 7: pack(codes, n, 7, out); break;
+    default: memcpy(out, codes, (size_t)n); break;
+    }
+}
+
+/* Below this magnitude every weight encodes. */
+static float weight_limit(const num_format *f)
+{
+    if (f->mode != NUM_AFFINE || f->scale_dtype != NUM_DT_F16) return 0x1p127f;
+    return f->bits == 1 ? 0x1p15f : 0x1p16f - 16; /* one bit: the scale is a whole range */
+}
+
+static int64_t first_bad(const float *row, int64_t cols, float limit)
+{
+    int bad = 0;
+    for (int64_t k = 0; k < cols; k++) bad |= !(fabsf(row[k]) < limit);
+    if (!bad) return -1;
+    int64_t k = 0;
+    while (fabsf(row[k]) < limit) k++;
+    return k;
+}
+
+int64_t num_encode_row(const num_format *f, const float *row, int64_t cols, uint8_t *codes,
+                       uint8_t *scales, uint8_t *biases)
+{
+    int64_t bad = first_bad(row, cols, weight_limit(f));
+    if (bad >= 0) return bad;
+    int64_t group_bytes = f->group / 8 * f->bits;
+    int element = num_dtype_bytes(f->scale_dtype);
+    for (int64_t g = 0; g < cols / f->group; g++) {
+        const float *w = row + g * f->group;
+        uint8_t group[NUM_MAX_GROUP];
+        if (f->mode == NUM_AFFINE) {
+            float scale, bias;
+            num_affine_group(f, w, group, &scale, &bias);
+            num_elements_encode(&scale, 1, f->scale_dtype, scales + g * element);
+            num_elements_encode(&bias, 1, f->scale_dtype, biases + g * element);
+        } else if (f->mode == NUM_NVFP4) {
+            scales[g] = num_nvfp4_group(f, w, group);
+        } else {
+            scales[g] = num_mx_group(f, w, group);
+        }
+        num_codes_pack(group, f->group, f->bits, codes + g * group_bytes);
+    }
+    return -1;
+}

@@ -1,0 +1,27 @@
+/* group: one group of one format at a time; what num_encode_row is made of. Inside num only.
+ *
+ * w: [f->group] weights, finite and below 2^127; codes: [f->group], one per byte. */
+#ifndef NUM_GROUP_H
+#define NUM_GROUP_H
+
+#include "num/format.h"
+
+enum { NUM_MAX_GROUP = 128 };
+
+/* Scale and bias are what the codes were made with, not yet rounded to f->scale_dtype. */
+void num_affine_group(const num_format *f, const float *w, uint8_t *codes, float *scale,
+                      float *bias);
+
+/* mxfp4 and mxfp8: returns the E8M0 scale byte. */
+uint8_t num_mx_group(const num_format *f, const float *w, uint8_t *codes);
+
+/* Returns the E4M3 scale byte. */
+uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes);
+
+/* Largest magnitude of w[n], n a multiple of 8. */
+float num_largest(const float *w, int64_t n);
+
+/* The E2M1 codes nearest to y[n], saturating at 6. */
+void num_e2m1_codes(const float *y, int64_t n, num_flavour flavour, uint8_t *codes);
+
+#endif
