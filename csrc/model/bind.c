@@ -227,15 +227,19 @@ static int has_module(const binder *b, const char *prefix, const char *name)
 static err_code bind_experts(const layer_job *job, layer_weights *l)
 {
     binder *b = job->b;
-    int fused = bind_has(b, job->prefix, "mlp.experts.gate_up_proj");
-    int stacked = has_module(b, job->prefix, "mlp.switch_mlp.gate_proj");
-    int single = has_module(b, job->prefix, "mlp.experts.0.gate_proj");
+    /* two names each, so that a layout with one tensor missing is still recognised */
+    int fused = bind_has(b, job->prefix, "mlp.experts.gate_up_proj") ||
+                bind_has(b, job->prefix, "mlp.experts.down_proj");
+    int stacked = has_module(b, job->prefix, "mlp.switch_mlp.gate_proj") ||
+                  has_module(b, job->prefix, "mlp.switch_mlp.up_proj");
+    int single = has_module(b, job->prefix, "mlp.experts.0.gate_proj") ||
+                 has_module(b, job->prefix, "mlp.experts.0.up_proj");
     if (fused + stacked + single > 1)
         return err_set(b->e, ERR_FORMAT, "%smlp: experts are stored twice, as%s%s%s", job->prefix,
                        fused ? " experts.gate_up_proj" : "", stacked ? " switch_mlp.gate_proj" : "",
                        single ? " experts.0.gate_proj" : "");
-    if (fused + stacked + single == 0) return bind_missing(b, job->prefix,
-                                                           "mlp.experts.gate_up_proj");
+    if (fused + stacked + single == 0)
+        return bind_missing(b, job->prefix, "mlp.experts.gate_up_proj");
     mlp_weights *experts = bind_alloc(b, (size_t)job->c->n_experts, sizeof *experts);
     if (!experts) return ERR_MEMORY;
     l->experts = experts;
@@ -271,7 +275,8 @@ enum { N_PREFIXES = sizeof stack_prefixes / sizeof *stack_prefixes };
 static err_code find_prefix(binder *b)
 {
     for (int i = 0; i < N_PREFIXES; i++)
-        if (has_module(b, stack_prefixes[i], "embed_tokens")) {
+        if (has_module(b, stack_prefixes[i], "embed_tokens") ||
+            bind_has(b, stack_prefixes[i], "norm.weight")) {
             snprintf(b->prefix, sizeof b->prefix, "%s", stack_prefixes[i]);
             return ERR_NONE;
         }
@@ -312,7 +317,9 @@ static err_code bind_ends(binder *b, const layer_job *job, weights *w)
             if (bind_matrix(b, head_names[i], V, H, &w->lm_head)) return b->e->code;
             w->tied = 0;
         }
-    if (w->tied && b->says_untied) return bind_missing(b, "lm_head", ".weight");
+    if (w->tied && b->says_untied)
+        return bind_missing(b, strncmp(b->prefix, "lang", 4) ? head_names[0] : head_names[1],
+                            ".weight");
     return ERR_NONE;
 }
 

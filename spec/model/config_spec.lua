@@ -106,8 +106,9 @@ describe("config", function()
     end)
 
     local text = slurp "spec/golden/configs/rope.json"
-    for name, rope, freqs, scale in text:gmatch(
-      '"name": "([^"]+)",%s*"rope_parameters": (%b{}),%s*"inv_freq": (%b[]),%s*"scale": ([%d.e-]+)') do
+    local case = '"name": "([^"]+)",%s*"rope_parameters": (%b{}),%s*"inv_freq": (%b[]),%s*'
+      .. '"scale": ([%d.e-]+)'
+    for name, rope, freqs, scale in text:gmatch(case) do
       it("equal those of transformers: " .. name, function()
         local c = assert(read { head_dim = "256", max_position_embeddings = "1048576",
           rope_parameters = rope })

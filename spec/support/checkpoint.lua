@@ -21,12 +21,17 @@ checkpoint.spit = spit
 function checkpoint.read(path)
   local bytes = slurp(path)
   local size = string.unpack("<I8", bytes)
-  local header, tensors = bytes:sub(9, 8 + size), {}
-  local pattern = '"([^"]+)":{"dtype":"([^"]+)","shape":%[([%d,]*)%],"data_offsets":%[(%d+),(%d+)%]'
-  for name, dtype, dims, from, to in header:gsub("%s", ""):gmatch(pattern) do
+  local header, tensors = bytes:sub(10, 7 + size):gsub("%s", ""), {}
+  for name, entry in header:gmatch('"([^"]+)":(%b{})') do
+    local from, to = entry:match('"data_offsets":%[(%d+),(%d+)%]')
     local shape = {}
-    for d in dims:gmatch("%d+") do shape[#shape + 1] = math.tointeger(d) end
-    tensors[name] = { dtype = dtype, shape = shape, data = bytes:sub(9 + size + from, 8 + size + to) }
+    for d in (entry:match('"shape":%[([%d,]*)%]') or ""):gmatch("%d+") do
+      shape[#shape + 1] = math.tointeger(d)
+    end
+    if from then
+      tensors[name] = { dtype = entry:match('"dtype":"([^"]+)"'), shape = shape,
+        data = bytes:sub(9 + size + from, 8 + size + to) }
+    end
   end
   return tensors
 end
@@ -61,15 +66,25 @@ function checkpoint.remove(dir)
   os.execute("rm -r " .. dir)
 end
 
----Tensors of all files of a checkpoint directory.
+local function copy(t)
+  local c = {}
+  for k, v in pairs(t) do c[k] = type(v) == "table" and copy(v) or v end
+  return c
+end
+
+local loaded = {}
+
+---Tensors of all files of a golden checkpoint directory, for the caller to change.
 function checkpoint.load(dir)
+  if loaded[dir] then return copy(loaded[dir]) end
   local all = {}
   local ls = assert(io.popen("ls " .. dir .. "/*.safetensors"))
   for path in ls:lines() do
     for name, t in pairs(checkpoint.read(path)) do all[name] = t end
   end
   ls:close()
-  return all
+  loaded[dir] = all
+  return copy(all)
 end
 
 ---Writes a changed copy of the checkpoint at `dir` as one file; the caller removes it.
@@ -86,9 +101,7 @@ end
 function checkpoint.values(t)
   local values, data = {}, t.data
   if t.dtype == "BF16" then
-    for i = 1, #data // 2 do
-      values[i] = string.unpack("<f", "\0\0" .. data:sub(2 * i - 1, 2 * i))
-    end
+    return checkpoint.floats(checkpoint.widen(data))
   else
     local format = ({ F32 = "<f", I32 = "<i4", U8 = "B" })[t.dtype]
     local size = string.packsize(format)
@@ -102,6 +115,11 @@ function checkpoint.floats(bytes)
   return checkpoint.values { dtype = "F32", data = bytes }
 end
 
+---bf16 bytes widened to f32 bytes.
+function checkpoint.widen(bytes)
+  return (bytes:gsub("..", "\0\0%0"))
+end
+
 ---f32 bytes rounded to bf16, ties to even, as bf16 bytes.
 function checkpoint.to_bf16(bytes)
   local out = {}
@@ -109,13 +127,6 @@ function checkpoint.to_bf16(bytes)
     local u = string.unpack("<I4", bytes, i)
     out[#out + 1] = string.pack("<I2", (u + 0x7fff + (u >> 16 & 1)) >> 16 & 0xffff)
   end
-  return table.concat(out)
-end
-
----bf16 bytes of a list of numbers that bf16 can hold.
-function checkpoint.bf16(values)
-  local out = {}
-  for i, v in ipairs(values) do out[i] = string.pack("<f", v):sub(3) end
   return table.concat(out)
 end
 
