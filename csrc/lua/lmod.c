@@ -121,6 +121,7 @@ __attribute__((visibility("default"))) int luaopen_moonlet_core(lua_State *L);
 int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
+    lml_open_file(L);
     lml_open_json(L);
     lml_open_layout(L);
     lml_open_logits(L);

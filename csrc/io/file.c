@@ -1,0 +1,92 @@
+#include "io/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static err_code fail(const char *path, const char *what, err_info *e)
+{
+    return err_set(e, ERR_IO, "%s: cannot %s: %s", path, what, strerror(errno));
+}
+
+static int write_all(int fd, const char *data, size_t n)
+{
+    while (n > 0) {
+        ssize_t done = write(fd, data, n);
+        if (done < 0 && errno == EINTR) continue;
+        if (done < 0) return -1;
+        data += done;
+        n -= (size_t)done;
+    }
+    return 0;
+}
+
+err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e)
+{
+    char partial[PATH_MAX];
+    int n = snprintf(partial, sizeof partial, "%s.partial", path);
+    if (n < 0 || (size_t)n >= sizeof partial) return err_set(e, ERR_IO, "%s: path too long", path);
+    int fd = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (fd < 0) return fail(path, "create", e);
+    int bad = write_all(fd, data, n_bytes) != 0 || fsync(fd) != 0;
+    err_code code = bad ? fail(path, "write", e) : ERR_NONE;
+    if (close(fd) != 0 && !code) code = fail(path, "write", e);
+    if (!code && rename(partial, path) != 0) code = fail(path, "replace", e);
+    if (code) unlink(partial);
+    return code;
+}
+
+err_code file_make_dir(const char *path, err_info *e)
+{
+    return mkdir(path, 0777) == 0 ? ERR_NONE : fail(path, "create the directory", e);
+}
+
+err_code file_sync_dir(const char *path, err_info *e)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return fail(path, "open the directory", e);
+    /* Some file systems cannot sync directories and say so with EINVAL; nothing is lost then. */
+    err_code code = fsync(fd) == 0 || errno == EINVAL ? ERR_NONE : fail(path, "sync", e);
+    close(fd);
+    return code;
+}
+
+static int is_regular(DIR *dir, const char *name)
+{
+    struct stat st;
+    return fstatat(dirfd(dir), name, &st, 0) == 0 && S_ISREG(st.st_mode);
+}
+
+err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int is_file), void *ctx,
+                   err_info *e)
+{
+    DIR *dir = opendir(path);
+    if (!dir) return fail(path, "list", e);
+    err_code code = ERR_NONE;
+    for (;;) {
+        errno = 0;
+        struct dirent *entry = readdir(dir);
+        if (!entry) {
+            if (errno) code = fail(path, "list", e);
+            break;
+        }
+        const char *name = entry->d_name;
+        if (strcmp(name, ".") == 0 || strcmp(name, "..") == 0) continue;
+        if (fn(ctx, name, is_regular(dir, name))) {
+            code = ERR_CANCELLED;
+            break;
+        }
+    }
+    closedir(dir);
+    return code;
+}
+
+err_code file_real_path(const char *path, char out[PATH_MAX], err_info *e)
+{
+    return realpath(path, out) ? ERR_NONE : fail(path, "find", e);
+}

@@ -1,0 +1,29 @@
+/* file: whole small files and directories, for the side files of a checkpoint.
+ *
+ * Errors are ERR_IO and name the path. Thread-safe. */
+#ifndef IO_FILE_H
+#define IO_FILE_H
+
+#include <limits.h>
+#include <stddef.h>
+
+#include "base/err.h"
+
+/* Replaces `path`: writes beside it, fsyncs, renames. On failure the old file is untouched. */
+err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e);
+
+/* Creates one directory; one that is there already is an error. */
+err_code file_make_dir(const char *path, err_info *e);
+
+/* Makes what was created or renamed in the directory survive a power cut. */
+err_code file_sync_dir(const char *path, err_info *e);
+
+/* Calls fn for each entry but . and .., in no particular order; stops when fn returns non-zero and
+ * returns ERR_CANCELLED then. is_file: a regular file, or a link to one. */
+err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int is_file), void *ctx,
+                   err_info *e);
+
+/* The absolute path without links, "." and ".."; an error if nothing is there. */
+err_code file_real_path(const char *path, char out[PATH_MAX], err_info *e);
+
+#endif

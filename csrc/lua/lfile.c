@@ -1,0 +1,100 @@
+/* Directories and whole files for scripts. */
+#include "lua/lml.h"
+
+#include <stdlib.h>
+
+#include "io/file.h"
+
+/* file_write(path, bytes) -> true */
+static int write_whole(lua_State *L)
+{
+    size_t n;
+    err_info e = {0};
+    const char *path = luaL_checkstring(L, 1), *data = luaL_checklstring(L, 2, &n);
+    if (file_write(path, data, n, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* make_dir(path) -> true */
+static int make_dir(lua_State *L)
+{
+    err_info e = {0};
+    if (file_make_dir(luaL_checkstring(L, 1), &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* sync_dir(path) -> true */
+static int sync_dir(lua_State *L)
+{
+    err_info e = {0};
+    if (file_sync_dir(luaL_checkstring(L, 1), &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* An open directory must not be lost to a Lua error, so names are collected in C first. */
+typedef struct names {
+    char *text; /* 'f' or '-', then the name and NUL, repeated */
+    size_t n, cap;
+} names;
+
+static int collect(void *ctx, const char *name, int is_file)
+{
+    names *list = ctx;
+    for (const char *c = name;; c++) {
+        if (list->n + 2 > list->cap) {
+            size_t cap = list->cap ? 2 * list->cap : 1024;
+            char *grown = realloc(list->text, cap);
+            if (!grown) return 1;
+            list->text = grown;
+            list->cap = cap;
+        }
+        if (c == name) list->text[list->n++] = is_file ? 'f' : '-';
+        list->text[list->n++] = *c;
+        if (!*c) return 0;
+    }
+}
+
+/* list_dir(path) -> {name = is_file, ...} */
+static int list_dir(lua_State *L)
+{
+    err_info e = {0};
+    names list = {0};
+    err_code code = file_list(luaL_checkstring(L, 1), collect, &list, &e);
+    if (code == ERR_CANCELLED) err_set(&e, ERR_MEMORY, "out of memory for a list of files");
+    if (code) {
+        free(list.text);
+        return lml_fail(L, &e);
+    }
+    char *copy = lua_newuserdatauv(L, list.n + 1, 0);
+    for (size_t i = 0; i < list.n; i++) copy[i] = list.text[i];
+    free(list.text);
+    lua_newtable(L);
+    for (size_t i = 0; i < list.n;) {
+        lua_pushboolean(L, copy[i] == 'f');
+        lua_setfield(L, -2, copy + i + 1);
+        while (copy[i++]) continue;
+    }
+    return 1;
+}
+
+/* real_path(path) -> string */
+static int real_path(lua_State *L)
+{
+    err_info e = {0};
+    char real[PATH_MAX];
+    if (file_real_path(luaL_checkstring(L, 1), real, &e)) return lml_fail(L, &e);
+    lua_pushstring(L, real);
+    return 1;
+}
+
+void lml_open_file(lua_State *L)
+{
+    static const luaL_Reg functions[] = {
+        {"file_write", write_whole}, {"list_dir", list_dir}, {"make_dir", make_dir},
+        {"real_path", real_path},    {"sync_dir", sync_dir}, {NULL, NULL},
+    };
+    luaL_setfuncs(L, functions, 0);
+}

@@ -1,0 +1,193 @@
+-- plan: every decision of a recipe with its price, before any weight is read.
+--
+-- A plan is a plain table (what `moonlet plan --json` prints) with methods in its metatable. From
+-- config.json alone it lists what the architecture has; from a directory with weights, what the
+-- files hold.
+
+local core = require "moonlet.core"
+local json = require "moonlet.json"
+local layout = require "moonlet.layout"
+local recipe = require "moonlet.recipe"
+local source = require "moonlet.source"
+
+---@class moonlet.Plan
+---@field recipe string
+---@field options table
+---@field parameters integer       of the text stack
+---@field bits_per_weight number   of the text stack, scales and biases included
+---@field total_bytes integer      of all tensors written
+---@field part_bytes table<string, integer>  "text", "vision", "mtp"
+---@field tensors { name: string, shape: integer[], class: string, decision: table,
+---  bytes: integer }[]
+---@field classes table<string, { tensors: integer, parameters: integer, bytes: integer,
+---  bits_per_weight: number, decisions: table<string, integer> }>
+local Plan = {}
+Plan.__index = Plan
+
+local plan = {}
+
+local function is_config(path) return path:find("%.json$") ~= nil end
+
+-- An object inside config.json, or nil.
+local function section(config, key)
+  local value = config[key]
+  return json.is_object(value) and value or nil
+end
+
+local function stored_tensors(path)
+  local files, message, code = core.st_open(path)
+  if not files then return nil, message, code end
+  local set <close> = files
+  local list = {}
+  for i, name in ipairs(set:names()) do
+    local info = set:info(name)
+    list[i] = { name = name, dtype = info.dtype, shape = info.shape }
+  end
+  return list
+end
+
+---What there is to decide on: the tensors that config.json announces or that the files hold.
+---@param path string  a checkpoint directory or a config.json
+---@return { config: table, numbers: table, source: moonlet.Source }? inventory
+---@return string? message
+---@return string? code
+function plan.inventory(path)
+  local config_path = is_config(path) and path or path .. "/config.json"
+  local config, numbers, stored, bound, message, code
+  config, message, code = json.read(config_path)
+  if not config then return nil, message, code end
+  if not json.is_object(config) then
+    return nil, config_path .. ": an object is expected", "format"
+  end
+  numbers, message, code = core.model_config(json.encode(config))
+  if not numbers then return nil, message:gsub("^config%.json", config_path), code end
+  numbers.wrapped = section(config, "text_config") ~= nil
+
+  if is_config(path) then
+    bound, message, code = layout.tensors(numbers, section(config, "vision_config"))
+    if not bound then return nil, config_path .. ": " .. message, code end
+    bound = { tensors = bound, tied = numbers.tie_word_embeddings }
+  else
+    if section(config, "quantization") or section(config, "quantization_config") then
+      return nil, config_path .. ": this checkpoint is quantized already; quantize the original",
+        "unsupported"
+    end
+    stored, message, code = stored_tensors(path)
+    if not stored then return nil, message, code end
+    bound, message, code = source.bind(numbers, stored)
+    if not bound then return nil, path .. ": " .. message, code end
+  end
+  return { config = config, numbers = numbers, source = bound }
+end
+
+-- ---- sums --------------------------------------------------------------------------------------
+
+local function add_row(self, row, desc)
+  local class = self.classes[row.class]
+  if not class then
+    class = { tensors = 0, parameters = 0, bytes = 0, decisions = {} }
+    self.classes[row.class] = class
+  end
+  local n, label = desc.rows * desc.cols, recipe.decision_text(row.decision)
+  class.tensors = class.tensors + 1
+  class.parameters = class.parameters + n
+  class.bytes = class.bytes + row.bytes
+  class.decisions[label] = (class.decisions[label] or 0) + 1
+  self.part_bytes[desc.part] = (self.part_bytes[desc.part] or 0) + row.bytes
+  self.total_bytes = self.total_bytes + row.bytes
+  if desc.part == "text" then self.parameters = self.parameters + n end
+  self.tensors[#self.tensors + 1] = row
+end
+
+---Decides on every tensor. `decided` pairs each description with its decision, for the writer.
+---@param rule moonlet.Recipe
+---@param tensors moonlet.Tensor[]
+---@return moonlet.Plan? plan
+---@return string|{ tensor: moonlet.Tensor, decision: table }[] decided_or_message
+---@return string? code
+function plan.decide(rule, tensors)
+  local self = setmetatable({ recipe = rule.name, options = rule.options, parameters = 0,
+    total_bytes = 0, part_bytes = {}, tensors = {}, classes = {} }, Plan)
+  local decided = {}
+  for i, desc in ipairs(tensors) do
+    local decision, message, code = rule:decide(desc)
+    if not decision then return nil, message, code end
+    decided[i] = { tensor = desc, decision = decision }
+    add_row(self, { name = desc.name, shape = desc.shape, class = desc.class, decision = decision,
+      bytes = recipe.bytes(desc, decision) }, desc)
+  end
+  for _, class in pairs(self.classes) do
+    class.bits_per_weight = class.bytes * 8 / class.parameters
+  end
+  self.bits_per_weight = self.part_bytes.text * 8 / self.parameters
+  return self, decided
+end
+
+---Prices a recipe for a checkpoint directory or a config.json; reads no weights.
+---@param rule string|function|moonlet.Recipe  name of a published recipe, file.lua, or a function
+---@param path string
+---@param options { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?
+---@return moonlet.Plan? plan
+---@return string? message
+---@return string? code
+function plan.new(rule, path, options)
+  if type(path) ~= "string" then
+    error("plan: directory or config.json expected, got " .. type(path), 2)
+  end
+  local loaded, message, code = recipe.load(rule, options)
+  if not loaded then return nil, message, code end
+  local inventory
+  inventory, message, code = plan.inventory(path)
+  if not inventory then return nil, message, code end
+  local self
+  self, message, code = plan.decide(loaded, inventory.source.tensors)
+  if not self then return nil, message --[[@as string]], code end
+  return self
+end
+
+-- ---- text --------------------------------------------------------------------------------------
+
+---"20.65 GiB", "812.3 KiB".
+local function size_text(bytes)
+  local units, i, x = { "B", "KiB", "MiB", "GiB" }, 1, bytes
+  while x >= 1024 and i < #units do
+    x, i = x / 1024, i + 1
+  end
+  return i == 1 and ("%d B"):format(bytes) or ("%.2f %s"):format(x, units[i])
+end
+
+local function decisions_text(decisions)
+  local labels = {}
+  for label in pairs(decisions) do labels[#labels + 1] = label end
+  table.sort(labels, function(a, b)
+    if decisions[a] ~= decisions[b] then return decisions[a] > decisions[b] end
+    return a < b
+  end)
+  if #labels == 1 then return labels[1] end
+  for i, label in ipairs(labels) do labels[i] = ("%s x %d"):format(label, decisions[label]) end
+  return table.concat(labels, ", ")
+end
+
+---The plan as a table by class, largest first, and a line of totals.
+---@return string
+function Plan:text()
+  local names = {}
+  for name in pairs(self.classes) do names[#names + 1] = name end
+  table.sort(names, function(a, b)
+    local x, y = self.classes[a].bytes, self.classes[b].bytes
+    if x ~= y then return x > y end
+    return a < b
+  end)
+  local row = "%-17s %8s %15s %12s %7s  %s"
+  local lines = { row:format("class", "tensors", "parameters", "size", "bits", "decision") }
+  for _, name in ipairs(names) do
+    local class = self.classes[name]
+    lines[#lines + 1] = row:format(name, class.tensors, class.parameters, size_text(class.bytes),
+      ("%.2f"):format(class.bits_per_weight), decisions_text(class.decisions))
+  end
+  lines[#lines + 1] = ("%s: %s, text stack %d parameters at %.3f bits per weight"):format(
+    self.recipe, size_text(self.total_bytes), self.parameters, self.bits_per_weight)
+  return table.concat(lines, "\n") .. "\n"
+end
+
+return setmetatable(plan, { __call = function(_, ...) return plan.new(...) end })

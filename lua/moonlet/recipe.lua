@@ -1,0 +1,264 @@
+-- recipe: loads a recipe, asks it for decisions, and checks what it answers.
+--
+-- A recipe file is a text chunk that returns function(options, kit), which returns
+-- function(tensor) -> decision. It runs with the pure part of the standard library only, under an
+-- instruction limit; see docs/recipes.md. What a number format can express is checked here, so that a decision that comes
+-- out of `recipe:decide` can be carried out.
+
+local recipe = {}
+
+-- ---- number formats ----------------------------------------------------------------------------
+
+-- Widths and groups that MLX's kernels exist for (mlx/ops.cpp, quantization_params).
+local FORMATS = {
+  affine = { bits = { 2, 3, 4, 5, 6, 8 }, groups = { 64, 32, 128 }, group_bytes = 4 },
+  mxfp4 = { bits = { 4 }, groups = { 32 }, group_bytes = 1 },
+  mxfp8 = { bits = { 8 }, groups = { 32 }, group_bytes = 1 },
+  nvfp4 = { bits = { 4 }, groups = { 16 }, group_bytes = 1 },
+}
+local DECISION_KEYS = { mode = true, bits = true, group = true, keep = true, drop = true }
+local KEPT_BYTES = { bf16 = 2, f16 = 2, f32 = 4 }
+
+local function contains(list, x)
+  for _, y in ipairs(list) do
+    if x == y then return true end
+  end
+  return false
+end
+
+---Bytes that a tensor takes in the output, scales and biases included.
+---@param tensor moonlet.Tensor
+---@param decision table
+---@return integer
+function recipe.bytes(tensor, decision)
+  local n = tensor.rows * tensor.cols
+  if decision.drop then return 0 end
+  if decision.keep then return n * KEPT_BYTES[decision.keep] end
+  return n * decision.bits // 8
+    + n // decision.group * FORMATS[decision.mode].group_bytes
+end
+
+---"affine 4 g64", "bf16", "dropped".
+---@param decision table
+---@return string
+function recipe.decision_text(decision)
+  if decision.drop then return "dropped" end
+  if decision.keep then return decision.keep end
+  if decision.mode == "affine" then
+    return ("affine %d g%d"):format(decision.bits, decision.group)
+  end
+  return ("%s g%d"):format(decision.mode, decision.group)
+end
+
+-- The decision with defaults filled in, or nil and what is wrong with it.
+local function checked(tensor, d)
+  if type(d) ~= "table" then return nil, "a decision (table) expected, got " .. type(d) end
+  for k in pairs(d) do
+    if not DECISION_KEYS[k] then return nil, ("unknown field '%s' in a decision"):format(k) end
+  end
+  local kinds = (d.mode ~= nil and 1 or 0) + (d.keep ~= nil and 1 or 0) + (d.drop ~= nil and 1 or 0)
+  if kinds ~= 1 then return nil, "a decision has exactly one of mode, keep and drop" end
+  if d.mode == nil and (d.bits ~= nil or d.group ~= nil) then
+    return nil, "bits and group need a mode"
+  end
+  if d.drop ~= nil then
+    if d.drop ~= true then return nil, "drop is true or absent" end
+    if tensor.part == "text" then return nil, "the text stack cannot do without it" end
+    return { drop = true }
+  end
+  if d.keep ~= nil then
+    if d.keep ~= "bf16" then
+      return nil, ("keep = %s: only \"bf16\" is known"):format(tostring(d.keep))
+    end
+    return { keep = tensor.stored or "bf16" }
+  end
+  local format = FORMATS[d.mode]
+  if not format then return nil, ("unknown mode %s"):format(tostring(d.mode)) end
+  if not tensor.matrix then return nil, "only matrices of the text stack can be quantized" end
+  local bits, group = d.bits, d.group or format.groups[1]
+  if bits == nil and #format.bits == 1 then bits = format.bits[1] end
+  if not contains(format.bits, bits) then
+    return nil, ("%s has no %s-bit form"):format(d.mode, tostring(bits))
+  end
+  if not contains(format.groups, group) then
+    return nil, ("%s has no group of %s"):format(d.mode, tostring(group))
+  end
+  if tensor.cols % group ~= 0 then
+    return nil, ("rows of %d do not divide into groups of %d"):format(tensor.cols, group)
+  end
+  return { mode = d.mode, bits = bits // 1, group = group // 1 }
+end
+
+-- ---- what recipes are given --------------------------------------------------------------------
+
+-- Building blocks for recipes; all pure.
+local kit = {}
+
+kit.widths = FORMATS.affine.bits
+
+-- The smallest affine width that is at least `bits`; the widest if there is none.
+function kit.snap(bits)
+  for _, b in ipairs(FORMATS.affine.bits) do
+    if b >= bits then return b end
+  end
+  return FORMATS.affine.bits[#FORMATS.affine.bits]
+end
+
+function kit.affine(bits, group) return { mode = "affine", bits = bits, group = group } end
+
+function kit.keep() return { keep = "bf16" } end
+
+function kit.drop() return { drop = true } end
+
+-- Promotion pass: an affine decision of `bits` bits becomes modes[bits], any other stays.
+function kit.promote(decision, modes)
+  local mode = decision.mode == "affine" and modes[decision.bits]
+  return mode and { mode = mode, group = FORMATS[mode].groups[1] } or decision
+end
+
+-- The decision if the tensor's rows divide into its groups, else keep.
+function kit.fit(tensor, decision)
+  if decision.mode and tensor.cols % decision.group ~= 0 then return kit.keep() end
+  return decision
+end
+
+-- True if the value is in the list.
+kit.contains = contains
+
+-- ---- sandbox -----------------------------------------------------------------------------------
+
+-- A decision takes a few dozen instructions; this stops loops, within milliseconds.
+local MAX_INSTRUCTIONS = 1000000
+
+local function copy(t)
+  local c = {}
+  for k, v in pairs(t) do c[k] = v end
+  return c
+end
+
+local function environment()
+  local env = { assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs,
+    select = select, tonumber = tonumber, tostring = tostring, type = type, _VERSION = _VERSION,
+    math = copy(math), string = copy(string), table = copy(table), utf8 = copy(utf8) }
+  env.string.dump = nil
+  env.math.random, env.math.randomseed = nil, nil -- a plan is the same every time
+  return env
+end
+
+-- f(...) under the instruction limit; nil and the error's text if it raises.
+local function limited(f, ...)
+  local hook, mask, count = debug.gethook()
+  debug.sethook(function() error("runs too long", 0) end, "", MAX_INSTRUCTIONS)
+  local ok, result = pcall(f, ...)
+  if hook then debug.sethook(hook, mask, count) else debug.sethook() end
+  if ok then return true, result end
+  return false, tostring(result)
+end
+
+-- ---- loading -----------------------------------------------------------------------------------
+
+-- Directories with recipes: of the source tree, or beside the installed modules.
+local function recipe_dirs()
+  local here = debug.getinfo(1, "S").source:match("^@(.*)moonlet/recipe%.lua$") or "./"
+  return { here .. "moonlet/recipes/", here .. "../recipes/" }
+end
+
+local function read_source(name)
+  local paths = {}
+  if name:find("%.lua$") or name:find("/", 1, true) then
+    paths[1] = name
+  elseif name:find("^[%w_-]+$") then
+    for _, dir in ipairs(recipe_dirs()) do paths[#paths + 1] = dir .. name .. ".lua" end
+  end
+  for _, path in ipairs(paths) do
+    local f = io.open(path, "rb")
+    if f then
+      local text, problem = f:read("a")
+      f:close()
+      if text then return text, path end
+      return nil, ("recipe %s: %s"):format(path, problem), "io"
+    end
+  end
+  return nil, ("no recipe named %s (and no such file)"):format(name), "io"
+end
+
+---@class moonlet.Recipe
+---@field name string
+---@field options table
+local Recipe = {}
+Recipe.__index = Recipe
+
+---The checked decision for one tensor.
+---@param tensor moonlet.Tensor
+---@return table? decision
+---@return string? message
+---@return string? code
+function Recipe:decide(tensor)
+  local shown = copy(tensor)
+  shown.shape = copy(tensor.shape)
+  local ok, answer = limited(self.decider, shown)
+  if not ok then
+    return nil, ("recipe %s: %s: %s"):format(self.name, tensor.name, answer), "format"
+  end
+  local decision, problem = checked(tensor, answer)
+  if not decision then
+    return nil, ("recipe %s: %s %s: %s"):format(self.name, tensor.name,
+      "[" .. table.concat(tensor.shape, ", ") .. "]", problem), "range"
+  end
+  return decision
+end
+
+local OPTIONS = { bits = "number", group = "number", mode = "string", mxfp = "boolean" }
+
+local function check_options(options)
+  for k, v in pairs(options) do
+    if not OPTIONS[k] then error(("unknown recipe option '%s'"):format(tostring(k)), 3) end
+    if type(v) ~= OPTIONS[k] or OPTIONS[k] == "number" and math.type(v) ~= "integer" then
+      error(("recipe option '%s': %s expected, got %s"):format(k,
+        OPTIONS[k] == "number" and "integer" or OPTIONS[k], tostring(v)), 3)
+    end
+  end
+end
+
+---Loads a recipe by name or file and fixes its options. A function(tensor) -> decision is taken
+---as a recipe without options.
+---@param source string|function|moonlet.Recipe
+---@param options { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?
+---@return moonlet.Recipe? recipe
+---@return string? message
+---@return string? code
+function recipe.load(source, options)
+  if getmetatable(source) == Recipe then return source end
+  options = options or {}
+  check_options(options)
+  if type(source) == "function" then
+    if next(options) then error("a recipe given as a function takes no options", 2) end
+    return setmetatable({ name = "function", options = {}, decider = source }, Recipe)
+  end
+  if type(source) ~= "string" then
+    error("recipe: name, file or function expected, got " .. type(source), 2)
+  end
+
+  local text, path, code = read_source(source)
+  if not text then return nil, path, code end
+  local chunk, problem = load(text, "=" .. path, "t", environment())
+  if not chunk then return nil, ("recipe %s: %s"):format(source, problem), "format" end
+  local ok, build = limited(chunk)
+  if ok and type(build) ~= "function" then
+    ok, build = false, "must return function(options, kit), returned " .. type(build)
+  end
+  local decider
+  if ok then
+    ok, decider = limited(build, copy(options), copy(kit))
+    if ok and type(decider) ~= "function" then
+      ok, decider = false, "function(options, kit) must return a function, returned "
+        .. type(decider)
+    end
+  end
+  if not ok then
+    return nil, ("recipe %s: %s"):format(source, decider or build), "format"
+  end
+  return setmetatable({ name = source, options = copy(options), decider = decider }, Recipe)
+end
+
+return recipe

@@ -1,0 +1,202 @@
+-- source: which stored tensors make up each tensor of a layout.
+--
+-- Takes what safetensors headers say ({name, dtype, shape} rows) and finds, for every description
+-- of moonlet.layout, where its rows lie, whatever the prefix of the names and the layout of the
+-- experts (fused gate_up_proj, stacked switch_mlp, one tensor per expert). Shapes must agree with
+-- config.json; what is missing or left over is named.
+
+local layout = require "moonlet.layout"
+
+local source = {}
+
+---@class moonlet.Source
+---@field tensors moonlet.Tensor[]  descriptions, with `parts` and `part_rows`: the tensor is the
+---  concatenation of part_rows rows from each part { name, first_row }
+---@field zero_centred boolean  norms are stored as w - 1 (Hugging Face), not as w (MLX)
+---@field tied boolean  there is no lm_head
+
+local FLOATS = { BF16 = true, F16 = true, F32 = true }
+local TEXT_PREFIXES = { "model.language_model.", "language_model.model.", "model." }
+local VISION_PREFIXES = { "model.visual.", "visual.", "vision_tower.", "model.vision_tower." }
+local MTP_PREFIXES = { "mtp.", "language_model.mtp.", "model.mtp." }
+local QUANTIZED = { "%.scales$", "%.biases$", "_scale$", "_scale_inv$", "_packed$",
+  "_global_scale$", "zero_point$" }
+
+local function shape_text(shape) return "[" .. table.concat(shape, ", ") .. "]" end
+
+local function same_shape(a, b)
+  if #a ~= #b then return false end
+  for i = 1, #a do
+    if a[i] ~= b[i] then return false end
+  end
+  return true
+end
+
+local function starts(name, prefixes)
+  for _, prefix in ipairs(prefixes) do
+    if name:sub(1, #prefix) == prefix then return prefix end
+  end
+end
+
+-- Sorts the stored tensors: text ones by their name without prefix, passengers in a list.
+local function sort_stored(stored)
+  local text, passengers = {}, {}
+  for _, t in ipairs(stored) do
+    if starts(t.name, MTP_PREFIXES) then
+      passengers[#passengers + 1] = { part = "mtp", tensor = t }
+    elseif starts(t.name, VISION_PREFIXES) then
+      passengers[#passengers + 1] = { part = "vision", tensor = t }
+    else
+      local prefix = starts(t.name, TEXT_PREFIXES)
+      local bare = prefix and t.name:sub(#prefix + 1) or t.name:gsub("^language_model%.", "")
+      if text[bare] then
+        return nil, ("%s and %s are the same tensor"):format(text[bare].name, t.name), "format"
+      end
+      text[bare] = t
+    end
+  end
+  return text, passengers
+end
+
+-- The path of a description without prefix, as in `text`.
+local function bare_name(desc)
+  return (desc.output:gsub("^language_model%.", ""):gsub("^model%.", ""))
+end
+
+-- Finding one description: the stored tensors it consists of, with the shape each must have and
+-- the first row to take. nil and the name that would have been right if there is none.
+local function locate(desc, text)
+  local bare = bare_name(desc)
+  local t = text[bare]
+  if t then
+    local shape = desc.shape
+    if desc.class == "conv" and t.shape[3] == 1 then shape = { shape[1], shape[3], 1 } end
+    return { { tensor = t, shape = shape, first_row = 0 } }
+  end
+  local head, projection = bare:match("^(.*%.mlp%.)switch_mlp%.(%l+)_proj%.weight$")
+  if not head then return nil, desc.name end
+  local E, rows, cols = table.unpack(desc.shape)
+  local fused = text[head .. "experts.gate_up_proj"]
+  if projection == "down" then
+    t = text[head .. "experts.down_proj"]
+    if t then return { { tensor = t, shape = desc.shape, first_row = 0 } } end
+  elseif fused then
+    local parts = {}
+    for e = 0, E - 1 do
+      parts[e + 1] = { tensor = fused, shape = { E, 2 * rows, cols },
+        first_row = e * 2 * rows + (projection == "up" and rows or 0) }
+    end
+    return parts
+  end
+  local parts = {}
+  for e = 0, E - 1 do
+    t = text[("%sexperts.%d.%s_proj.weight"):format(head, e, projection)]
+    if not t then return nil, e == 0 and desc.name or ("%s, expert %d"):format(desc.name, e) end
+    parts[e + 1] = { tensor = t, shape = { rows, cols }, first_row = 0 }
+  end
+  return parts
+end
+
+local function bind_text(desc, text, used)
+  local found, missing = locate(desc, text)
+  if not found then return nil, ("tensor %s is missing"):format(missing), "format" end
+  desc.parts, desc.part_rows = {}, desc.rows // #found
+  for i, part in ipairs(found) do
+    local t = part.tensor
+    if not FLOATS[t.dtype] then
+      return nil, ("tensor %s is %s: only BF16, F16 and F32 can be quantized"):format(t.name,
+        t.dtype), "unsupported"
+    end
+    if not same_shape(t.shape, part.shape) then
+      return nil, ("tensor %s has shape %s; config.json asks for %s"):format(t.name,
+        shape_text(t.shape), shape_text(part.shape)), "format"
+    end
+    desc.parts[i] = { name = t.name, first_row = part.first_row }
+    used[t] = true
+  end
+  if desc.stored then desc.stored = found[1].tensor.dtype:lower() end
+  return desc
+end
+
+-- Whether the convolutions lie as in Hugging Face files ([C, 1, K]) or as in MLX ones ([C, K, 1]);
+-- norms follow suit, which their values alone cannot tell (mlx_lm/models/qwen3_5.py, sanitize).
+local function is_raw(tensors, text)
+  local raw
+  for _, desc in ipairs(tensors) do
+    local t = desc.class == "conv" and text[bare_name(desc)]
+    if t then
+      local this = t.shape[3] ~= 1
+      if raw ~= nil and raw ~= this then
+        return nil, ("tensor %s lies otherwise than those before it"):format(t.name), "format"
+      end
+      raw = this
+    end
+  end
+  return raw ~= false
+end
+
+local function quantized_already(stored)
+  for _, t in ipairs(stored) do
+    for _, pattern in ipairs(QUANTIZED) do
+      if t.name:find(pattern) then return t.name end
+    end
+  end
+end
+
+local function add_passengers(c, passengers, tensors)
+  for _, p in ipairs(passengers) do
+    local t = p.tensor
+    if not FLOATS[t.dtype] or layout.elements(t.shape) == 0 then
+      return nil, ("tensor %s (%s %s) is nothing that can be carried along"):format(t.name,
+        t.dtype, shape_text(t.shape)), "unsupported"
+    end
+    local desc = layout.passenger(c, p.part, t.name, t.shape, t.dtype:lower())
+    desc.parts, desc.part_rows = { { name = t.name, first_row = 0 } }, desc.rows
+    tensors[#tensors + 1] = desc
+  end
+  return tensors
+end
+
+---@param c table  numbers of the text stack, as moonlet.core.model_config gives them
+---@param stored { name: string, dtype: string, shape: integer[] }[]
+---@return moonlet.Source? source
+---@return string? message
+---@return string? code
+function source.bind(c, stored)
+  local scaled = quantized_already(stored)
+  if scaled then
+    return nil, ("tensor %s: this checkpoint is quantized already; quantize the original")
+      :format(scaled), "unsupported"
+  end
+  local text, passengers, code = sort_stored(stored)
+  if not text then return nil, passengers, code end
+
+  -- The files decide what there is besides the layers.
+  local present = setmetatable({
+    tie_word_embeddings = text["lm_head.weight"] == nil, mtp_num_hidden_layers = 0 },
+    { __index = c })
+  local tensors = assert(layout.tensors(present))
+  local raw, message
+  raw, message, code = is_raw(tensors, text)
+  if raw == nil then return nil, message, code end
+
+  local used = {}
+  for _, desc in ipairs(tensors) do
+    local ok
+    ok, message, code = bind_text(desc, text, used)
+    if not ok then return nil, message, code end
+  end
+  local left = {}
+  for _, t in pairs(text) do
+    if not used[t] then left[#left + 1] = t.name end
+  end
+  if left[1] then
+    table.sort(left)
+    return nil, ("tensor %s is none that the model has"):format(left[1]), "format"
+  end
+  tensors, message, code = add_passengers(c, passengers, tensors)
+  if not tensors then return nil, message, code end
+  return { tensors = tensors, zero_centred = raw, tied = present.tie_word_embeddings }
+end
+
+return source

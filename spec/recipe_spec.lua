@@ -1,0 +1,243 @@
+local recipe = require "moonlet.recipe"
+
+---A description as moonlet.layout makes it; fields replaced by `changes`.
+local function tensor(changes)
+  local t = { name = "model.layers.3.self_attn.q_proj.weight", part = "text", class = "q_proj",
+    shape = { 512, 256 }, rows = 512, cols = 256, layer = 3, n_layers = 4,
+    kind = "full_attention", matrix = true }
+  for k, v in pairs(changes or {}) do t[k] = v end
+  return t
+end
+
+local function with_file(source, fn)
+  local path = os.tmpname()
+  local f = assert(io.open(path .. ".lua", "wb"))
+  f:write(source)
+  f:close()
+  fn(path .. ".lua")
+  os.remove(path .. ".lua")
+  os.remove(path)
+end
+
+local function decide(source, t, options)
+  local decision, message, code
+  with_file(source, function(path)
+    local loaded
+    loaded, message, code = recipe.load(path, options)
+    if loaded then decision, message, code = loaded:decide(t or tensor()) end
+  end)
+  return decision, message, code
+end
+
+-- A recipe file that answers `expression` for every tensor.
+local function answering(expression)
+  return ("return function(options, kit) return function(tensor) return %s end end")
+    :format(expression)
+end
+
+describe("recipe", function()
+  describe("decisions", function()
+    it("fills in what the mode implies", function()
+      assert.same({ mode = "affine", bits = 4, group = 64 },
+        decide(answering '{ mode = "affine", bits = 4 }'))
+      assert.same({ mode = "mxfp4", bits = 4, group = 32 }, decide(answering '{ mode = "mxfp4" }'))
+      assert.same({ mode = "mxfp8", bits = 8, group = 32 }, decide(answering '{ mode = "mxfp8" }'))
+      assert.same({ mode = "nvfp4", bits = 4, group = 16 }, decide(answering '{ mode = "nvfp4" }'))
+      assert.same({ keep = "bf16" }, decide(answering '{ keep = "bf16" }'))
+      assert.same({ keep = "f32" },
+        decide(answering '{ keep = "bf16" }', tensor { stored = "f32", matrix = false }))
+      assert.same({ drop = true },
+        decide(answering "{ drop = true }", tensor { part = "mtp", class = "mtp" }))
+    end)
+
+    it("takes every width and group that MLX has, and no other", function()
+      for bits = 1, 9 do
+        for _, group in ipairs { 16, 32, 64, 128, 256 } do
+          local d = decide(answering(('{ mode = "affine", bits = %d, group = %d }')
+            :format(bits, group)))
+          local exists = bits >= 2 and bits <= 8 and bits ~= 7 and group >= 32 and group <= 128
+          assert.equal(exists, d ~= nil)
+        end
+      end
+    end)
+
+    it("names recipe and tensor when a decision is impossible", function()
+      local cases = {
+        ["nil"] = "decision %(table%) expected, got nil",
+        ["{}"] = "exactly one of mode, keep and drop",
+        ['{ keep = "bf16", mode = "mxfp4" }'] = "exactly one of mode, keep and drop",
+        ['{ keep = "f16" }'] = 'only "bf16"',
+        ["{ drop = true }"] = "cannot do without it",
+        ["{ bits = 4 }"] = "exactly one",
+        ['{ mode = "affine" }'] = "affine has no nil%-bit form",
+        ['{ mode = "affine", bits = 7 }'] = "affine has no 7%-bit form",
+        ['{ mode = "affine", bits = "4" }'] = "affine has no 4%-bit form",
+        ['{ mode = "mxfp4", group = 64 }'] = "mxfp4 has no group of 64",
+        ['{ mode = "mxfp4", bits = 8 }'] = "mxfp4 has no 8%-bit form",
+        ['{ mode = "q4_k", bits = 4 }'] = "unknown mode q4_k",
+        ['{ mode = "affine", bits = 4, groupsize = 64 }'] = "unknown field 'groupsize'",
+        ['error("too hot")'] = "too hot",
+        ["tensor.missing.field"] = "attempt to index a nil value",
+      }
+      for source, pattern in pairs(cases) do
+        local d, message, code = decide(answering(source))
+        assert.is_nil(d)
+        assert.matches(pattern, message)
+        assert.matches("q_proj%.weight", message)
+        assert.matches("^recipe /tmp/", message)
+        assert.is_true(code == "range" or code == "format")
+      end
+    end)
+
+    it("refuses groups that rows do not divide into, and formats for vectors", function()
+      local _, message = decide(answering '{ mode = "affine", bits = 4, group = 128 }',
+        tensor { shape = { 8, 192 }, cols = 192 })
+      assert.matches("%[8, 192%]: rows of 192 do not divide into groups of 128", message)
+      _, message = decide(answering '{ mode = "mxfp4" }', tensor { matrix = false })
+      assert.matches("only matrices", message)
+    end)
+
+    it("counts bytes with scales and biases", function()
+      local t = tensor()
+      local function bytes(d) return recipe.bytes(t, d) end
+      assert.equal(512 * 256 * 2, bytes { keep = "bf16" })
+      assert.equal(512 * 256 * 4, bytes { keep = "f32" })
+      assert.equal(0, bytes { drop = true })
+      assert.equal(512 * (256 * 3 // 8 + 4 * 2 * 2),
+        bytes { mode = "affine", bits = 3, group = 64 })
+      assert.equal(512 * (128 + 8), bytes { mode = "mxfp4", bits = 4, group = 32 })
+      assert.equal(512 * (256 + 8), bytes { mode = "mxfp8", bits = 8, group = 32 })
+      assert.equal(512 * (128 + 16), bytes { mode = "nvfp4", bits = 4, group = 16 })
+    end)
+  end)
+
+  describe("files", function()
+    it("see the tensor, their options and the kit, and nothing of the machine", function()
+      assert.same({ mode = "affine", bits = 5, group = 32 }, decide([[
+        return function(options, kit)
+          assert(options.bits == 3 and options.mxfp == true)
+          for _, name in ipairs { "io", "os", "debug", "package", "require", "load", "dofile",
+              "loadfile", "pcall", "coroutine", "getmetatable", "setmetatable", "rawset", "print",
+              "collectgarbage" } do
+            assert(_ENV[name] == nil, name)
+          end
+          assert(math.random == nil and string.dump == nil)
+          return function(t)
+            assert(t.class == "q_proj" and t.layer == 3 and t.n_layers == 4 and t.cols == 256)
+            assert(t.kind == "full_attention" and t.shape[1] == 512)
+            return kit.affine(kit.snap(options.bits + 2), 32)
+          end
+        end]], nil, { bits = 3, mxfp = true }))
+    end)
+
+    it("cannot reach the caller's tables", function()
+      local t = tensor()
+      assert.truthy(decide([[return function(o, kit)
+        string.format, table.insert = nil, nil
+        return function(t) t.shape[1], t.name = 0, nil; return kit.keep() end
+      end]], t))
+      assert.same(tensor(), t)
+      assert.is_function(string.format)
+      assert.is_function(table.insert)
+    end)
+
+    it("are stopped when they run too long, at any stage", function()
+      local loops = { "while true do end", "return function() while true do end end",
+        "return function() return function() while true do end end end" }
+      for _, source in ipairs(loops) do
+        local d, message = decide(source)
+        assert.is_nil(d)
+        assert.matches("runs too long", message)
+      end
+      assert.is_nil((debug.gethook()))
+    end)
+
+    it("must be text chunks that return a function of a function", function()
+      local cases = {
+        [string.dump(function() end)] = "attempt to load a binary chunk",
+        ["return {"] = "unexpected symbol",
+        ["return 4"] = "must return function%(options, kit%), returned number",
+        ["return function() return {} end"] = "must return a function, returned table",
+        ["x = y.z"] = "attempt to index a nil value",
+      }
+      for source, pattern in pairs(cases) do
+        local d, message, code = decide(source)
+        assert.is_nil(d)
+        assert.matches(pattern, message)
+        assert.equal("format", code)
+      end
+    end)
+
+    it("that do not exist are named", function()
+      for _, name in ipairs { "no_such_recipe", "/no/such/file.lua", "no such name" } do
+        local loaded, message, code = recipe.load(name)
+        assert.is_nil(loaded)
+        assert.matches(name, message, 1, true)
+        assert.equal("io", code)
+      end
+    end)
+  end)
+
+  it("takes a function as a recipe", function()
+    local loaded = assert(recipe.load(function(t) return { mode = "affine", bits = t.layer } end))
+    assert.same({ mode = "affine", bits = 3, group = 64 }, loaded:decide(tensor()))
+    assert.equal(loaded, recipe.load(loaded))
+  end)
+
+  it("raises on misuse", function()
+    assert.error_matches(function() recipe.load(4) end, "function expected")
+    assert.error_matches(function() recipe.load("unsloth", { bit = 4 }) end, "unknown .*'bit'")
+    assert.error_matches(function() recipe.load("unsloth", { bits = "4" }) end, "integer expected")
+    assert.error_matches(function() recipe.load("unsloth", { bits = 4.5 }) end, "integer expected")
+    assert.error_matches(function() recipe.load(function() end, { bits = 4 }) end, "no options")
+  end)
+
+  describe("kit", function()
+    it("snaps, promotes and fits", function()
+      local got
+      with_file([[return function(_, kit)
+        local widths = {}
+        for b = 0, 12 do widths[b + 1] = kit.snap(b) end
+        local modes = { [4] = "mxfp4", [8] = "mxfp8" }
+        local promoted = {}
+        for _, b in ipairs(kit.widths) do
+          promoted[#promoted + 1] = kit.promote(kit.affine(b, 64), modes)
+        end
+        local kept = kit.promote(kit.keep(), modes)
+        return function(t)
+          error(table.concat(widths, " ") .. "|" .. promoted[3].mode .. promoted[3].group
+            .. promoted[6].mode .. promoted[2].mode .. promoted[2].bits .. kept.keep .. "|"
+            .. kit.fit(t, kit.affine(4, 128)).bits .. kit.fit(t, kit.affine(4, 96)).keep, 0)
+        end
+      end]], function(path)
+        local _, message = assert(recipe.load(path)):decide(tensor())
+        got = message:match("weight: (.*)$")
+      end)
+      assert.equal("2 2 2 3 4 5 6 8 8 8 8 8 8|mxfp432mxfp8affine3bf16|4bf16", got)
+    end)
+  end)
+
+  describe("unsloth", function()
+    it("refuses what it was not made for", function()
+      local cases = {
+        [{ bits = 7 }] = "bits must be one of 2 3 4 5 6 8", [{ bits = 1 }] = "bits must be one of",
+        [{ group = 48 }] = "group must be", [{ mode = "mxfp4" }] = "mode must be affine or nvfp4",
+        [{ mode = "nvfp4", bits = 3 }] = "nvfp4 has 4 bits",
+        [{ mode = "nvfp4", group = 64 }] = "nvfp4 has groups of 16",
+        [{ mode = "nvfp4", mxfp = true }] = "mxfp goes with mode affine",
+      }
+      for options, pattern in pairs(cases) do
+        local loaded, message, code = recipe.load("unsloth", options)
+        assert.is_nil(loaded)
+        assert.matches("recipe unsloth: .*" .. pattern, message)
+        assert.equal("format", code)
+      end
+    end)
+
+    it("leaves alone what its groups do not divide", function()
+      local rule = assert(recipe.load("unsloth", { bits = 4, group = 128 }))
+      assert.same({ keep = "bf16" }, rule:decide(tensor { shape = { 8, 192 }, cols = 192 }))
+      assert.same({ mode = "affine", bits = 6, group = 128 }, rule:decide(tensor()))
+    end)
+  end)
+end)
