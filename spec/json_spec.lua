@@ -60,7 +60,30 @@ describe("json.decode", function()
   it("reads every escape", function()
     assert.equal('"\\/\b\f\n\r\t\0\u{e9}\u{20ac}\u{1f600}',
       json.decode([["\"\\\/\b\f\n\r\t\u0000\u00e9\u20AC\ud83d\ude00"]]))
-    assert.equal("\u{fffd}x", json.decode([["\ud800x"]]))
+  end)
+
+  it("reads every surrogate pair, and half of one as U+FFFD", function()
+    -- json-c 0.16 garbles the pairs whose low 16 bits look like a surrogate again.
+    for c = 0x10000, 0x10ffff, 0x2ff do
+      local s = utf8.char(c)
+      assert.equal(s, json.decode(json.encode(s, { ensure_ascii = true })))
+    end
+    assert.equal("\u{1d800}\u{2d8ff}\u{1dfff}",
+      json.decode([["\ud836\uDC00\ud876\udcFF\ud837\udfff"]]))
+    local halves = {
+      [ [["\ud800x"]] ] = "\u{fffd}x",
+      [ [["\ud800"]] ] = "\u{fffd}",
+      [ [["\udc00\ud800"]] ] = "\u{fffd}\u{fffd}",
+      [ [["\ud800\u0041"]] ] = "\u{fffd}A",
+      [ [["\ud800\ud800\udc00"]] ] = "\u{fffd}\u{10000}",
+      [ [["\ud800\n\udfff\\"]] ] = "\u{fffd}\n\u{fffd}\\",
+      [ [["\ud800\\udc00"]] ] = "\u{fffd}\\udc00",
+    }
+    for text, expected in pairs(halves) do
+      assert.equal(expected, json.decode(text))
+    end
+    assert.same({ ["\u{1d800}"] = { 2.0 ^ 64, "\u{fffd}" } },
+      json.decode([[{"\ud836\udc00": 1, "\ud836\udc00": [18446744073709551616, "\udbff"]}]]))
   end)
 
   it("refuses what RFC 8259 refuses, with the byte", function()

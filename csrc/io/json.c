@@ -45,33 +45,56 @@ static err_code build(const char *text, size_t n_bytes, const char *name, json_v
     return code;
 }
 
-/* A copy in which each integer that does not fit is written as a float, "123...e0": json-c would
- * saturate it silently. */
-static err_code build_floated(const char *text, size_t n_bytes, const char *name, int max_depth,
-                              json_value **value, err_info *e)
+static char *put_utf8(char *out, unsigned c)
 {
-    json_facts facts;
-    err_code code = json_check(text, n_bytes, name, max_depth, &facts, (json_marks){0}, e);
-    if (code) return code;
-    size_t n = facts.n_big_ints, from = facts.begin;
-    size_t *ends = mem_array(n, sizeof *ends, e);
-    char *copy = mem_array(n_bytes + 2 * n, 1, e), *out = copy;
-    if (!ends || !copy) {
-        code = ERR_MEMORY;
+    if (c >= 0x10000) {
+        *out++ = (char)(0xf0 | c >> 18);
+        *out++ = (char)(0x80 | (c >> 12 & 0x3f));
     } else {
-        code = json_check(text, n_bytes, name, max_depth, &facts, (json_marks){NULL, ends}, e);
-        for (size_t i = 0; i < n; i++) {
-            memcpy(out, text + from, ends[i] - from);
-            out += ends[i] - from;
+        *out++ = (char)(0xe0 | c >> 12); /* U+FFFD, the only other one */
+    }
+    *out++ = (char)(0x80 | (c >> 6 & 0x3f));
+    *out++ = (char)(0x80 | (c & 0x3f));
+    return out;
+}
+
+/* Copies the checked value with its edits made: "e0" behind large integers, which makes floats of
+ * them, and surrogate escapes as the characters they stand for. Returns the end of the copy. */
+static char *edit(char *out, const char *text, const json_facts *facts, const size_t *edits)
+{
+    size_t from = facts->begin;
+    for (size_t i = 0; i < facts->n_edits; i++) {
+        memcpy(out, text + from, edits[i] - from);
+        out += edits[i] - from;
+        from = edits[i];
+        if (from < facts->end && text[from] == '\\') {
+            int n;
+            out = put_utf8(out, json_surrogate((const uint8_t *)text + from,
+                                               (const uint8_t *)text + facts->end, &n));
+            from += (size_t)n;
+        } else {
             memcpy(out, "e0", 2);
             out += 2;
-            from = ends[i];
         }
-        memcpy(out, text + from, facts.end - from);
-        out += facts.end - from;
     }
-    if (!code) code = build(copy, (size_t)(out - copy), name, value, e);
-    mem_free(ends);
+    memcpy(out, text + from, facts->end - from);
+    return out + (facts->end - from);
+}
+
+static err_code build_edited(const char *text, size_t n_bytes, const char *name, int max_depth,
+                             size_t n_edits, json_value **value, err_info *e)
+{
+    json_facts facts;
+    size_t *edits = mem_array(n_edits, sizeof *edits, e);
+    char *copy = mem_array(n_bytes + 2 * n_edits, 1, e);
+    err_code code = ERR_MEMORY;
+    if (edits && copy)
+        code = json_check(text, n_bytes, name, max_depth, &facts, (json_marks){NULL, edits}, e);
+    if (!code) {
+        char *end = edit(copy, text, &facts, edits);
+        code = build(copy, (size_t)(end - copy), name, value, e);
+    }
+    mem_free(edits);
     mem_free(copy);
     return code;
 }
@@ -88,21 +111,20 @@ static err_code find_repeated(json_doc *doc, const char *text, size_t n_bytes, c
     struct json_object_iterator it = json_object_iter_begin(doc->root);
     struct json_object_iterator end = json_object_iter_end(doc->root);
     for (; !code && i < n_members && !doc->repeated; i++) {
-        json_value *key = NULL;
         size_t at = keys[i], n = 1;
         while (text[at + n] != '"') n += text[at + n] == '\\' ? 2 : 1;
-        code = build(text + at, n + 1, name, &key, e);
-        if (code) break;
-        int kept = !json_object_iter_equal(&it, &end) &&
-                   strcmp(json_object_iter_peek_name(&it), json_object_get_string(key)) == 0;
-        if (kept) {
+        json_doc *written = json_parse(text + at, n + 1, name, 1, e);
+        const char *key = written ? json_string(written->root, &n) : NULL;
+        if (!key) {
+            code = ERR_MEMORY;
+        } else if (!json_object_iter_equal(&it, &end) &&
+                   strcmp(json_object_iter_peek_name(&it), key) == 0) {
             json_object_iter_next(&it);
         } else {
-            doc->repeated = mem_copy(json_object_get_string(key),
-                                     (size_t)json_object_get_string_len(key), e);
+            doc->repeated = mem_copy(key, n, e);
             code = doc->repeated ? ERR_NONE : ERR_MEMORY;
         }
-        json_object_put(key);
+        json_close(written);
     }
     mem_free(keys);
     return code;
@@ -116,8 +138,8 @@ json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max
     json_doc *doc = mem_array(1, sizeof *doc, e);
     if (!doc) return NULL;
     err_code code;
-    if (facts.n_big_ints)
-        code = build_floated(text, n_bytes, name, max_depth, &doc->root, e);
+    if (facts.n_edits)
+        code = build_edited(text, n_bytes, name, max_depth, facts.n_edits, &doc->root, e);
     else
         code = build(text + facts.begin, facts.end - facts.begin, name, &doc->root, e);
     if (!code && facts.n_root_members > json_length(doc->root))

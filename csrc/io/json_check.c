@@ -52,13 +52,19 @@ int json_utf8_step(const uint8_t *p, const uint8_t *end)
     return n;
 }
 
-/* Four hex digits at s->p, -1 if they are not. */
-static int hex4(const scanner *s)
+static void mark_edit(scanner *s, const uint8_t *at)
+{
+    if (s->marks.edits) s->marks.edits[s->facts->n_edits] = (size_t)(at - s->begin);
+    s->facts->n_edits++;
+}
+
+/* The value of \uXXXX at p, -1 if it is not there. */
+static int escape_value(const uint8_t *p, const uint8_t *end)
 {
     int v = 0;
-    if (s->end - s->p < 4) return -1;
-    for (int i = 0; i < 4; i++) {
-        uint8_t c = s->p[i];
+    if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
+    for (int i = 2; i < 6; i++) {
+        uint8_t c = p[i];
         int d = c >= '0' && c <= '9'   ? c - '0'
                 : c >= 'a' && c <= 'f' ? c - 'a' + 10
                 : c >= 'A' && c <= 'F' ? c - 'A' + 10
@@ -69,19 +75,31 @@ static int hex4(const scanner *s)
     return v;
 }
 
+unsigned json_surrogate(const uint8_t *p, const uint8_t *end, int *n_bytes)
+{
+    int high = escape_value(p, end), low = escape_value(p + 6, end);
+    int is_pair = (high & 0xfc00) == 0xd800 && low >= 0 && (low & 0xfc00) == 0xdc00;
+    *n_bytes = is_pair ? 12 : 6;
+    return is_pair ? 0x10000u + ((unsigned)(high & 0x3ff) << 10) + (unsigned)(low & 0x3ff)
+                   : 0xfffdu;
+}
+
 static err_code check_escape(scanner *s, int is_key)
 {
     const uint8_t *at = s->p++;
     if (s->p == s->end) return fail_here(s, "");
     uint8_t c = *s->p++;
-    if (c != 'u') {
+    if (c != 'u')
         return c && strchr("\"\\/bfnrt", c) ? ERR_NONE : fail(s, at, "invalid escape in string");
-    }
-    int v = hex4(s);
+    int v = escape_value(at, s->end), n_bytes = 6;
     if (v < 0) return fail(s, at, "\\u without four hexadecimal digits");
-    s->p += 4;
     /* json-c keeps keys as C strings and would cut this one short. */
     if (v == 0 && is_key) return fail(s, at, "U+0000 in an object key");
+    if ((v & 0xf800) == 0xd800) {
+        mark_edit(s, at);
+        json_surrogate(at, s->end, &n_bytes);
+    }
+    s->p = at + n_bytes;
     return ERR_NONE;
 }
 
@@ -139,11 +157,7 @@ static err_code check_number(scanner *s)
         if (!is_digit(s)) return fail_here(s, "digit expected in the exponent");
         while (is_digit(s)) s->p++;
     }
-    if (is_int && !fits_int64(digits, (size_t)(digits_end - digits), negative)) {
-        if (s->marks.big_int_ends)
-            s->marks.big_int_ends[s->facts->n_big_ints] = (size_t)(s->p - s->begin);
-        s->facts->n_big_ints++;
-    }
+    if (is_int && !fits_int64(digits, (size_t)(digits_end - digits), negative)) mark_edit(s, s->p);
     return ERR_NONE;
 }
 
