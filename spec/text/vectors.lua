@@ -1,12 +1,12 @@
 -- Reads the golden vectors (spec/golden/text/README.md) and compares a tokenizer with them.
-local core = require "moonlet.core"
+local json = require "moonlet.json"
 
 local vectors = {}
 
 function vectors.rows(name)
   local rows = {}
   for line in io.lines("spec/golden/text/" .. name .. ".jsonl") do
-    rows[#rows + 1] = assert(core.json_decode(line, name, 10, {}, {}, {}))
+    rows[#rows + 1] = assert(json.decode(line, { name = name }))
   end
   return rows
 end
