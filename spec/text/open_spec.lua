@@ -3,12 +3,18 @@ local tokenizer = require "moonlet.tokenizer"
 local json = require "moonlet.json"
 local tiny = require "spec.text.tiny"
 
+local DIR = tiny.dir {}
+
 local function open(files)
-  local dir = tiny.dir(files)
-  local tok, message, code = tokenizer.open(dir)
-  tiny.remove(dir)
-  return tok, message and message:gsub("^" .. dir, "DIR"), code
+  for _, name in ipairs { "tokenizer.json", "tokenizer_config.json" } do
+    os.remove(DIR .. "/" .. name)
+  end
+  tiny.write(DIR, files)
+  local tok, message, code = tokenizer.open(DIR)
+  return tok, message and message:gsub("^" .. DIR, "DIR"), code
 end
+
+teardown(function() tiny.remove(DIR) end)
 
 local function encode(changes, text)
   local tok <close> = assert(open { ["tokenizer.json"] = tiny.json(changes) })

@@ -62,11 +62,20 @@ function tiny.dir(files)
   local dir = os.tmpname()
   os.remove(dir)
   assert(os.execute("mkdir " .. dir))
+  tiny.write(dir, files)
+  return dir
+end
+
+function tiny.write(dir, files)
   for name, text in pairs(files) do
     local file <close> = assert(io.open(dir .. "/" .. name, "wb"))
     assert(file:write(text))
   end
-  return dir
+end
+
+function tiny.read(path)
+  local file <close> = assert(io.open(path, "rb"))
+  return file:read("a")
 end
 
 function tiny.remove(dir)
