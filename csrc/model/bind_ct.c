@@ -309,12 +309,12 @@ err_code bind_fp8(binder *b, const char *module, const st_tensor *weight, const 
         const int64_t tiles[3] = {n, ceil_div(rows, h), ceil_div(cols, w)};
         if (n ? bind_shape(b, scale, 3, tiles) : bind_shape(b, scale, 2, tiles + 1))
             return b->e->code;
-        if (n && rows % h)
+        m->tile_rows = h < rows ? h : rows;
+        m->group = w < cols ? w : cols;
+        if (n && rows % m->tile_rows)
             return err_set(b->e, ERR_UNSUPPORTED,
                            "tensor %s: stacked matrices of %lld rows with tiles of %lld rows are "
                            "not supported", scale->name, (long long)rows, (long long)h);
-        m->tile_rows = h < rows ? h : rows;
-        m->group = w < cols ? w : cols;
     }
     return check_scheme(b, module, &(scheme){.bits = 8, .type = "float", .group = 0});
 }

@@ -73,7 +73,8 @@ typedef struct weights {
 } weights;
 
 /* Binds and checks every tensor of the text stack; vision tensors are counted and left alone,
- * unknown ones are an error that names the tensor. root: config.json. `set` must outlive w. */
+ * unknown ones are an error that names the tensor. Vectors must be finite; matrices are not looked
+ * into, which would read tens of gigabytes. root: config.json. `set` must outlive w. */
 err_code weights_bind(weights *w, const model_config *c, const st_set *set, const json_value *root,
                       err_info *e);
 void weights_free(weights *w);

@@ -455,6 +455,41 @@ describe("binding compressed-tensors", function()
       .. string.pack("<f", 0.25):rep(64 * 128))
     assert.equal("hf", l.family)
   end)
+
+  it("reads fused experts in block-scaled FP8", function()
+    local layer = "model.language_model.layers.0.mlp.experts."
+    local function fuse(tensors, config)
+      -- [8, 128, 64] and [8, 64, 64] in tiles of 64 x 64; scales count up from 1
+      local function put(name, rows)
+        local scales = {}
+        for i = 1, 8 * rows // 64 do scales[i] = string.pack("<f", i) end
+        tensors[layer .. name] = { dtype = "F8_E4M3", shape = { 8, rows, 64 },
+          data = ("\x38"):rep(8 * rows * 64) }
+        tensors[layer .. name .. "_scale_inv"] = { dtype = "F32", shape = { 8, rows // 64, 1 },
+          data = table.concat(scales) }
+      end
+      put("gate_up_proj", 128)
+      put("down_proj", 64)
+      return (config:gsub("^{", '{"quantization_config": {"quant_method": "fp8", '
+        .. '"weight_block_size": [64, 64]},'))
+    end
+    local modules = modules_of(assert(edited(MODELS .. "moe-wrapped/hf", fuse)))
+    for i = 0, 7 do
+      local expert = ("layers.0.mlp.experts.%d."):format(i)
+      for name, scale in pairs { gate_proj = 2 * i + 1, up_proj = 2 * i + 2, down_proj = i + 1 } do
+        assert.is_true(modules[expert .. name].values == string.pack("<f", scale):rep(64 * 64))
+      end
+    end
+    assert.matches("tiles of 128 rows straddle gate and up",
+      refused(MODELS .. "moe-wrapped/hf", function(tensors, config)
+        config = fuse(tensors, config):gsub("%[64, 64%]", "[128, 128]")
+        for _, name in ipairs { "gate_up_proj", "down_proj" } do
+          tensors[layer .. name .. "_scale_inv"] = { dtype = "F32", shape = { 8, 1, 1 },
+            data = string.pack("<f", 1):rep(8) }
+        end
+        return config
+      end))
+  end)
 end)
 
 describe("a broken checkpoint", function()
