@@ -26,6 +26,11 @@ typedef struct kern_ops {
     /* Row `row` of w as f32 into out[cols], bit-equal to num_row_decode. */
     void (*decode[NUM_N_MODES])(const num_matrix *w, int64_t row, float *out);
 
+    /* y[r] = row (row + r) of w . x[cols] for r < n_rows: the bits of decode and dots, without the
+     * way through memory where the variant can. scratch: [cols]. */
+    void (*product)(const num_matrix *w, int64_t row, int64_t n_rows, const float *x, float *y,
+                    float *scratch);
+
     /* y[t*ldy + r] = w[r*ldw + :] . x[t*ldx + :] for r < n_rows <= KERN_ROWS, t < n_x; f32. */
     void (*dots)(const float *w, int64_t ldw, int n_rows, const float *x, int64_t ldx, int64_t n_x,
                  int64_t cols, float *y, int64_t ldy);

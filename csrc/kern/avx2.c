@@ -1,0 +1,4 @@
+/* The vector kernels for this instruction set; the build adds its compiler flags to this file. */
+#include "kern/v16_avx2.h"
+
+#include "kern/vector_table.h"

@@ -1,0 +1,236 @@
+/* v16 as two AVX registers; see v16_avx512.h for what each name means. */
+#ifndef KERN_V16_H
+#define KERN_V16_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define V16_NAME "avx2"
+#define V16_LEVEL CPU_AVX2
+#define V16_TABLE kern_avx2
+#define V16_FN static inline __attribute__((always_inline))
+
+/* 16 registers: 2 x 3 sums are 12 of them. */
+enum { V16_DOT_ROWS = 2, V16_DOT_TOKENS = 3, V16_FUSED_ROWS = 2 };
+
+typedef struct v16 {
+    __m256 lo, hi;
+} v16;
+
+typedef struct v16i {
+    __m256i lo, hi;
+} v16i;
+
+V16_FN v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
+V16_FN v16 v16_set1(float f) { return (v16){_mm256_set1_ps(f), _mm256_set1_ps(f)}; }
+V16_FN v16 v16_load(const float *p) { return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+V16_FN void v16_store(float *p, v16 a)
+{
+    _mm256_storeu_ps(p, a.lo);
+    _mm256_storeu_ps(p + 8, a.hi);
+}
+V16_FN v16 v16_add(v16 a, v16 b)
+{
+    return (v16){_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+V16_FN v16 v16_sub(v16 a, v16 b)
+{
+    return (v16){_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+V16_FN v16 v16_mul(v16 a, v16 b)
+{
+    return (v16){_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+V16_FN v16 v16_div(v16 a, v16 b)
+{
+    return (v16){_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)};
+}
+V16_FN v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return (v16){_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+
+V16_FN v16i v16_mask(int64_t n)
+{
+    static const int32_t ones_zeros[32] = {-1, -1, -1, -1, -1, -1, -1, -1,
+                                           -1, -1, -1, -1, -1, -1, -1, -1};
+    const int32_t *p = ones_zeros + 16 - n;
+    return (v16i){_mm256_loadu_si256((const void *)p), _mm256_loadu_si256((const void *)(p + 8))};
+}
+V16_FN v16 v16_load_n(const float *p, int64_t n)
+{
+    v16i m = v16_mask(n);
+    return (v16){_mm256_maskload_ps(p, m.lo), _mm256_maskload_ps(p + 8, m.hi)};
+}
+V16_FN void v16_store_n(float *p, v16 a, int64_t n)
+{
+    v16i m = v16_mask(n);
+    _mm256_maskstore_ps(p, m.lo, a.lo);
+    _mm256_maskstore_ps(p + 8, m.hi, a.hi);
+}
+V16_FN v16 v16_first(v16 a, int64_t n)
+{
+    v16i m = v16_mask(n);
+    return (v16){_mm256_and_ps(a.lo, _mm256_castsi256_ps(m.lo)),
+                 _mm256_and_ps(a.hi, _mm256_castsi256_ps(m.hi))};
+}
+
+V16_FN v16 v16_if_gt(v16 a, v16 b, v16 yes, v16 no)
+{
+    return (v16){_mm256_blendv_ps(no.lo, yes.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_GT_OQ)),
+                 _mm256_blendv_ps(no.hi, yes.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_GT_OQ))};
+}
+V16_FN v16 v16_if_nan(v16 a, v16 yes, v16 no)
+{
+    return (v16){_mm256_blendv_ps(no.lo, yes.lo, _mm256_cmp_ps(a.lo, a.lo, _CMP_UNORD_Q)),
+                 _mm256_blendv_ps(no.hi, yes.hi, _mm256_cmp_ps(a.hi, a.hi, _CMP_UNORD_Q))};
+}
+
+V16_FN __m256 half_add_exponent(__m256 p, __m256 t)
+{
+    return _mm256_castsi256_ps(_mm256_add_epi32(
+        _mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+}
+V16_FN v16 v16_add_exponent(v16 p, v16 t)
+{
+    return (v16){half_add_exponent(p.lo, t.lo), half_add_exponent(p.hi, t.hi)};
+}
+
+V16_FN __m256 v16_halves(v16 a) { return _mm256_add_ps(a.lo, a.hi); }
+
+V16_FN v16 v16_load_quarters(const float *p)
+{
+    return (v16){_mm256_set_m128(_mm_loadu_ps(p + 16), _mm_loadu_ps(p)),
+                 _mm256_set_m128(_mm_loadu_ps(p + 48), _mm_loadu_ps(p + 32))};
+}
+V16_FN v16 v16_unpack_lo(v16 a, v16 b)
+{
+    return (v16){_mm256_unpacklo_ps(a.lo, b.lo), _mm256_unpacklo_ps(a.hi, b.hi)};
+}
+V16_FN v16 v16_unpack_hi(v16 a, v16 b)
+{
+    return (v16){_mm256_unpackhi_ps(a.lo, b.lo), _mm256_unpackhi_ps(a.hi, b.hi)};
+}
+V16_FN v16 v16_join_lo(v16 a, v16 b)
+{
+    return (v16){_mm256_shuffle_ps(a.lo, b.lo, 0x44), _mm256_shuffle_ps(a.hi, b.hi, 0x44)};
+}
+V16_FN v16 v16_join_hi(v16 a, v16 b)
+{
+    return (v16){_mm256_shuffle_ps(a.lo, b.lo, 0xee), _mm256_shuffle_ps(a.hi, b.hi, 0xee)};
+}
+
+/* ---- 16 stored numbers to f32 --------------------------------------------------------------- */
+
+V16_FN v16 v16_from_f16(__m256i h)
+{
+    return (v16){_mm256_cvtph_ps(_mm256_castsi256_si128(h)),
+                 _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
+V16_FN __m256i v16_to_f16(v16 a)
+{
+    return _mm256_set_m128i(_mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                            _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+V16_FN __m256 half_from_bf16(__m128i h)
+{
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+V16_FN v16 v16_from_bf16(__m256i h)
+{
+    return (v16){half_from_bf16(_mm256_castsi256_si128(h)),
+                 half_from_bf16(_mm256_extracti128_si256(h, 1))};
+}
+V16_FN v16 v16_from_u8(__m128i b)
+{
+    return (v16){_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(b)),
+                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_srli_si128(b, 8)))};
+}
+V16_FN __m256 half_from_e8m0(__m128i b)
+{
+    __m256i u = _mm256_cvtepu8_epi32(b);
+    __m256i ends = _mm256_or_si256(_mm256_cmpeq_epi32(u, _mm256_setzero_si256()),
+                                   _mm256_cmpeq_epi32(u, _mm256_set1_epi32(255)));
+    return _mm256_castsi256_ps(
+        _mm256_or_si256(_mm256_slli_epi32(u, 23),
+                        _mm256_and_si256(ends, _mm256_set1_epi32(1 << 22))));
+}
+V16_FN v16 v16_from_e8m0(__m128i b)
+{
+    return (v16){half_from_e8m0(b), half_from_e8m0(_mm_srli_si128(b, 8))};
+}
+
+/* ---- packed codes --------------------------------------------------------------------------- */
+
+#define CODE_BYTES(j, bits) \
+    (int)(0x80800000u | (unsigned)(((j) * (bits) / 8 + 1) << 8) | (unsigned)((j) * (bits) / 8))
+#define CODE_SHIFT(j, bits) ((j) * (bits) % 8)
+#define EACH_LO(f, b) f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b)
+#define EACH_HI(f, b) f(8, b), f(9, b), f(10, b), f(11, b), f(12, b), f(13, b), f(14, b), f(15, b)
+#define SETR(...) _mm256_setr_epi32(__VA_ARGS__)
+
+V16_FN v16i v16_spread(__m128i src, int bits)
+{
+    __m256i s = _mm256_broadcastsi128_si256(src);
+    __m256i lo = _mm256_shuffle_epi8(s, SETR(EACH_LO(CODE_BYTES, bits)));
+    __m256i hi = _mm256_shuffle_epi8(s, SETR(EACH_HI(CODE_BYTES, bits)));
+    return (v16i){_mm256_srlv_epi32(lo, SETR(EACH_LO(CODE_SHIFT, bits))),
+                  _mm256_srlv_epi32(hi, SETR(EACH_HI(CODE_SHIFT, bits)))};
+}
+
+/* A lookup has 8 entries here: enough for affine codes of up to 3 bits and for E2M1 without its
+ * sign. */
+typedef struct v16_group {
+    __m256 a, b; /* table, or scale and bias */
+} v16_group;
+
+V16_FN v16_group v16_affine_group(int bits, float scale, float bias)
+{
+    __m256 s = _mm256_set1_ps(scale), b = _mm256_set1_ps(bias);
+    if (bits > 3) return (v16_group){s, b};
+    __m256i code = _mm256_and_si256(SETR(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((1 << bits) - 1));
+    return (v16_group){_mm256_add_ps(_mm256_mul_ps(s, _mm256_cvtepi32_ps(code)), b), b};
+}
+
+V16_FN v16 v16_affine(int bits, __m128i src, v16_group g)
+{
+    v16 code;
+    if (bits == 8) {
+        code = v16_from_u8(src);
+    } else {
+        v16i c = v16_spread(src, bits);
+        if (bits <= 3)
+            return (v16){_mm256_permutevar8x32_ps(g.a, c.lo), _mm256_permutevar8x32_ps(g.a, c.hi)};
+        __m256i mask = _mm256_set1_epi32((1 << bits) - 1);
+        code = (v16){_mm256_cvtepi32_ps(_mm256_and_si256(c.lo, mask)),
+                     _mm256_cvtepi32_ps(_mm256_and_si256(c.hi, mask))};
+    }
+    return v16_add(v16_mul((v16){g.a, g.a}, code), (v16){g.b, g.b});
+}
+
+V16_FN v16_group v16_scale_group(float scale)
+{
+    return (v16_group){_mm256_set1_ps(scale), _mm256_setzero_ps()};
+}
+V16_FN v16 v16_scaled(v16 code, v16_group g) { return v16_mul((v16){g.a, g.a}, code); }
+
+V16_FN v16_group v16_e2m1_group(float scale)
+{
+    __m256 size = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);
+    __m256 s = _mm256_set1_ps(scale);
+    return (v16_group){_mm256_mul_ps(s, size), s};
+}
+
+V16_FN __m256 half_e2m1(__m256i code, __m256 table)
+{
+    __m256i sign = _mm256_and_si256(_mm256_slli_epi32(code, 28), _mm256_set1_epi32(INT32_MIN));
+    return _mm256_xor_ps(_mm256_permutevar8x32_ps(table, code), _mm256_castsi256_ps(sign));
+}
+
+V16_FN v16 v16_e2m1(__m128i src, v16_group g)
+{
+    v16i c = v16_spread(src, 4);
+    return (v16){half_e2m1(c.lo, g.a), half_e2m1(c.hi, g.a)};
+}
+
+#endif

@@ -1,0 +1,22 @@
+/* The table of one instruction set. Included last by avx2.c and avx512.c. */
+#include "kern/vector_math.h"
+#include "kern/vector_matrix.h"
+
+const kern_ops V16_TABLE = {
+    .name = V16_NAME,
+    .level = V16_LEVEL,
+    .decode = {decode, decode, decode, decode, decode, decode, decode, decode},
+    .product = product_any,
+    .dots = dots,
+    .rms_norm = rms_norm,
+    .l2_norm = l2_norm,
+    .silu = silu,
+    .silu_mul = silu_mul,
+    .sigmoid_mul = sigmoid_mul,
+    .axpy = axpy,
+    .softmax = softmax,
+    .conv_silu = conv_silu,
+    .delta_step = delta_step,
+    .f16_encode = f16_encode,
+    .f16_decode = f16_decode,
+};
