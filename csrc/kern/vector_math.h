@@ -31,6 +31,13 @@ V16_FN void v16_store_upto(float *p, v16 a, int64_t n)
         v16_store_n(p, a, n);
 }
 
+/* A whole register, or its first n lanes with zeros behind: what an operation made of the zeros of
+ * a short load need not be zero (inf * 0). */
+V16_FN v16 v16_upto(v16 a, int64_t n)
+{
+    return n >= KERN_LANES ? a : v16_first(a, n);
+}
+
 V16_FN v16 v16_exp(v16 x)
 {
     v16 round = v16_set1(EXP_ROUND);
@@ -144,7 +151,7 @@ static float softmax(float *x, int64_t n)
         v16 a = v16_load_upto(x + k, n - k), e = v16_exp(v16_sub(a, vtop));
         /* -inf becomes 0 even when it is the maximum; a NaN stays one */
         e = v16_if_nan(a, a, v16_if_gt(a, lowest, e, v16_zero()));
-        if (n - k < KERN_LANES) e = v16_first(e, n - k);
+        e = v16_upto(e, n - k);
         v16_store_upto(x + k, e, n - k);
         sum = v16_add(sum, e);
     }
@@ -195,14 +202,14 @@ V16_FN float delta_row(float *row, const float *q, const float *k, int64_t dk, v
 {
     v16 sum = v16_zero();
     for (int64_t j = 0; j < dk; j += KERN_LANES) {
-        v16 s = v16_mul(v16_load_upto(row + j, dk - j), decay);
+        v16 s = v16_upto(v16_mul(v16_load_upto(row + j, dk - j), decay), dk - j);
         sum = v16_fma(s, v16_load_upto(k + j, dk - j), sum);
     }
     v16 d = v16_set1(beta * (v - v16_sum(sum)));
     sum = v16_zero();
     for (int64_t j = 0; j < dk; j += KERN_LANES) {
         v16 s = v16_mul(v16_load_upto(row + j, dk - j), decay);
-        s = v16_fma(d, v16_load_upto(k + j, dk - j), s);
+        s = v16_upto(v16_fma(d, v16_load_upto(k + j, dk - j), s), dk - j);
         v16_store_upto(row + j, s, dk - j);
         sum = v16_fma(s, v16_load_upto(q + j, dk - j), sum);
     }

@@ -10,6 +10,7 @@
 #include <lua.h>
 #include <stdint.h>
 
+#include "base/cpu.h"
 #include "base/err.h"
 #include "base/progress.h"
 
@@ -49,6 +50,10 @@ struct num_matrix;
  * rows, cols, group, codes, and by mode scales, biases, bits, tile_rows, row_bytes, divisor,
  * scale_dtype and bias_dtype ("f32", "f16", "bf16"). The table keeps the bytes alive. */
 void lml_check_matrix(lua_State *L, int arg, struct num_matrix *m);
+
+/* The instruction set that the environment variable MOONLET_CPU names, or the best there is: what
+ * goes into model_options. Raises on an unknown name. */
+cpu_level lml_cpu_level(lua_State *L);
 
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
 cancel_flag *lml_cancel_flag(void);

@@ -1,0 +1,407 @@
+/* moonlet.core: which kernels there are, and a way to run any of them on byte strings.
+ *
+ * kern_run is for specs. Every array it hands to a kernel is copied to the very end of a mapping
+ * that an inaccessible page follows, so that touching one byte too many is a fault, and alignment
+ * is whatever the size makes it. */
+#include "lua/lml.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/pool.h"
+#include "kern/kern.h"
+
+#define GUARD "moonlet.guard"
+
+typedef struct guard {
+    void *map;
+    size_t n_bytes;
+} guard;
+
+static int guard_gc(lua_State *L)
+{
+    guard *g = luaL_checkudata(L, 1, GUARD);
+    if (g->map) munmap(g->map, g->n_bytes);
+    g->map = NULL;
+    return 0;
+}
+
+/* n zeroed bytes that end where memory ends; lives as long as the userdata left on the stack. */
+static void *guard_new(lua_State *L, size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n + page - 1) / page * page;
+    guard *g = lua_newuserdatauv(L, sizeof *g, 0);
+    *g = (guard){0};
+    luaL_setmetatable(L, GUARD);
+    void *map = mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) luaL_error(L, "cannot map %I bytes", (LUAI_UACINT)n);
+    *g = (guard){map, body + page};
+    if (mprotect((char *)map + body, page, PROT_NONE) != 0) luaL_error(L, "cannot protect a page");
+    return (char *)map + body - n;
+}
+
+static void *guard_copy(lua_State *L, const void *bytes, size_t n)
+{
+    void *p = guard_new(L, n);
+    if (n) memcpy(p, bytes, n);
+    return p;
+}
+
+/* Bytes of args[key] as elements of `size`, guarded; raises when absent unless n is NULL. */
+static void *arg_array(lua_State *L, const char *key, size_t size, int64_t *n)
+{
+    size_t n_bytes;
+    if (lua_getfield(L, 3, key) == LUA_TNIL && !n) return NULL;
+    if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "'%s': string expected", key);
+    const char *bytes = lua_tolstring(L, -1, &n_bytes);
+    if (n_bytes % size != 0) luaL_error(L, "'%s': not a whole number of elements", key);
+    if (n) *n = (int64_t)(n_bytes / size);
+    return guard_copy(L, bytes, n_bytes);
+}
+
+/* Like arg_array for f32, with a length that must be n. */
+static float *arg_floats(lua_State *L, const char *key, int64_t n)
+{
+    int64_t got;
+    float *p = arg_array(L, key, sizeof(float), &got);
+    if (got != n)
+        luaL_error(L, "'%s': %I numbers expected, got %I", key, (LUAI_UACINT)n, (LUAI_UACINT)got);
+    return p;
+}
+
+static float arg_number(lua_State *L, const char *key)
+{
+    lua_getfield(L, 3, key);
+    float f = (float)luaL_checknumber(L, -1);
+    lua_pop(L, 1);
+    return f;
+}
+
+static int64_t arg_count(lua_State *L, const char *key, int64_t fallback)
+{
+    lua_Integer n = lml_opt_int(L, 3, key, fallback);
+    if (n < 1 || n > 1 << 24) luaL_error(L, "'%s': out of range", key);
+    return n;
+}
+
+static int push_floats(lua_State *L, const float *p, int64_t n)
+{
+    lua_pushlstring(L, (const char *)p, (size_t)n * sizeof *p);
+    return 1;
+}
+
+/* ---- ops: each takes its arguments from the table at 3 -------------------------------------- */
+
+/* args.matrix with its arrays guarded */
+static void arg_matrix(lua_State *L, num_matrix *m)
+{
+    lua_getfield(L, 3, "matrix");
+    lml_check_matrix(L, lua_gettop(L), m);
+    static const char *const keys[] = {"codes", "scales", "biases"};
+    const uint8_t **parts[] = {&m->codes, &m->scales, &m->biases};
+    int table = lua_gettop(L);
+    for (int i = 0; i < 3; i++) {
+        size_t n;
+        if (!*parts[i]) continue;
+        lua_getfield(L, table, keys[i]);
+        const char *bytes = lua_tolstring(L, -1, &n);
+        *parts[i] = guard_copy(L, bytes, n);
+    }
+}
+
+static int run_decode(lua_State *L, const kern_ops *ops)
+{
+    num_matrix m;
+    luaL_Buffer b;
+    arg_matrix(L, &m);
+    size_t row_bytes = (size_t)m.cols * sizeof(float);
+    float *row = guard_new(L, row_bytes);
+    luaL_buffinit(L, &b);
+    for (int64_t r = 0; r < m.rows; r++) {
+        ops->decode[m.mode](&m, r, row);
+        luaL_addlstring(&b, (const char *)row, row_bytes);
+    }
+    luaL_pushresult(&b);
+    return 1;
+}
+
+/* The pool of `threads` must be closed by the caller. */
+static pool *open_pool(lua_State *L)
+{
+    err_info e;
+    pool *p = pool_open((int)arg_count(L, "threads", 1), &e);
+    if (!p) luaL_error(L, "%s", e.text);
+    return p;
+}
+
+/* {matrix, x [n_x][cols], n_x, threads, repeats} -> y [n_x][rows], seconds of the fastest run */
+static int run_linear(lua_State *L, const kern_ops *ops)
+{
+    num_matrix m;
+    arg_matrix(L, &m);
+    int64_t n_x = arg_count(L, "n_x", 1), repeats = arg_count(L, "repeats", 1);
+    int64_t threads = arg_count(L, "threads", 1);
+    const float *x = arg_floats(L, "x", n_x * m.cols);
+    float *y = guard_new(L, (size_t)(n_x * m.rows) * sizeof *y);
+    char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(m.cols)));
+    pool *p = open_pool(L);
+    double best = 0;
+    for (int64_t i = 0; i < repeats; i++) {
+        double start = clock_seconds();
+        kern_linear(p, ops, &m, x, m.cols, n_x, y, m.rows, scratch);
+        double seconds = clock_seconds() - start;
+        if (i == 0 || seconds < best) best = seconds;
+    }
+    pool_close(p);
+    push_floats(L, y, n_x * m.rows);
+    lua_pushnumber(L, best);
+    return 2;
+}
+
+/* {matrices = {matrix, ...}, xs = {x, ...}, threads} -> y of each job, all in one region */
+static int run_jobs(lua_State *L, const kern_ops *ops)
+{
+    lua_getfield(L, 3, "matrices");
+    lua_getfield(L, 3, "xs");
+    int matrices = lua_gettop(L) - 1, xs = matrices + 1;
+    luaL_checktype(L, matrices, LUA_TTABLE);
+    luaL_checktype(L, xs, LUA_TTABLE);
+    int64_t n = luaL_len(L, matrices), max_cols = 1, threads = arg_count(L, "threads", 1);
+    num_matrix *m = guard_new(L, (size_t)n * sizeof *m);
+    kern_job *jobs = guard_new(L, (size_t)n * sizeof *jobs);
+    luaL_checkstack(L, (int)(4 * n) + 8, NULL);
+    for (int64_t j = 0; j < n; j++) {
+        size_t x_bytes;
+        lua_geti(L, matrices, j + 1);
+        lml_check_matrix(L, lua_gettop(L), &m[j]);
+        lua_geti(L, xs, j + 1);
+        const char *x = luaL_checklstring(L, -1, &x_bytes);
+        int64_t row = m[j].cols * (int64_t)sizeof(float);
+        luaL_argcheck(L, (int64_t)x_bytes % row == 0, 3, "xs: not whole rows");
+        jobs[j] = (kern_job){.w = &m[j], .ldx = m[j].cols, .ldy = m[j].rows,
+                             .n_x = (int64_t)x_bytes / row, .x = guard_copy(L, x, x_bytes)};
+        jobs[j].y = guard_new(L, (size_t)(jobs[j].n_x * m[j].rows) * sizeof(float));
+        if (m[j].cols > max_cols) max_cols = m[j].cols;
+    }
+    char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(max_cols)));
+    pool *p = open_pool(L);
+    kern_linear_jobs(p, ops, jobs, n, max_cols, scratch);
+    pool_close(p);
+    lua_createtable(L, (int)n, 0);
+    for (int64_t j = 0; j < n; j++) {
+        push_floats(L, jobs[j].y, jobs[j].n_x * m[j].rows);
+        lua_seti(L, -2, j + 1);
+    }
+    return 1;
+}
+
+/* {w [rows][ldw], x [n_x][ldx], rows, n_x, cols, ldw, ldx} -> y [n_x][rows]; the padding of the
+ * last row of each is left out */
+static int run_dots(lua_State *L, const kern_ops *ops)
+{
+    int64_t rows = arg_count(L, "rows", 1), n_x = arg_count(L, "n_x", 1);
+    int64_t cols = arg_count(L, "cols", 1);
+    int64_t ldw = arg_count(L, "ldw", cols), ldx = arg_count(L, "ldx", cols);
+    if (rows > KERN_ROWS || ldw < cols || ldx < cols) luaL_error(L, "dots: bad shape");
+    const float *w = arg_floats(L, "w", (rows - 1) * ldw + cols);
+    const float *x = arg_floats(L, "x", (n_x - 1) * ldx + cols);
+    float *y = guard_new(L, (size_t)(n_x * rows) * sizeof *y);
+    ops->dots(w, ldw, (int)rows, x, ldx, n_x, cols, y, rows);
+    return push_floats(L, y, n_x * rows);
+}
+
+static int run_rms_norm(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *x = arg_array(L, "x", sizeof *x, &n);
+    const float *weight = arg_array(L, "weight", sizeof *weight, NULL);
+    ops->rms_norm(x, weight, n, arg_number(L, "eps"), x);
+    return push_floats(L, x, n);
+}
+
+static int run_l2_norm(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *x = arg_array(L, "x", sizeof *x, &n);
+    ops->l2_norm(x, n, arg_number(L, "eps"), arg_number(L, "scale"), x);
+    return push_floats(L, x, n);
+}
+
+static int run_silu(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *x = arg_array(L, "x", sizeof *x, &n);
+    ops->silu(x, n);
+    return push_floats(L, x, n);
+}
+
+static int run_silu_mul(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *gate = arg_array(L, "gate", sizeof *gate, &n);
+    ops->silu_mul(gate, arg_floats(L, "up", n), n);
+    return push_floats(L, gate, n);
+}
+
+static int run_sigmoid_mul(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *x = arg_array(L, "x", sizeof *x, &n);
+    ops->sigmoid_mul(x, arg_floats(L, "gate", n), n);
+    return push_floats(L, x, n);
+}
+
+static int run_axpy(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *y = arg_array(L, "y", sizeof *y, &n);
+    ops->axpy(arg_number(L, "a"), arg_floats(L, "x", n), y, n);
+    return push_floats(L, y, n);
+}
+
+/* {x} -> probabilities, max + ln(sum) */
+static int run_softmax(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *x = arg_array(L, "x", sizeof *x, &n);
+    float lse = ops->softmax(x, n);
+    push_floats(L, x, n);
+    lua_pushnumber(L, lse);
+    return 2;
+}
+
+/* {rows [k][n], w [n][k], k} -> out [n] */
+static int run_conv_silu(lua_State *L, const kern_ops *ops)
+{
+    enum { MAX_TAPS = 16 };
+    const float *rows[MAX_TAPS];
+    int64_t k = arg_count(L, "k", 1), total;
+    if (k > MAX_TAPS) luaL_error(L, "'k': out of range");
+    const float *w = arg_array(L, "w", sizeof *w, &total);
+    int64_t n = total / k;
+    const float *all = arg_floats(L, "rows", n * k);
+    for (int64_t j = 0; j < k; j++)
+        rows[j] = guard_copy(L, all + j * n, (size_t)n * sizeof *all);
+    float *out = guard_new(L, (size_t)n * sizeof *out);
+    ops->conv_silu(rows, w, (int)k, n, out);
+    return push_floats(L, out, n);
+}
+
+/* {S [dv][dk], q, k [dk], v [dv], decay, beta} -> S, out [dv] */
+static int run_delta_step(lua_State *L, const kern_ops *ops)
+{
+    int64_t dk, dv;
+    const float *q = arg_array(L, "q", sizeof *q, &dk);
+    const float *v = arg_array(L, "v", sizeof *v, &dv);
+    const float *k = arg_floats(L, "k", dk);
+    float *S = arg_floats(L, "S", dv * dk);
+    float *out = guard_new(L, (size_t)dv * sizeof *out);
+    ops->delta_step(S, q, k, v, dk, dv, arg_number(L, "decay"), arg_number(L, "beta"), out);
+    push_floats(L, S, dv * dk);
+    push_floats(L, out, dv);
+    return 2;
+}
+
+static int run_f16_encode(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    const float *x = arg_array(L, "x", sizeof *x, &n);
+    uint16_t *out = guard_new(L, (size_t)n * sizeof *out);
+    ops->f16_encode(x, out, n);
+    lua_pushlstring(L, (const char *)out, (size_t)n * sizeof *out);
+    return 1;
+}
+
+static int run_f16_decode(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    const uint16_t *x = arg_array(L, "x", sizeof *x, &n);
+    float *out = guard_new(L, (size_t)n * sizeof *out);
+    ops->f16_decode(x, out, n);
+    return push_floats(L, out, n);
+}
+
+static const struct op {
+    const char *name;
+    int (*run)(lua_State *L, const kern_ops *ops);
+} op_list[] = {
+    {"axpy", run_axpy},           {"conv_silu", run_conv_silu}, {"decode", run_decode},
+    {"delta_step", run_delta_step}, {"dots", run_dots},         {"f16_decode", run_f16_decode},
+    {"f16_encode", run_f16_encode}, {"jobs", run_jobs},         {"l2_norm", run_l2_norm},
+    {"linear", run_linear},       {"rms_norm", run_rms_norm},   {"sigmoid_mul", run_sigmoid_mul},
+    {"silu", run_silu},           {"silu_mul", run_silu_mul},   {"softmax", run_softmax},
+};
+
+/* kern_run(variant, op, args) -> what the op gives */
+static int kern_run(lua_State *L)
+{
+    const char *variant = luaL_checkstring(L, 1), *op = luaL_checkstring(L, 2);
+    luaL_checktype(L, 3, LUA_TTABLE);
+    const kern_ops *ops = NULL;
+    for (int i = 0; i < kern_count(); i++)
+        if (strcmp(kern_at(i)->name, variant) == 0) ops = kern_at(i);
+    if (!ops) return luaL_error(L, "no kernels named '%s' here", variant);
+    for (size_t i = 0; i < sizeof op_list / sizeof *op_list; i++)
+        if (strcmp(op_list[i].name, op) == 0) return op_list[i].run(L, ops);
+    return luaL_error(L, "no kernel named '%s'", op);
+}
+
+/* kern_value("exp" | "sigmoid" | "softplus", x) -> number: the scalar functions */
+static int kern_value(lua_State *L)
+{
+    static const char *const names[] = {"exp", "sigmoid", "softplus", NULL};
+    static float (*const functions[])(float) = {kern_expf, kern_sigmoidf, kern_softplusf};
+    int i = luaL_checkoption(L, 1, NULL, names);
+    lua_pushnumber(L, functions[i]((float)luaL_checknumber(L, 2)));
+    return 1;
+}
+
+/* kernels() -> {{name=, level=, usable=true}, ...}, plain C first */
+static int kernels(lua_State *L)
+{
+    int n = kern_count();
+    lua_createtable(L, n, 0);
+    for (int i = 0; i < n; i++) {
+        lua_createtable(L, 0, 3);
+        lua_pushstring(L, kern_at(i)->name);
+        lua_setfield(L, -2, "name");
+        lua_pushstring(L, cpu_level_name(kern_at(i)->level));
+        lua_setfield(L, -2, "level");
+        lua_pushboolean(L, 1);
+        lua_setfield(L, -2, "usable");
+        lua_seti(L, -2, i + 1);
+    }
+    return 1;
+}
+
+cpu_level lml_cpu_level(lua_State *L)
+{
+    const char *wanted = getenv("MOONLET_CPU");
+    if (!wanted || !*wanted) return cpu_detect();
+    for (int i = 0; i < CPU_N_LEVELS; i++)
+        if (strcmp(wanted, cpu_level_name((cpu_level)i)) == 0) return (cpu_level)i;
+    luaL_error(L, "MOONLET_CPU: '%s' is none of scalar, avx2, avx512, amx", wanted);
+    return CPU_SCALAR;
+}
+
+/* kern_selected() -> name of the kernels that models use */
+static int kern_selected(lua_State *L)
+{
+    lua_pushstring(L, kern_select(lml_cpu_level(L))->name);
+    return 1;
+}
+
+void lml_open_kern(lua_State *L)
+{
+    static const luaL_Reg none[] = {{NULL, NULL}};
+    static const luaL_Reg functions[] = {{"kernels", kernels},
+                                         {"kern_run", kern_run},
+                                         {"kern_value", kern_value},
+                                         {"kern_selected", kern_selected},
+                                         {NULL, NULL}};
+    lml_class(L, GUARD, none, guard_gc);
+    luaL_setfuncs(L, functions, 0);
+}
