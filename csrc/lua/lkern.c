@@ -21,11 +21,15 @@ typedef struct guard {
     size_t n_bytes;
 } guard;
 
-static int guard_gc(lua_State *L)
+static void guard_free(guard *g)
 {
-    guard *g = luaL_checkudata(L, 1, GUARD);
     if (g->map) munmap(g->map, g->n_bytes);
     g->map = NULL;
+}
+
+static int guard_gc(lua_State *L)
+{
+    guard_free(luaL_checkudata(L, 1, GUARD));
     return 0;
 }
 
@@ -324,9 +328,11 @@ static int run_f16_decode(lua_State *L, const kern_ops *ops)
     return push_floats(L, out, n);
 }
 
+typedef int run_fn(lua_State *L, const kern_ops *ops);
+
 static const struct op {
     const char *name;
-    int (*run)(lua_State *L, const kern_ops *ops);
+    run_fn *run;
 } op_list[] = {
     {"axpy", run_axpy},           {"conv_silu", run_conv_silu}, {"decode", run_decode},
     {"delta_step", run_delta_step}, {"dots", run_dots},         {"f16_decode", run_f16_decode},
@@ -334,6 +340,18 @@ static const struct op {
     {"linear", run_linear},       {"rms_norm", run_rms_norm},   {"sigmoid_mul", run_sigmoid_mul},
     {"silu", run_silu},           {"silu_mul", run_silu_mul},   {"softmax", run_softmax},
 };
+
+/* Unmaps what the op left on the stack: the collector sees a few bytes where there are pages, and
+ * would let mappings pile up to the system's limit. */
+static int run_op(lua_State *L, run_fn *run, const kern_ops *ops)
+{
+    int n = run(L, ops);
+    for (int i = 4; i <= lua_gettop(L) - n; i++) {
+        guard *g = luaL_testudata(L, i, GUARD);
+        if (g) guard_free(g);
+    }
+    return n;
+}
 
 /* kern_run(variant, op, args) -> what the op gives */
 static int kern_run(lua_State *L)
@@ -345,7 +363,7 @@ static int kern_run(lua_State *L)
         if (strcmp(kern_at(i)->name, variant) == 0) ops = kern_at(i);
     if (!ops) return luaL_error(L, "no kernels named '%s' here", variant);
     for (size_t i = 0; i < sizeof op_list / sizeof *op_list; i++)
-        if (strcmp(op_list[i].name, op) == 0) return op_list[i].run(L, ops);
+        if (strcmp(op_list[i].name, op) == 0) return run_op(L, op_list[i].run, ops);
     return luaL_error(L, "no kernel named '%s'", op);
 }
 
