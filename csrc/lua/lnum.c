@@ -118,7 +118,7 @@ static int quantize_tensor(lua_State *L)
     uint8_t *out[3];                              /* 4, 5, 6 */
     for (int i = 0; i < 3; i++) out[i] = new_bytes(L, rows * sizes[i]);
     for (int64_t r = 0; r < rows; r++) {
-        for (int64_t k = 0; k < cols; k++) row[k] = num_element(in, dtype, r * cols + k);
+        num_elements_decode(in, dtype, r * cols, cols, row);
         int64_t bad = num_encode_row(&f, row, cols, out[0] + r * sizes[0], out[1] + r * sizes[1],
                                      out[2] + r * sizes[2]);
         if (bad >= 0) {
@@ -173,6 +173,18 @@ static int dequantize_tensor(lua_State *L)
     return push_decoded(L, &m, dtype);
 }
 
+static int check_bits(lua_State *L, int arg, num_mode mode)
+{
+    int fixed = num_format_default(mode).bits; /* 4 for the modes it does not know */
+    if (mode == NUM_F32) fixed = 32;
+    if (mode == NUM_F16 || mode == NUM_BF16) fixed = 16;
+    if (mode == NUM_FP8) fixed = 8;
+    lua_Integer bits = lml_opt_int(L, arg, "bits", fixed);
+    if (mode == NUM_AFFINE ? bits < 1 || bits > 8 : bits != fixed)
+        luaL_error(L, "option 'bits': out of range");
+    return (int)bits;
+}
+
 void lml_check_matrix(lua_State *L, int arg, num_matrix *m)
 {
     static const char *const keys[] = {"mode", "bits", "rows", "cols", "group", "tile_rows",
@@ -181,33 +193,29 @@ void lml_check_matrix(lua_State *L, int arg, num_matrix *m)
     luaL_checktype(L, arg, LUA_TTABLE);
     lml_check_keys(L, arg, keys);
     num_mode mode = check_mode(L, arg);
-    int plain = mode <= NUM_BF16, width = mode == NUM_F32 ? 32 : plain ? 16 : 0;
-    lua_Integer bits = lml_opt_int(L, arg, "bits", plain ? width : num_format_default(mode).bits);
-    if (plain ? bits != width : bits < 1 || bits > 8) luaL_error(L, "option 'bits': out of range");
-    if ((mode == NUM_MXFP4 || mode == NUM_NVFP4) && bits != 4) luaL_error(L, "'bits' must be 4");
-    if ((mode == NUM_MXFP8 || mode == NUM_FP8) && bits != 8) luaL_error(L, "'bits' must be 8");
-    int64_t rows = check_side(L, arg, "rows"), cols = check_side(L, arg, "cols");
-    int64_t group = plain ? cols : check_side(L, arg, "group"), tile_rows = 1;
-    if (mode == NUM_FP8) tile_rows = lml_opt_int(L, arg, "tile_rows", 1);
-    if (tile_rows < 1) luaL_error(L, "option 'tile_rows': out of range");
-    if (mode != NUM_FP8 && cols % group != 0) luaL_error(L, "'group' must divide 'cols'");
-    int64_t least = (cols * bits + 7) / 8;
-    int64_t row_bytes = lml_opt_int(L, arg, "row_bytes", least);
-    if (row_bytes < least || row_bytes > 4 * (int64_t)MAX_SIDE)
+    int plain = mode <= NUM_BF16;
+    *m = (num_matrix){.mode = mode, .scale_dtype = NUM_DT_U8, .bias_dtype = NUM_DT_U8};
+    m->bits = check_bits(L, arg, mode);
+    m->rows = check_side(L, arg, "rows");
+    m->cols = check_side(L, arg, "cols");
+    m->group = plain ? m->cols : check_side(L, arg, "group");
+    m->tile_rows = mode == NUM_FP8 ? check_side(L, arg, "tile_rows") : 1;
+    if (mode != NUM_FP8 && m->cols % m->group != 0) luaL_error(L, "'group' must divide 'cols'");
+    int64_t least = (m->cols * m->bits + 7) / 8;
+    m->row_bytes = lml_opt_int(L, arg, "row_bytes", least);
+    if (m->row_bytes < least || m->row_bytes > 4 * (int64_t)MAX_SIDE)
         luaL_error(L, "option 'row_bytes': out of range");
-    *m = (num_matrix){.mode = mode, .bits = (int)bits, .rows = rows, .cols = cols,
-                      .group = group, .tile_rows = tile_rows, .row_bytes = row_bytes,
-                      .scale_dtype = NUM_DT_U8, .bias_dtype = NUM_DT_U8};
     if (mode == NUM_AFFINE || mode == NUM_FP8)
         m->scale_dtype = check_dtype(L, arg, "scale_dtype", "bf16");
     if (mode == NUM_AFFINE) m->bias_dtype = check_dtype(L, arg, "bias_dtype", "bf16");
     m->divisor = (float)lml_opt_number(L, arg, "divisor", 1);
-    int64_t n_scales = (rows + tile_rows - 1) / tile_rows * ((cols + group - 1) / group);
-    int64_t scale_bytes = n_scales * num_dtype_bytes(m->scale_dtype);
-    int64_t bias_bytes = mode == NUM_AFFINE ? n_scales * num_dtype_bytes(m->bias_dtype) : 0;
-    m->codes = check_part(L, arg, "codes", rows * row_bytes);
-    m->scales = check_part(L, arg, "scales", plain ? 0 : scale_bytes);
-    m->biases = check_part(L, arg, "biases", bias_bytes);
+    int64_t n_scales = (m->rows + m->tile_rows - 1) / m->tile_rows *
+                       ((m->cols + m->group - 1) / m->group);
+    int64_t scale_bytes = plain ? 0 : num_dtype_bytes(m->scale_dtype);
+    int64_t bias_bytes = mode == NUM_AFFINE ? num_dtype_bytes(m->bias_dtype) : 0;
+    m->codes = check_part(L, arg, "codes", m->rows * m->row_bytes);
+    m->scales = check_part(L, arg, "scales", n_scales * scale_bytes);
+    m->biases = check_part(L, arg, "biases", n_scales * bias_bytes);
 }
 
 /* decode_rows(matrix) -> f32 bytes, by the definition that the kernels are compared with */

@@ -32,8 +32,6 @@ static err_code fixed_check(const num_format *f, err_info *e)
         return err_set(e, ERR_UNSUPPORTED, "%s is %d bits in groups of %d, not %d bits in %lld",
                        num_mode_name(f->mode), only.bits, (int)only.group, f->bits,
                        (long long)f->group);
-    if (f->global_scale != 0 && f->mode != NUM_NVFP4)
-        return err_set(e, ERR_UNSUPPORTED, "%s has no global scale", num_mode_name(f->mode));
     return ERR_NONE;
 }
 
@@ -44,6 +42,8 @@ err_code num_format_check(const num_format *f, int64_t cols, err_info *e)
                        num_mode_name(f->mode));
     err_code code = f->mode == NUM_AFFINE ? affine_check(f, e) : fixed_check(f, e);
     if (code) return code;
+    if (f->global_scale != 0 && f->mode != NUM_NVFP4)
+        return err_set(e, ERR_UNSUPPORTED, "%s has no global scale", num_mode_name(f->mode));
     if (!(f->global_scale >= 0 && f->global_scale <= 0x1p127f))
         return err_set(e, ERR_RANGE, "global scale %g is not a magnitude",
                        (double)f->global_scale);

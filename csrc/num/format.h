@@ -8,8 +8,9 @@
  *   metal      half away from 0  maximum taken as 0       to even, keeps -0   2^-127
  *   cpu        half to even      its true maximum         to smaller, no -0   1
  *
- * Published checkpoints were made with metal. The cpu flavour has one deviation: MLX lets the
- * MX scale byte wrap for groups of denormals, here it stops at 0. Pure: no allocation, no I/O;
+ * Published checkpoints were made with metal. The cpu flavour departs from MLX where that would
+ * lose weights: its MX scale byte wraps for groups of denormals, here it stops at 0; and it takes
+ * the maxima of F16 weights to an MX exponent in F16, here in F32. Pure: no allocation, no I/O;
  * any thread. */
 #ifndef NUM_FORMAT_H
 #define NUM_FORMAT_H

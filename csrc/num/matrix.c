@@ -56,6 +56,12 @@ float num_element(const uint8_t *data, num_dtype dtype, int64_t i)
     return dtype == NUM_DT_F16 ? fp_f16_decode(u16) : fp_bf16_decode(u16);
 }
 
+void num_elements_decode(const uint8_t *data, num_dtype dtype, int64_t first, int64_t n,
+                         float *out)
+{
+    for (int64_t i = 0; i < n; i++) out[i] = num_element(data, dtype, first + i);
+}
+
 uint8_t num_code(const uint8_t *row, int bits, int64_t k)
 {
     int64_t at = k * bits >> 3;
@@ -111,7 +117,6 @@ void num_row_decode(const num_matrix *m, int64_t row, float *out)
     } else if (m->mode > NUM_AFFINE) {
         scaled_row(m, row, out);
     } else {
-        for (int64_t k = 0; k < m->cols; k++)
-            out[k] = num_element(m->codes + row * m->row_bytes, element[m->mode], k);
+        num_elements_decode(m->codes + row * m->row_bytes, element[m->mode], 0, m->cols, out);
     }
 }

@@ -62,6 +62,10 @@ int num_dtype_bytes(num_dtype dtype);
 /* Element i of an array of f32, f16 or bf16 at any alignment. */
 float num_element(const uint8_t *data, num_dtype dtype, int64_t i);
 
+/* n elements from element `first` on. */
+void num_elements_decode(const uint8_t *data, num_dtype dtype, int64_t first, int64_t n,
+                         float *out);
+
 /* Code k of a row of packed codes, 1..8 bits each; reads no byte beyond the one it ends in. */
 uint8_t num_code(const uint8_t *row, int bits, int64_t k);
 
