@@ -1,5 +1,5 @@
-/* bind: what the files of the weight binder share; private to the model room and to the binding that
- * inspects layouts.
+/* bind: what the files of the weight binder share; private to the model room and to
+ * the binding that inspects layouts.
  *
  *   bind.c         which tensor belongs where: prefixes, layers, expert layouts, leftovers
  *   bind_tensor.c  one tensor: found, marked as used, its dtype and shape checked, vectors widened
