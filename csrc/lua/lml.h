@@ -55,6 +55,9 @@ void lml_check_matrix(lua_State *L, int arg, struct num_matrix *m);
  * goes into model_options. Raises on an unknown name. */
 cpu_level lml_cpu_level(lua_State *L);
 
+/* The next number in [0, 1) of a generator (class moonlet.rng). */
+double lml_rng_uniform(lua_State *L, int arg);
+
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
 cancel_flag *lml_cancel_flag(void);
 
@@ -69,7 +72,8 @@ void lml_open_layout(lua_State *L);
 void lml_open_model(lua_State *L);
 void lml_open_tensor(lua_State *L);
 void lml_open_logits(lua_State *L);
-void lml_open_sample(lua_State *L);
+void lml_open_cands(lua_State *L);
+void lml_open_rng(lua_State *L);
 void lml_open_quant(lua_State *L);
 void lml_open_sys(lua_State *L);
 

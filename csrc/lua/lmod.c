@@ -121,12 +121,14 @@ __attribute__((visibility("default"))) int luaopen_moonlet_core(lua_State *L);
 int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
+    lml_open_cands(L);
     lml_open_file(L);
     lml_open_json(L);
     lml_open_kern(L);
     lml_open_layout(L);
     lml_open_logits(L);
     lml_open_num(L);
+    lml_open_rng(L);
     lml_open_st(L);
     lml_open_tensor(L);
     lml_open_tok(L);

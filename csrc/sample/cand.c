@@ -1,0 +1,346 @@
+#include "sample/cand.h"
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+
+#include "base/mem.h"
+#include "sample/sample.h"
+
+/* A temperature below this acts as 0: f32 logits divided by it would leave the range of double. */
+static const double COLDEST = 1e-100;
+
+void cands_close(cands *c)
+{
+    mem_free(c->list);
+    mem_free(c->mark);
+    *c = (cands){0};
+}
+
+err_code cands_load(cands *c, const float *logits, int64_t n, err_info *e)
+{
+    c->n = c->n_sorted = 0;
+    c->moved = c->weighed = 0;
+    err_code code = sample_check(logits, n, e);
+    if (code) return code;
+    if (n > c->capacity) {
+        cands_close(c);
+        c->list = mem_array((size_t)n, sizeof *c->list, e);
+        c->mark = mem_array((size_t)n, sizeof *c->mark, e);
+        if (!c->list || !c->mark) {
+            cands_close(c);
+            return ERR_MEMORY;
+        }
+        c->capacity = n;
+    }
+    int64_t m = 0;
+    for (int64_t i = 0; i < n; i++) {
+        c->list[m] = (cand){logits[i], (int32_t)i};
+        m += logits[i] > -INFINITY;
+    }
+    c->n = m;
+    return ERR_NONE;
+}
+
+/* ---- order ------------------------------------------------------------------------------- */
+
+static int before(const cand *a, const cand *b)
+{
+    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
+}
+
+static void swap(cand *a, cand *b)
+{
+    cand t = *a;
+    *a = *b;
+    *b = t;
+}
+
+/* Moves heap[at] down; the root is the last in order. */
+static void sift(cand *heap, int64_t n, int64_t at)
+{
+    cand x = heap[at];
+    for (int64_t child; (child = 2 * at + 1) < n; at = child) {
+        if (child + 1 < n && before(&heap[child], &heap[child + 1])) child++;
+        if (before(&heap[child], &x)) break;
+        heap[at] = heap[child];
+    }
+    heap[at] = x;
+}
+
+/* Puts the first k in order at the front: a heap of k, offered all others, then sorted in place.
+ * n log k at worst, and n comparisons when k is small, which it nearly always is. */
+static void order(cands *c, int64_t k)
+{
+    if (k > c->n) k = c->n;
+    if (k <= c->n_sorted) return;
+    cand *heap = c->list + c->n_sorted;
+    int64_t m = k - c->n_sorted, n = c->n - c->n_sorted;
+    for (int64_t at = m / 2; at-- > 0;) sift(heap, m, at);
+    for (int64_t i = m; i < n; i++)
+        if (before(&heap[i], &heap[0])) {
+            swap(&heap[i], &heap[0]);
+            sift(heap, m, 0);
+        }
+    for (int64_t left = m; left > 1;) {
+        swap(&heap[0], &heap[--left]);
+        sift(heap, left, 0);
+    }
+    c->n_sorted = k;
+}
+
+/* Sorts in growing strides, so that walking down the list costs little more than one sort. */
+static const cand *walk(cands *c, int64_t position)
+{
+    while (position >= c->n_sorted) order(c, c->n_sorted < 64 ? 64 : 8 * c->n_sorted);
+    return &c->list[position];
+}
+
+const cand *cands_at(cands *c, int64_t position)
+{
+    return walk(c, position);
+}
+
+void cands_set(cands *c, int64_t position, double x)
+{
+    walk(c, position);
+    c->list[position].logit = x;
+    c->moved = 1;
+    c->weighed = 0;
+}
+
+/* Keeps the candidates for which flags[i], or without flags logit >= floor. */
+static void compact(cands *c, const char *flags, double floor)
+{
+    int64_t n = 0, n_sorted = 0;
+    for (int64_t i = 0; i < c->n; i++) {
+        if (flags ? !flags[i] : !(c->list[i].logit >= floor)) continue;
+        n_sorted += i < c->n_sorted;
+        c->list[n++] = c->list[i];
+    }
+    if (n != c->n) c->weighed = 0;
+    c->n = n;
+    c->n_sorted = n_sorted;
+}
+
+void cands_settle(cands *c)
+{
+    if (!c->moved) return;
+    c->moved = 0;
+    c->n_sorted = 0;
+    compact(c, NULL, -DBL_MAX);
+}
+
+/* ---- probabilities ----------------------------------------------------------------------- */
+
+static void weigh(cands *c)
+{
+    if (c->weighed) return;
+    double max = -INFINITY, z = 0;
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->list[i].logit > max) max = c->list[i].logit;
+    for (int64_t i = 0; i < c->n; i++)
+        if (c->list[i].logit > -INFINITY) z += exp(c->list[i].logit - max);
+    c->max = max;
+    c->z = z;
+    c->weighed = 1;
+}
+
+static double probability(const cands *c, int64_t i)
+{
+    double logit = c->list[i].logit;
+    return logit > -INFINITY ? exp(logit - c->max) / c->z : 0;
+}
+
+double cands_p(cands *c, int64_t position)
+{
+    walk(c, position);
+    weigh(c);
+    return probability(c, position);
+}
+
+double cands_entropy(cands *c)
+{
+    weigh(c);
+    double sum = 0;
+    for (int64_t i = 0; i < c->n; i++) {
+        double p = probability(c, i);
+        if (p > 0) sum += p * (c->list[i].logit - c->max);
+    }
+    return c->n ? log(c->z) - sum : 0;
+}
+
+/* The length of the shortest run from the top whose mass reaches p; at least 1. */
+static int64_t run_of_mass(cands *c, double p)
+{
+    weigh(c);
+    double mass = 0;
+    int64_t i = 0;
+    do {
+        walk(c, i);
+        mass += probability(c, i++);
+    } while (i < c->n && mass < p);
+    return i;
+}
+
+/* ---- stages ------------------------------------------------------------------------------ */
+
+static void cut(cands *c, int64_t n)
+{
+    if (n >= c->n) return;
+    c->n = n;
+    if (c->n_sorted > n) c->n_sorted = n;
+    c->weighed = 0;
+}
+
+void cands_keep(cands *c, int64_t k)
+{
+    cands_settle(c);
+    if (k >= c->n) return;
+    order(c, k);
+    cut(c, k);
+}
+
+void cands_filter(cands *c, const char *flags)
+{
+    compact(c, flags, 0);
+}
+
+void cands_temperature(cands *c, double t)
+{
+    cands_settle(c);
+    if (t < COLDEST) {
+        cands_keep(c, 1);
+        return;
+    }
+    if (t == 1) return;
+    for (int64_t i = 0; i < c->n; i++) c->list[i].logit /= t;
+    c->weighed = 0;
+}
+
+void cands_top_k(cands *c, int64_t k)
+{
+    cands_settle(c);
+    if (k <= 0 || k >= c->n) return;
+    order(c, k);
+    double last = c->list[k - 1].logit;
+    int64_t n = k;
+    for (int64_t i = k; i < c->n; i++)
+        if (c->list[i].logit == last) swap(&c->list[n++], &c->list[i]);
+    c->n_sorted = k; /* it may have reached further; the swaps mixed what lies behind k */
+    cut(c, n);
+}
+
+void cands_top_p(cands *c, double p)
+{
+    cands_settle(c);
+    if (p >= 1 || !c->n) return;
+    cut(c, run_of_mass(c, p));
+}
+
+void cands_min_p(cands *c, double p)
+{
+    cands_settle(c);
+    if (p <= 0 || !c->n) return;
+    weigh(c);
+    compact(c, NULL, c->max + log(p));
+}
+
+void cands_typical(cands *c, double p)
+{
+    cands_settle(c);
+    if (p >= 1 || !c->n) return;
+    /* |-ln p_i - entropy| = |logit_i - centre|: the run is a stretch [lo, hi) of the sorted list
+     * around the centre, and grows at whichever end is nearer. */
+    double entropy = cands_entropy(c);
+    double centre = c->max + log(c->z) - entropy;
+    int64_t hi = 0;
+    while (hi < c->n && walk(c, hi)->logit >= centre) hi++;
+    int64_t lo = hi;
+    double mass = 0, reach = 0;
+    for (;;) {
+        double above = lo > 0 ? c->list[lo - 1].logit - centre : INFINITY;
+        double below = hi < c->n ? centre - walk(c, hi)->logit : INFINITY;
+        double nearest = above <= below ? above : below;
+        if (nearest == INFINITY || (lo < hi && mass >= p && nearest > reach)) break;
+        mass += probability(c, above <= below ? --lo : hi++);
+        reach = nearest;
+    }
+    for (int64_t i = lo; i < hi; i++) c->list[i - lo] = c->list[i];
+    if (lo) c->weighed = 0;
+    c->n_sorted = hi - lo;
+    cut(c, hi - lo);
+}
+
+/* ---- stages that know ids ---------------------------------------------------------------- */
+
+static int known(const cands *c, int32_t id)
+{
+    return id >= 0 && id < c->capacity;
+}
+
+static void mark_counts(cands *c, const int32_t *ids, int64_t n_ids)
+{
+    for (int64_t i = 0; i < n_ids; i++)
+        if (known(c, ids[i]) && c->mark[ids[i]] < UINT32_MAX) c->mark[ids[i]]++;
+}
+
+static void unmark(cands *c, const int32_t *ids, int64_t n_ids)
+{
+    for (int64_t i = 0; i < n_ids; i++)
+        if (known(c, ids[i])) c->mark[ids[i]] = 0;
+    c->n_sorted = 0;
+    c->weighed = 0;
+}
+
+void cands_repetition(cands *c, const int32_t *ids, int64_t n_ids, double r)
+{
+    cands_settle(c);
+    mark_counts(c, ids, n_ids);
+    for (int64_t i = 0; i < c->n; i++) {
+        double *logit = &c->list[i].logit;
+        if (c->mark[c->list[i].id]) *logit = *logit > 0 ? *logit / r : *logit * r;
+    }
+    unmark(c, ids, n_ids);
+}
+
+void cands_penalty(cands *c, const int32_t *ids, int64_t n_ids, double presence, double frequency)
+{
+    cands_settle(c);
+    mark_counts(c, ids, n_ids);
+    for (int64_t i = 0; i < c->n; i++) {
+        uint32_t count = c->mark[c->list[i].id];
+        if (count) c->list[i].logit -= count * frequency + presence;
+    }
+    unmark(c, ids, n_ids);
+}
+
+void cands_bias(cands *c, const int32_t *ids, const double *x, int64_t n_ids)
+{
+    cands_settle(c);
+    for (int64_t i = 0; i < n_ids; i++)
+        if (known(c, ids[i])) c->mark[ids[i]] = (uint32_t)i + 1;
+    for (int64_t i = 0; i < c->n; i++) {
+        uint32_t at = c->mark[c->list[i].id];
+        if (at) c->list[i].logit += x[at - 1];
+    }
+    unmark(c, ids, n_ids);
+    c->moved = 1; /* a bias may be -inf */
+    cands_settle(c);
+}
+
+/* ---- the draw ---------------------------------------------------------------------------- */
+
+err_code cands_pick(cands *c, double u, int32_t *id, err_info *e)
+{
+    cands_settle(c);
+    if (!c->n) return err_set(e, ERR_RANGE, "no candidate is left");
+    int64_t at = run_of_mass(c, u) - 1;
+    /* rounding may leave the mass short of u: not a reason to draw what cannot be drawn */
+    while (at > 0 && probability(c, at) == 0) at--;
+    *id = c->list[at].id;
+    c->list[0] = c->list[at];
+    c->n_sorted = 1;
+    cut(c, 1);
+    return ERR_NONE;
+}
