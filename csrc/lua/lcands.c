@@ -73,7 +73,7 @@ static int l_load(lua_State *L)
     const float *logits = lml_check_logits(L, 2, &n);
     luaL_checkudata(L, 3, "moonlet.rng");
     lua_Integer n_vocab = luaL_optinteger(L, 4, n);
-    luaL_argcheck(L, n_vocab >= 1, 4, "at least one token expected");
+    luaL_argcheck(L, n_vocab >= 0, 4, "a number of tokens expected");
     if (n_vocab < n) n = n_vocab;
     err_info e;
     b->loaded = 0;
