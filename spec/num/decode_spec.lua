@@ -2,17 +2,14 @@
 -- compressed-tensors library makes of its own files (spec/golden/ct).
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
+local numbers = require "spec.support.numbers"
 
 local E2M1 = { [0] = 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0 }
 
-local function floats(...)
-  return string.pack("<" .. ("f"):rep(select("#", ...)), ...)
-end
+local unfloats = numbers.unpack
 
-local function unfloats(bytes)
-  local t = {}
-  for i = 1, #bytes // 4 do t[i] = string.unpack("<f", bytes, 4 * i - 3) end
-  return t
+local function floats(...)
+  return numbers.pack { ... }
 end
 
 -- f32 bytes rounded to bf16 bytes, ties to even

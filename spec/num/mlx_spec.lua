@@ -144,8 +144,8 @@ end)
 
 describe("MLX itself #oracle", function()
   it("agrees on inputs of another seed", function()
-    local path = os.tmpname()
-    local python = os.getenv "MOONLET_PYTHON" or "python3"
+    local dir = assert(os.getenv "MOONLET_ORACLE", "MOONLET_ORACLE is not set: see CONTRIBUTING.md")
+    local path, python = os.tmpname(), os.getenv "PYTHON" or dir .. "/venv/bin/python"
     local command = "%s %s/make.py --out %s --seed 7 --cols 512 >/dev/null"
     assert(os.execute(command:format(python, GOLDEN, path)))
     local tensors = checkpoint.read(path)
