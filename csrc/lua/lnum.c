@@ -64,8 +64,7 @@ static const uint8_t *check_bytes(lua_State *L, int arg, const char *what, int64
     size_t n;
     const char *s = luaL_checklstring(L, arg, &n);
     if ((int64_t)n != expected)
-        luaL_error(L, "%s: %I bytes expected, got %I", what, (LUAI_UACINT)expected,
-                   (LUAI_UACINT)n);
+        luaL_error(L, "%s: %I bytes expected, got %I", what, (LUAI_UACINT)expected, (LUAI_UACINT)n);
     return (const uint8_t *)s;
 }
 
@@ -94,8 +93,9 @@ static uint8_t *new_bytes(lua_State *L, int64_t n)
 /* quantize_tensor(bytes, options) -> {weight=, scales=, biases=} | nil, message, code */
 static int quantize_tensor(lua_State *L)
 {
-    static const char *const keys[] = {"rows", "cols", "dtype", "mode", "bits", "group", "fit",
-                                       "flavour", "mx_rule", "global_scale", NULL};
+    static const char *const keys[] = {"rows",    "cols",         "dtype", "mode",
+                                       "bits",    "group",        "fit",   "flavour",
+                                       "mx_rule", "global_scale", NULL};
     static const char *const fits[] = {"minmax", NULL};
     luaL_checktype(L, 2, LUA_TTABLE);
     lml_check_keys(L, 2, keys);
@@ -153,8 +153,8 @@ static int push_decoded(lua_State *L, const num_matrix *m, num_dtype dtype)
 static int dequantize_tensor(lua_State *L)
 {
     static const char *const part_keys[] = {"weight", "scales", "biases", NULL};
-    static const char *const keys[] = {"rows", "cols", "mode", "bits", "group", "dtype",
-                                       "scale_dtype", "global_scale", NULL};
+    static const char *const keys[] = {"rows",  "cols",        "mode",         "bits", "group",
+                                       "dtype", "scale_dtype", "global_scale", NULL};
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_checktype(L, 2, LUA_TTABLE);
     lml_check_keys(L, 1, part_keys);
@@ -187,9 +187,9 @@ static int check_bits(lua_State *L, int arg, num_mode mode)
 
 void lml_check_matrix(lua_State *L, int arg, num_matrix *m)
 {
-    static const char *const keys[] = {"mode", "bits", "rows", "cols", "group", "tile_rows",
-                                       "row_bytes", "scale_dtype", "bias_dtype", "divisor",
-                                       "codes", "scales", "biases", NULL};
+    static const char *const keys[] = {
+        "mode",        "bits",       "rows",    "cols",  "group",  "tile_rows", "row_bytes",
+        "scale_dtype", "bias_dtype", "divisor", "codes", "scales", "biases",    NULL};
     luaL_checktype(L, arg, LUA_TTABLE);
     lml_check_keys(L, arg, keys);
     num_mode mode = check_mode(L, arg);
@@ -209,8 +209,8 @@ void lml_check_matrix(lua_State *L, int arg, num_matrix *m)
         m->scale_dtype = check_dtype(L, arg, "scale_dtype", "bf16");
     if (mode == NUM_AFFINE) m->bias_dtype = check_dtype(L, arg, "bias_dtype", "bf16");
     m->divisor = (float)lml_opt_number(L, arg, "divisor", 1);
-    int64_t n_scales = (m->rows + m->tile_rows - 1) / m->tile_rows *
-                       ((m->cols + m->group - 1) / m->group);
+    int64_t n_scales =
+        (m->rows + m->tile_rows - 1) / m->tile_rows * ((m->cols + m->group - 1) / m->group);
     int64_t scale_bytes = plain ? 0 : num_dtype_bytes(m->scale_dtype);
     int64_t bias_bytes = mode == NUM_AFFINE ? num_dtype_bytes(m->bias_dtype) : 0;
     m->codes = check_part(L, arg, "codes", m->rows * m->row_bytes);

@@ -45,8 +45,7 @@ err_code num_format_check(const num_format *f, int64_t cols, err_info *e)
     if (f->global_scale != 0 && f->mode != NUM_NVFP4)
         return err_set(e, ERR_UNSUPPORTED, "%s has no global scale", num_mode_name(f->mode));
     if (!(f->global_scale >= 0 && f->global_scale <= 0x1p127f))
-        return err_set(e, ERR_RANGE, "global scale %g is not a magnitude",
-                       (double)f->global_scale);
+        return err_set(e, ERR_RANGE, "global scale %g is not a magnitude", (double)f->global_scale);
     if (cols <= 0 || cols % f->group != 0)
         return err_set(e, ERR_RANGE, "rows of %lld weights do not split into groups of %lld",
                        (long long)cols, (long long)f->group);
@@ -68,8 +67,8 @@ int64_t num_format_bias_bytes(const num_format *f, int64_t cols)
     return f->mode == NUM_AFFINE ? num_format_scale_bytes(f, cols) : 0;
 }
 
-num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols,
-                             const uint8_t *codes, const uint8_t *scales, const uint8_t *biases)
+num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, const uint8_t *codes,
+                             const uint8_t *scales, const uint8_t *biases)
 {
     num_matrix m = {
         .mode = f->mode,
@@ -101,27 +100,12 @@ void num_elements_encode(const float *x, int64_t n, num_dtype dtype, uint8_t *ou
     }
 }
 
-/* `bits` is a constant at every call, so that each width gets a loop of its own. */
-static inline void pack(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
+void num_codes_pack(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
 {
     for (int64_t i = 0; i < n; i += 8, out += bits) {
         uint64_t word = 0;
         for (int j = 0; j < 8; j++) word |= (uint64_t)codes[i + j] << (j * bits);
         for (int j = 0; j < bits; j++) out[j] = (uint8_t)(word >> (8 * j));
-    }
-}
-
-void num_codes_pack(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
-{
-    switch (bits) {
-    case 1: pack(codes, n, 1, out); break;
-    case 2: pack(codes, n, 2, out); break;
-    case 3: pack(codes, n, 3, out); break;
-    case 4: pack(codes, n, 4, out); break;
-    case 5: pack(codes, n, 5, out); break;
-    case 6: pack(codes, n, 6, out); break;
-    case 7: pack(codes, n, 7, out); break;
-    default: memcpy(out, codes, (size_t)n); break;
     }
 }
 

@@ -48,8 +48,8 @@ int64_t num_format_scale_bytes(const num_format *f, int64_t cols);
 int64_t num_format_bias_bytes(const num_format *f, int64_t cols);
 
 /* The matrix that num_encode_row wrote, for decoding: borrows the three arrays. */
-num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols,
-                             const uint8_t *codes, const uint8_t *scales, const uint8_t *biases);
+num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, const uint8_t *codes,
+                             const uint8_t *scales, const uint8_t *biases);
 
 /* One row: row[cols] into codes, scales and biases of the sizes above, at any alignment (biases
  * is not touched unless affine). The format must have passed num_format_check.

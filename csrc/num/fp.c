@@ -9,6 +9,6 @@ uint8_t fp_e4m3_encode(float x)
         float r = fp_from_bits(a) + 0x1p14f;
         return sign | (uint8_t)(fp_bits(r) - fp_bits(0x1p14f));
     }
-    a += 0x7ffff + (a >> 20 & 1); /* nearest even at the third mantissa bit */
+    a += 0x7ffff + (a >> 20 & 1);                    /* nearest even at the third mantissa bit */
     return sign | (uint8_t)((a >> 20) - (120 << 3)); /* exponent bias 127 to 7 */
 }

@@ -21,8 +21,8 @@ int num_mode_parse(const char *name, num_mode *mode)
 
 int num_dtype_bytes(num_dtype dtype)
 {
-    static const int bytes[] = {[NUM_DT_F32] = 4, [NUM_DT_F16] = 2, [NUM_DT_BF16] = 2,
-                                [NUM_DT_U8] = 1};
+    static const int bytes[] = {
+        [NUM_DT_F32] = 4, [NUM_DT_F16] = 2, [NUM_DT_BF16] = 2, [NUM_DT_U8] = 1};
     return bytes[dtype];
 }
 
@@ -56,8 +56,7 @@ float num_element(const uint8_t *data, num_dtype dtype, int64_t i)
     return dtype == NUM_DT_F16 ? fp_f16_decode(u16) : fp_bf16_decode(u16);
 }
 
-void num_elements_decode(const uint8_t *data, num_dtype dtype, int64_t first, int64_t n,
-                         float *out)
+void num_elements_decode(const uint8_t *data, num_dtype dtype, int64_t first, int64_t n, float *out)
 {
     for (int64_t i = 0; i < n; i++) out[i] = num_element(data, dtype, first + i);
 }
