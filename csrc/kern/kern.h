@@ -58,7 +58,7 @@ typedef struct kern_ops {
 
     /* One token of the gated delta rule for one head (facts: Yang et al., Gated Delta Networks):
      *   S *= decay;  r = S k;  d = beta (v - r);  S += d k^T;  out = S q
-     * S: [dv][dk], k contiguous; q, k: [dk]; v, out: [dv]. Updates S in place. */
+     * S: [dv][dk], k contiguous; q, k: [dk]; v, out: [dv]. Updates S in place; out may be v. */
     void (*delta_step)(float *S, const float *q, const float *k, const float *v, int64_t dk,
                        int64_t dv, float decay, float beta, float *out);
 

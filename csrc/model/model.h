@@ -50,7 +50,6 @@ typedef struct ses ses;
 typedef struct ses_options {
     int64_t n_ctx; /* tokens it can hold; at least 1 */
     kv_codec codec;
-    int mtp; /* keep what ses_mtp needs */
 } ses_options;
 
 ses *ses_open(model *m, const ses_options *options, err_info *e);
@@ -80,7 +79,7 @@ const int32_t *ses_ids(const ses *s); /* [n_past] */
 /* Logits [V] after the last token; NULL before the first. Borrowed; the next eval overwrites. */
 float *ses_logits(ses *s);
 void ses_reset(ses *s);
-int64_t ses_kv_bytes(const ses *s);    /* in use: rows of past tokens */
+int64_t ses_kv_bytes(const ses *s);    /* in use: rows of past tokens, MTP included */
 int64_t ses_state_bytes(const ses *s); /* recurrent and convolution state */
 
 /* A copy of the timeline that outlives changes to the session, not the model. */
@@ -97,10 +96,12 @@ const float *ses_recurrent(const ses *s, int layer);
 void ses_conv_rows(const ses *s, int layer, float *out);
 void ses_kv_row(const ses *s, int layer, int64_t pos, float *key, float *value);
 
-/* Multi-token prediction over the rows p = 0..n-1: final [n][H] holds the trunk's normed output at
- * p, next_ids[p] the token after p. Starts an own KV at `row`; hidden [n][H] is after mtp.norm,
- * logits [n][V]. Either output may be NULL. */
-err_code ses_mtp(ses *s, int64_t row, const float *final, const int32_t *next_ids, int64_t n,
+/* Multi-token prediction for rows first .. first+n-1. Row p takes final[p - first] (the trunk's
+ * output [H] after its last norm, or the block's own hidden when drafting) and next_ids[p - first],
+ * the token after p, and predicts the token after that. The block has its own KV cache: rows
+ * before `first` must have been given, rows from there on are replaced. hidden [n][H] is after
+ * mtp.norm, logits [n][V]; either may be NULL. ERR_UNSUPPORTED if the checkpoint has no block. */
+err_code ses_mtp(ses *s, int64_t first, const float *final, const int32_t *next_ids, int64_t n,
                  float *hidden, float *logits, err_info *e);
 
 #endif

@@ -1,0 +1,167 @@
+/* attn: gated attention with grouped queries and partial rotary positions (transformers'
+ * Qwen3_5Attention), and the rows of its cache.
+ *
+ *   q, gate = W_q u (per head: D query rows, then D gate rows);  k = W_k u;  v = W_v u
+ *   q, k: RMS norm per head, then the first rotary_dim dims rotate by position, pairs (j, j+half)
+ *   o = softmax(q k^T / sqrt(D)) v, causal;  y = W_o (o sigmoid(gate)) */
+#include "model/pass.h"
+
+#include <math.h>
+#include <string.h>
+
+/* ---- the cache ------------------------------------------------------------------------------ */
+
+static int64_t kv_width(const ses *s)
+{
+    return (int64_t)s->m->config.n_kv_heads * s->m->config.head_dim;
+}
+
+int64_t kv_row_bytes(const ses *s)
+{
+    return kv_width(s) * (s->codec == KV_F32 ? 4 : 2);
+}
+
+void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value)
+{
+    int64_t width = kv_width(s), bytes = kv_row_bytes(s);
+    char *k = (char *)kv->key + pos * bytes, *v = (char *)kv->value + pos * bytes;
+    if (s->codec == KV_F32) {
+        memcpy(k, key, (size_t)bytes);
+        memcpy(v, value, (size_t)bytes);
+    } else {
+        s->m->ops->f16_encode(key, (uint16_t *)k, width);
+        s->m->ops->f16_encode(value, (uint16_t *)v, width);
+    }
+}
+
+const float *kv_head_rows(const ses *s, const void *rows, int64_t pos, int n, int h, float *tmp,
+                          int64_t *ld)
+{
+    int64_t width = kv_width(s), D = s->m->config.head_dim, at = pos * width + h * D;
+    if (s->codec == KV_F32) {
+        *ld = width;
+        return (const float *)rows + at;
+    }
+    for (int i = 0; i < n; i++)
+        s->m->ops->f16_decode((const uint16_t *)rows + at + i * width, tmp + i * D, D);
+    *ld = D;
+    return tmp;
+}
+
+/* ---- rotary positions ----------------------------------------------------------------------- */
+
+void rope_prepare(ses *s, int64_t pos, int64_t n)
+{
+    const model_config *c = &s->m->config;
+    int64_t half = c->rotary_dim / 2;
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < half; j++) {
+            double angle = (double)(pos + i) * (double)c->inv_freq[j];
+            s->t.cos[i * half + j] = (float)cos(angle) * c->rope_scale;
+            s->t.sin[i * half + j] = (float)sin(angle) * c->rope_scale;
+        }
+}
+
+static void rotate(float *x, const float *cosines, const float *sines, int64_t half)
+{
+    for (int64_t j = 0; j < half; j++) {
+        float a = x[j], b = x[j + half];
+        x[j] = a * cosines[j] - b * sines[j];
+        x[j + half] = b * cosines[j] + a * sines[j];
+    }
+}
+
+/* ---- the mixer ------------------------------------------------------------------------------ */
+
+typedef struct attn_loop {
+    ses *s;
+    const attn_weights *w;
+    kv_layer *kv;
+    int64_t pos;
+} attn_loop;
+
+/* Norms and rotation of tokens [begin, end); their keys and values go into the cache. */
+static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const attn_loop *l = ctx;
+    const model_config *c = &l->s->m->config;
+    const kern_ops *ops = l->s->m->ops;
+    scratch *t = &l->s->t;
+    int64_t D = c->head_dim, half = c->rotary_dim / 2, width = c->n_kv_heads * D;
+
+    for (int64_t i = begin; i < end; i++) {
+        const float *cosines = t->cos + i * half, *sines = t->sin + i * half;
+        for (int64_t h = 0; h < c->n_heads; h++) {
+            float *q = t->qg + (i * c->n_heads + h) * 2 * D;
+            ops->rms_norm(q, l->w->q_norm, D, c->rms_eps, q);
+            rotate(q, cosines, sines, half);
+        }
+        for (int64_t h = 0; h < c->n_kv_heads; h++) {
+            float *k = t->k + i * width + h * D;
+            ops->rms_norm(k, l->w->k_norm, D, c->rms_eps, k);
+            rotate(k, cosines, sines, half);
+        }
+        kv_write(l->s, l->kv, l->pos + i, t->k + i * width, t->v + i * width);
+    }
+}
+
+/* Items are (token, key/value head) pairs: each cached row is read once for the whole group of
+ * query heads that share it. */
+static void attend(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    const attn_loop *l = ctx;
+    ses *s = l->s;
+    const model_config *c = &s->m->config;
+    const kern_ops *ops = s->m->ops;
+    scratch *t = &s->t;
+    int64_t D = c->head_dim, group = c->n_heads / c->n_kv_heads, ld;
+    float *scores = t->scores + worker * group * s->n_ctx;
+    float *tmp = t->kv_rows + worker * KERN_ROWS * D;
+    float scale = 1 / sqrtf((float)D);
+
+    for (int64_t item = begin; item < end; item++) {
+        int64_t i = item / c->n_kv_heads, first = (item % c->n_kv_heads) * group;
+        int h = (int)(item % c->n_kv_heads);
+        int64_t n = l->pos + i + 1; /* positions that token i sees */
+        const float *q = t->qg + (i * c->n_heads + first) * 2 * D;
+        float *out = t->heads + (i * c->n_heads + first) * D;
+
+        for (int64_t p = 0; p < n; p += KERN_ROWS) {
+            int rows = n - p < KERN_ROWS ? (int)(n - p) : KERN_ROWS;
+            const float *keys = kv_head_rows(s, l->kv->key, p, rows, h, tmp, &ld);
+            ops->dots(keys, ld, rows, q, 2 * D, group, D, scores + p, s->n_ctx);
+        }
+        for (int64_t g = 0; g < group; g++) {
+            float *row = scores + g * s->n_ctx;
+            for (int64_t p = 0; p < n; p++) row[p] *= scale;
+            ops->softmax(row, n);
+        }
+        memset(out, 0, (size_t)(group * D) * sizeof *out);
+        for (int64_t p = 0; p < n; p += KERN_ROWS) {
+            int rows = n - p < KERN_ROWS ? (int)(n - p) : KERN_ROWS;
+            const float *values = kv_head_rows(s, l->kv->value, p, rows, h, tmp, &ld);
+            for (int r = 0; r < rows; r++)
+                for (int64_t g = 0; g < group; g++)
+                    ops->axpy(scores[g * s->n_ctx + p + r], values + r * ld, out + g * D, D);
+        }
+        for (int64_t g = 0; g < group; g++) ops->sigmoid_mul(out + g * D, q + g * 2 * D + D, D);
+    }
+}
+
+void attn_mix(ses *s, const attn_weights *w, kv_layer *kv, int64_t pos, int64_t n)
+{
+    const model_config *c = &s->m->config;
+    scratch *t = &s->t;
+    int64_t H = c->hidden_size;
+    attn_loop l = {s, w, kv, pos};
+    kern_job jobs[] = {
+        {&w->q_proj, t->u, t->qg, H, n, w->q_proj.rows},
+        {&w->k_proj, t->u, t->k, H, n, w->k_proj.rows},
+        {&w->v_proj, t->u, t->v, H, n, w->v_proj.rows},
+    };
+    kern_linear_jobs(s->m->pool, s->m->ops, jobs, 3, t->kern_cols, t->kern);
+    pool_for(s->m->pool, n, 8, place_tokens, &l);
+    pool_for(s->m->pool, n * c->n_kv_heads, 1, attend, &l);
+    pass_linear(s, &w->o_proj, t->heads, n, t->y);
+}

@@ -1,0 +1,183 @@
+/* forward: Qwen3.5's text model, top to bottom.
+ *
+ *   x = embed[id]
+ *   each layer:  x += mixer(norm(x));  x += ffn(norm(x))        mixer: Gated DeltaNet or attention
+ *   logits = lm_head norm(x)
+ *
+ * Source of the mathematics: transformers, models/qwen3_5 and qwen3_5_moe. Everything is f32. */
+#include "model/pass.h"
+
+#include <string.h>
+
+void pass_linear(ses *s, const num_matrix *w, const float *x, int64_t n, float *y)
+{
+    kern_linear(s->m->pool, s->m->ops, w, x, w->cols, n, y, w->rows, s->t.kern);
+}
+
+typedef struct norm_loop {
+    const ses *s;
+    const float *x, *weight;
+    float *out;
+} norm_loop;
+
+static void norm_rows(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const norm_loop *l = ctx;
+    const model_config *c = &l->s->m->config;
+    int64_t H = c->hidden_size;
+    for (int64_t t = begin; t < end; t++)
+        l->s->m->ops->rms_norm(l->x + t * H, l->weight, H, c->rms_eps, l->out + t * H);
+}
+
+void pass_norm(ses *s, const float *x, const float *weight, int64_t n, float *out)
+{
+    norm_loop l = {s, x, weight, out};
+    pool_for(s->m->pool, n, 8, norm_rows, &l);
+}
+
+static void add_rows(float *x, const float *y, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+static void run_layer(ses *s, const layer_weights *w, int layer, kv_layer *kv, int64_t pos,
+                      int64_t n)
+{
+    scratch *t = &s->t;
+    const model_config *c = &s->m->config;
+    int64_t H = c->hidden_size;
+
+    pass_norm(s, t->x, w->input_norm, n, t->u);
+    if (kv)
+        attn_mix(s, &w->attn, kv, pos, n);
+    else
+        gdn_mix(s, &w->gdn, s->slot[layer], n);
+    add_rows(t->x, t->y, n * H);
+
+    pass_norm(s, t->x, w->post_norm, n, t->u);
+    ffn_mix(s, w, n);
+    add_rows(t->x, t->y, n * H);
+}
+
+/* Row t0 of arrays that span the whole call; NULL stays NULL. */
+static float *rows_from(float *base, int64_t row, int64_t width)
+{
+    return base ? base + row * width : NULL;
+}
+
+/* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. */
+static void run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
+                      const ses_want *want)
+{
+    const model *m = s->m;
+    const model_config *c = &m->config;
+    scratch *t = &s->t;
+    int64_t H = c->hidden_size, V = c->vocab_size, k = c->n_experts_used, pos = s->n_past;
+
+    for (int64_t i = 0; i < n; i++)
+        m->ops->decode[m->weights.embed.mode](&m->weights.embed, ids[i], t->x + i * H);
+    rope_prepare(s, pos, n);
+
+    float *hidden = rows_from(want->hidden, t0, H);
+    if (hidden) memcpy(hidden, t->x, (size_t)(n * H) * sizeof *hidden);
+    for (int layer = 0; layer < c->n_layers; layer++) {
+        run_layer(s, &m->weights.layers[layer], layer, c->is_full[layer] ? &s->kv[layer] : NULL,
+                  pos, n);
+        if (hidden)
+            memcpy(hidden + (layer + 1) * total * H, t->x, (size_t)(n * H) * sizeof *hidden);
+        if (want->router_ids)
+            memcpy(want->router_ids + (layer * total + t0) * k, t->expert_ids,
+                   (size_t)(n * k) * sizeof *want->router_ids);
+        if (want->router_weights)
+            memcpy(want->router_weights + (layer * total + t0) * k, t->expert_weights,
+                   (size_t)(n * k) * sizeof *want->router_weights);
+    }
+
+    int last = t0 + n == total;
+    float *final = rows_from(want->final, t0, H), *logits = rows_from(want->logits, t0, V);
+    if (final || logits || last) pass_norm(s, t->x, m->weights.norm, n, t->u);
+    if (final) memcpy(final, t->u, (size_t)(n * H) * sizeof *final);
+    if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
+    if (last && logits)
+        memcpy(s->logits, logits + (n - 1) * V, (size_t)V * sizeof *logits);
+    else if (last)
+        pass_linear(s, &m->weights.lm_head, t->u + (n - 1) * H, 1, s->logits);
+
+    memcpy(s->ids + pos, ids, (size_t)n * sizeof *ids);
+    s->n_past = pos + n;
+}
+
+static err_code check_ids(const model_config *c, const int32_t *ids, int64_t n, err_info *e)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= c->vocab_size)
+            return err_set(e, ERR_RANGE, "token id %d at position %lld is not below %d", ids[i],
+                           (long long)i, c->vocab_size);
+    return ERR_NONE;
+}
+
+err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
+                  const cancel_flag *cancel, err_info *e)
+{
+    static const ses_want nothing;
+    if (check_ids(&s->m->config, ids, n, e)) return e->code;
+    if (n > s->n_ctx - s->n_past)
+        return err_set(e, ERR_LIMIT, "context is full: %lld tokens past, %lld more, room for %lld",
+                       (long long)s->n_past, (long long)n, (long long)s->n_ctx);
+    for (int64_t t0 = 0; t0 < n; t0 += SES_BATCH) {
+        if (cancel_raised(cancel))
+            return err_set(e, ERR_CANCELLED, "cancelled after %lld of %lld tokens", (long long)t0,
+                           (long long)n);
+        int64_t size = n - t0 < SES_BATCH ? n - t0 : SES_BATCH;
+        run_batch(s, ids + t0, size, t0, n, want ? want : &nothing);
+    }
+    return ERR_NONE;
+}
+
+/* The block of Qwen3.5's checkpoints under mtp.*: u = fc [norm(embed(next)) ; norm(final)], one
+ * attention layer with its own cache, norm, the trunk's head (vLLM, models/qwen3_5_mtp.py). */
+static void run_mtp(ses *s, int64_t pos, const float *final, const int32_t *next_ids, int64_t n,
+                    float *hidden, float *logits)
+{
+    const model *m = s->m;
+    const mtp_weights *w = &m->weights.mtp;
+    const model_config *c = &m->config;
+    scratch *t = &s->t;
+    int64_t H = c->hidden_size;
+
+    for (int64_t i = 0; i < n; i++) {
+        float *in = t->mtp_in + i * 2 * H;
+        m->ops->decode[m->weights.embed.mode](&m->weights.embed, next_ids[i], in);
+        m->ops->rms_norm(in, w->norm_embedding, H, c->rms_eps, in);
+        m->ops->rms_norm(final + i * H, w->norm_hidden, H, c->rms_eps, in + H);
+    }
+    pass_linear(s, &w->fc, t->mtp_in, n, t->x);
+    rope_prepare(s, pos, n);
+    run_layer(s, &w->layer, c->n_layers, &s->kv[c->n_layers], pos, n);
+    pass_norm(s, t->x, w->norm, n, t->u);
+    if (hidden) memcpy(hidden, t->u, (size_t)(n * H) * sizeof *hidden);
+    if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
+}
+
+err_code ses_mtp(ses *s, int64_t first, const float *final, const int32_t *next_ids, int64_t n,
+                 float *hidden, float *logits, err_info *e)
+{
+    const model_config *c = &s->m->config;
+    if (!s->m->weights.mtp.present)
+        return err_set(e, ERR_UNSUPPORTED, "this checkpoint has no multi-token prediction block");
+    if (check_ids(c, next_ids, n, e)) return e->code;
+    if (first < 0 || first > s->n_mtp)
+        return err_set(e, ERR_RANGE, "MTP row %lld does not follow the %lld rows given so far",
+                       (long long)first, (long long)s->n_mtp);
+    if (n > s->n_ctx - first)
+        return err_set(e, ERR_LIMIT, "context is full: MTP rows %lld to %lld, room for %lld",
+                       (long long)first, (long long)(first + n), (long long)s->n_ctx);
+    for (int64_t t0 = 0; t0 < n; t0 += SES_BATCH) {
+        int64_t size = n - t0 < SES_BATCH ? n - t0 : SES_BATCH;
+        run_mtp(s, first + t0, final + t0 * c->hidden_size, next_ids + t0, size,
+                rows_from(hidden, t0, c->hidden_size), rows_from(logits, t0, c->vocab_size));
+        s->n_mtp = first + t0 + size;
+    }
+    return ERR_NONE;
+}

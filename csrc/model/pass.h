@@ -1,0 +1,89 @@
+/* pass: what the parts of a forward pass share. Internal to the model room.
+ *
+ * A pass takes a batch of n <= SES_BATCH tokens through the layers. Shapes use
+ *   n tokens · H hidden · Nk, Nv key and value heads of Dk, Dv · C = 2 Nk Dk + Nv Dv · K taps
+ *   Nq query heads, Nkv key/value heads of D · E experts, k used, of width I · V vocabulary
+ * No part may let one token's result depend on the other tokens of its batch, except through the
+ * state that runs along the sequence: this is what makes results independent of how a prompt is
+ * cut into calls. */
+#ifndef MODEL_PASS_H
+#define MODEL_PASS_H
+
+#include "model/model.h"
+
+/* Tokens per pass: enough that a decoded weight row serves many, little enough that scratch stays
+ * well under 100 MB at 35B-A3B's sizes and cancelling is prompt. */
+enum { SES_BATCH = 256 };
+
+/* Keys and values of one attention layer, a row per position. */
+typedef struct kv_layer {
+    void *key, *value; /* [n_ctx][Nkv*D] of the codec's elements; pages, touched as they fill */
+} kv_layer;
+
+typedef struct scratch {
+    float *x;        /* [n][H] residual stream */
+    float *u;        /* [n][H] its norm: what the layer's matrices read */
+    float *y;        /* [n][H] what a mixer or FFN adds to x */
+    float *conv_in;  /* [K-1+n][C] rows that enter the convolution, oldest first */
+    float *conv_out; /* [n][C] q, k, v after convolution */
+    float *z;        /* [n][Nv*Dv] output gate, then the gated output */
+    float *b, *a;    /* [n][Nv] */
+    float *qg;       /* [n][Nq][2*D] queries and gates */
+    float *k, *v;    /* [n][Nkv*D] */
+    float *heads;    /* [n][Nq*D] attention output */
+    float *cos, *sin; /* [n][rotary/2] of the batch's positions */
+    float *router;   /* [n][E] */
+    int32_t *expert_ids;   /* [n][k] */
+    float *expert_weights; /* [n][k] */
+    int32_t *expert_rows;  /* [n][k] row of (token, slot) in the arrays below */
+    int32_t *expert_first; /* [E+1] first row of each expert */
+    float *xe;             /* [n*k][H] inputs sorted by expert */
+    float *gate, *up;      /* [n*k + n][I] routed rows, then the shared expert's (or dense) */
+    float *down;           /* [n*k + n][H] */
+    float *shared;         /* [n] the shared expert's gate */
+    kern_job *jobs;        /* [2 * (E + 1)] */
+    float *mtp_in;         /* [n][2*H] */
+    void *kern;            /* kern_linear's, per worker */
+    float *scores;         /* per worker [Nq/Nkv][n_ctx] attention weights */
+    float *kv_rows;        /* per worker [KERN_ROWS][D] cache rows widened to f32 */
+    int64_t kern_cols;     /* widest matrix */
+} scratch;
+
+struct ses {
+    model *m;
+    kv_codec codec;
+    int64_t n_ctx, n_past;
+    int32_t *ids;    /* [n_ctx] */
+    kv_layer *kv;    /* [n_layers + 1]; full layers only, the last is MTP's */
+    int64_t n_mtp;   /* rows in the MTP block's cache */
+    int *slot;       /* [n_layers] rank of a linear layer among the linear ones */
+    int n_linear;
+    float *S;        /* [n_linear][Nv][Dv][Dk] recurrent state, keys contiguous */
+    float *conv;     /* [n_linear][K-1][C] last raw rows, oldest first */
+    float *logits;   /* [V] */
+    scratch t;
+    void *arena;     /* everything small above, one allocation */
+};
+
+/* Elements of one codec: bytes, and rows in and out. */
+int64_t kv_row_bytes(const ses *s);
+void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value);
+/* Head h of rows [pos, pos+n) of `rows` (key or value): borrowed f32 with stride *ld, widened into
+ * tmp [n][D] when the codec is not f32. */
+const float *kv_head_rows(const ses *s, const void *rows, int64_t pos, int n, int h, float *tmp,
+                          int64_t *ld);
+
+/* y = mixer(u) or FFN(u) for n tokens that start at position `pos`; see gdn.c, attn.c, ffn.c. */
+void gdn_mix(ses *s, const gdn_weights *w, int slot, int64_t n);
+void attn_mix(ses *s, const attn_weights *w, kv_layer *kv, int64_t pos, int64_t n);
+void ffn_mix(ses *s, const layer_weights *w, int64_t n);
+
+/* Positions pos .. pos+n-1 into t.cos and t.sin. */
+void rope_prepare(ses *s, int64_t pos, int64_t n);
+
+/* y = W x for n rows of the batch. */
+void pass_linear(ses *s, const num_matrix *w, const float *x, int64_t n, float *y);
+/* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
+void pass_norm(ses *s, const float *x, const float *weight, int64_t n, float *out);
+
+#endif

@@ -1,0 +1,332 @@
+/* session: memory of one timeline: cache, recurrent state, scratch. */
+#include "model/pass.h"
+
+#include <string.h>
+
+#include "base/mem.h"
+
+const char *kv_codec_name(kv_codec codec)
+{
+    static const char *const names[KV_N_CODECS] = {"f32", "f16"};
+    return (unsigned)codec < KV_N_CODECS ? names[codec] : "unknown";
+}
+
+int kv_codec_parse(const char *name)
+{
+    for (int i = 0; i < KV_N_CODECS; i++)
+        if (strcmp(name, kv_codec_name((kv_codec)i)) == 0) return i;
+    return -1;
+}
+
+/* ---- opening -------------------------------------------------------------------------------- */
+
+/* A first pass with base NULL adds up sizes, a second one hands out pieces of the arena. */
+typedef struct layout {
+    char *base;
+    size_t n_bytes;
+    int overflow;
+} layout;
+
+static void *take(layout *l, int64_t n, size_t size)
+{
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)n, size, &bytes) ||
+        __builtin_add_overflow(l->n_bytes, (bytes + 63) & ~(size_t)63, &bytes)) {
+        l->overflow = 1;
+        return NULL;
+    }
+    void *p = l->base ? l->base + l->n_bytes : NULL;
+    l->n_bytes = bytes;
+    return p;
+}
+
+static int64_t max64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Widest input of any matrix of the model. */
+static int64_t widest_matrix(const model_config *c)
+{
+    int64_t cols = max64(2 * (int64_t)c->hidden_size, config_value_width(c));
+    cols = max64(cols, (int64_t)c->n_heads * c->head_dim);
+    cols = max64(cols, max64(c->intermediate_size, c->moe_intermediate_size));
+    return max64(cols, c->shared_intermediate_size);
+}
+
+static void lay_out(ses *s, layout *l)
+{
+    const model_config *c = &s->m->config;
+    scratch *t = &s->t;
+    int64_t n = s->n_ctx < SES_BATCH ? s->n_ctx : SES_BATCH;
+    int64_t H = c->hidden_size, C = config_conv_width(c), D = c->head_dim, K = c->conv_kernel;
+    int64_t Nv = c->lin_v_heads, kv_width = (int64_t)c->n_kv_heads * D, E = c->n_experts;
+    int64_t pairs = n * c->n_experts_used, workers = pool_n_threads(s->m->pool);
+    int64_t ffn = c->is_moe
+                      ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
+                      : n * c->intermediate_size;
+    size_t f = sizeof(float);
+
+    s->kv = take(l, c->n_layers + 1, sizeof *s->kv);
+    s->slot = take(l, c->n_layers, sizeof *s->slot);
+    s->S = take(l, s->n_linear * Nv * c->lin_v_dim * c->lin_k_dim, f);
+    s->conv = take(l, s->n_linear * (K - 1) * C, f);
+    s->logits = take(l, c->vocab_size, f);
+    t->x = take(l, n * H, f);
+    t->u = take(l, n * H, f);
+    t->y = take(l, n * H, f);
+    t->conv_in = take(l, (K - 1 + n) * C, f);
+    t->conv_out = take(l, n * C, f);
+    t->z = take(l, n * config_value_width(c), f);
+    t->b = take(l, n * Nv, f);
+    t->a = take(l, n * Nv, f);
+    t->qg = take(l, n * c->n_heads * 2 * D, f);
+    t->k = take(l, n * kv_width, f);
+    t->v = take(l, n * kv_width, f);
+    t->heads = take(l, n * c->n_heads * D, f);
+    t->cos = take(l, n * c->rotary_dim / 2, f);
+    t->sin = take(l, n * c->rotary_dim / 2, f);
+    t->router = take(l, n * E, f);
+    t->expert_ids = take(l, pairs, sizeof *t->expert_ids);
+    t->expert_weights = take(l, pairs, f);
+    t->expert_rows = take(l, pairs, sizeof *t->expert_rows);
+    t->expert_first = take(l, E + 1, sizeof *t->expert_first);
+    t->xe = take(l, pairs * H, f);
+    t->gate = take(l, ffn, f);
+    t->up = take(l, ffn, f);
+    t->down = take(l, c->is_moe ? (pairs + n) * H : 0, f);
+    t->shared = take(l, n, f);
+    t->jobs = take(l, 2 * (E + 1), sizeof *t->jobs);
+    t->mtp_in = take(l, s->m->weights.mtp.present ? n * 2 * H : 0, f);
+    t->kern_cols = widest_matrix(c);
+    t->kern = take(l, workers, (size_t)kern_scratch_bytes(t->kern_cols));
+    t->kv_rows = take(l, workers * KERN_ROWS * D, f);
+}
+
+static size_t scores_bytes(const ses *s)
+{
+    const model_config *c = &s->m->config;
+    return (size_t)(c->n_heads / c->n_kv_heads) * (size_t)s->n_ctx * sizeof(float) *
+           (size_t)pool_n_threads(s->m->pool);
+}
+
+static size_t kv_bytes(const ses *s)
+{
+    return (size_t)s->n_ctx * (size_t)kv_row_bytes(s);
+}
+
+static err_code open_pages(ses *s, err_info *e)
+{
+    const model_config *c = &s->m->config;
+    for (int i = 0; i <= c->n_layers; i++) {
+        if (i < c->n_layers ? !c->is_full[i] : !s->m->weights.mtp.present) continue;
+        if (!(s->kv[i].key = mem_pages(kv_bytes(s), e))) return e->code;
+        if (!(s->kv[i].value = mem_pages(kv_bytes(s), e))) return e->code;
+    }
+    if (!(s->ids = mem_pages((size_t)s->n_ctx * sizeof *s->ids, e))) return e->code;
+    if (!(s->t.scores = mem_pages(scores_bytes(s), e))) return e->code;
+    return ERR_NONE;
+}
+
+static err_code open_into(ses *s, err_info *e)
+{
+    const model_config *c = &s->m->config;
+    for (int i = 0; i < c->n_layers; i++) s->n_linear += !c->is_full[i];
+    layout l = {0};
+    lay_out(s, &l);
+    if (l.overflow) return err_set(e, ERR_MEMORY, "session scratch does not fit in memory");
+    if (!(s->arena = mem_array(1, l.n_bytes, e))) return e->code;
+    l = (layout){.base = s->arena};
+    lay_out(s, &l);
+    for (int i = 0, rank = 0; i < c->n_layers; i++)
+        if (!c->is_full[i]) s->slot[i] = rank++;
+    return open_pages(s, e);
+}
+
+ses *ses_open(model *m, const ses_options *options, err_info *e)
+{
+    err_info local;
+    if (!e) e = &local;
+    if (options->n_ctx < 1 || options->n_ctx > m->config.max_positions) {
+        err_set(e, ERR_LIMIT, "context of %lld tokens: this model takes 1 to %d",
+                (long long)options->n_ctx, m->config.max_positions);
+        return NULL;
+    }
+    ses *s = mem_array(1, sizeof *s, e);
+    if (!s) return NULL;
+    s->m = m;
+    s->codec = options->codec;
+    s->n_ctx = options->n_ctx;
+    if (open_into(s, e)) {
+        ses_close(s);
+        return NULL;
+    }
+    return s;
+}
+
+void ses_close(ses *s)
+{
+    if (!s) return;
+    for (int i = 0; s->kv && i <= s->m->config.n_layers; i++) {
+        mem_pages_free(s->kv[i].key, kv_bytes(s));
+        mem_pages_free(s->kv[i].value, kv_bytes(s));
+    }
+    mem_pages_free(s->ids, (size_t)s->n_ctx * sizeof *s->ids);
+    mem_pages_free(s->t.scores, scores_bytes(s));
+    mem_free(s->arena);
+    mem_free(s);
+}
+
+/* ---- looking -------------------------------------------------------------------------------- */
+
+int64_t ses_n_past(const ses *s) { return s->n_past; }
+int64_t ses_n_ctx(const ses *s) { return s->n_ctx; }
+kv_codec ses_codec(const ses *s) { return s->codec; }
+const int32_t *ses_ids(const ses *s) { return s->ids; }
+float *ses_logits(ses *s) { return s->n_past ? s->logits : NULL; }
+
+static int64_t state_floats(const ses *s)
+{
+    const model_config *c = &s->m->config;
+    return (int64_t)s->n_linear * c->lin_v_heads * c->lin_v_dim * c->lin_k_dim;
+}
+
+static int64_t conv_floats(const ses *s)
+{
+    const model_config *c = &s->m->config;
+    return (int64_t)s->n_linear * (c->conv_kernel - 1) * config_conv_width(c);
+}
+
+static int n_full(const ses *s)
+{
+    return s->m->config.n_layers - s->n_linear;
+}
+
+int64_t ses_kv_bytes(const ses *s)
+{
+    return 2 * kv_row_bytes(s) * (n_full(s) * s->n_past + s->n_mtp);
+}
+
+int64_t ses_state_bytes(const ses *s)
+{
+    return (state_floats(s) + conv_floats(s)) * (int64_t)sizeof(float);
+}
+
+const float *ses_recurrent(const ses *s, int layer)
+{
+    const model_config *c = &s->m->config;
+    return s->S + (int64_t)s->slot[layer] * c->lin_v_heads * c->lin_v_dim * c->lin_k_dim;
+}
+
+void ses_conv_rows(const ses *s, int layer, float *out)
+{
+    const model_config *c = &s->m->config;
+    int64_t n = (int64_t)(c->conv_kernel - 1) * config_conv_width(c);
+    memcpy(out, s->conv + s->slot[layer] * n, (size_t)n * sizeof *out);
+}
+
+void ses_kv_row(const ses *s, int layer, int64_t pos, float *key, float *value)
+{
+    const model_config *c = &s->m->config;
+    int64_t D = c->head_dim, ld;
+    for (int h = 0; h < c->n_kv_heads; h++) {
+        float *k = key + h * D, *v = value + h * D;
+        const float *row = kv_head_rows(s, s->kv[layer].key, pos, 1, h, k, &ld);
+        if (row != k) memcpy(k, row, (size_t)D * sizeof *k);
+        row = kv_head_rows(s, s->kv[layer].value, pos, 1, h, v, &ld);
+        if (row != v) memcpy(v, row, (size_t)D * sizeof *v);
+    }
+}
+
+/* ---- rewinding ------------------------------------------------------------------------------ */
+
+void ses_reset(ses *s)
+{
+    memset(s->S, 0, (size_t)state_floats(s) * sizeof *s->S);
+    memset(s->conv, 0, (size_t)conv_floats(s) * sizeof *s->conv);
+    s->n_past = 0;
+    s->n_mtp = 0;
+}
+
+struct ses_snap {
+    const model *m;
+    kv_codec codec;
+    int64_t n_past, n_mtp;
+    int32_t *ids;  /* [n_past] */
+    char *kv;      /* key rows, then value rows, of each full layer and of MTP */
+    float *S, *conv, *logits;
+};
+
+/* Copies the filled rows of every cache between the session and `buffer`. */
+static void copy_rows(const ses *s, char *buffer, int64_t n_past, int64_t n_mtp, int restore)
+{
+    int n_layers = s->m->config.n_layers;
+    for (int i = 0; i <= n_layers; i++) {
+        size_t bytes = (size_t)((i < n_layers ? n_past : n_mtp) * kv_row_bytes(s));
+        if (!s->kv[i].key) continue;
+        void *rows[2] = {s->kv[i].key, s->kv[i].value};
+        for (int j = 0; j < 2; j++, buffer += bytes)
+            if (restore)
+                memcpy(rows[j], buffer, bytes);
+            else
+                memcpy(buffer, rows[j], bytes);
+    }
+}
+
+ses_snap *ses_snapshot(const ses *s, err_info *e)
+{
+    ses_snap *snap = mem_array(1, sizeof *snap, e);
+    if (!snap) return NULL;
+    size_t V = (size_t)s->m->config.vocab_size, f = sizeof(float);
+    snap->m = s->m;
+    snap->codec = s->codec;
+    snap->n_past = s->n_past;
+    snap->n_mtp = s->n_mtp;
+    if (!(snap->ids = mem_array((size_t)s->n_past, sizeof *snap->ids, e)) ||
+        !(snap->kv = mem_array((size_t)ses_kv_bytes(s), 1, e)) ||
+        !(snap->S = mem_array((size_t)state_floats(s), f, e)) ||
+        !(snap->conv = mem_array((size_t)conv_floats(s), f, e)) ||
+        !(snap->logits = mem_array(V, f, e))) {
+        ses_snap_close(snap);
+        return NULL;
+    }
+    memcpy(snap->ids, s->ids, (size_t)s->n_past * sizeof *snap->ids);
+    copy_rows(s, snap->kv, s->n_past, s->n_mtp, 0);
+    memcpy(snap->S, s->S, (size_t)state_floats(s) * f);
+    memcpy(snap->conv, s->conv, (size_t)conv_floats(s) * f);
+    memcpy(snap->logits, s->logits, V * f);
+    return snap;
+}
+
+err_code ses_restore(ses *s, const ses_snap *snap, err_info *e)
+{
+    if (snap->m != s->m) return err_set(e, ERR_RANGE, "the snapshot is of another model");
+    if (snap->codec != s->codec)
+        return err_set(e, ERR_RANGE, "the snapshot's cache is %s, the session's %s",
+                       kv_codec_name(snap->codec), kv_codec_name(s->codec));
+    if (snap->n_past > s->n_ctx || snap->n_mtp > s->n_ctx)
+        return err_set(e, ERR_LIMIT, "the snapshot holds %lld tokens, the session has room for %lld",
+                       (long long)snap->n_past, (long long)s->n_ctx);
+    size_t f = sizeof(float);
+    memcpy(s->ids, snap->ids, (size_t)snap->n_past * sizeof *s->ids);
+    copy_rows(s, snap->kv, snap->n_past, snap->n_mtp, 1);
+    memcpy(s->S, snap->S, (size_t)state_floats(s) * f);
+    memcpy(s->conv, snap->conv, (size_t)conv_floats(s) * f);
+    memcpy(s->logits, snap->logits, (size_t)s->m->config.vocab_size * f);
+    s->n_past = snap->n_past;
+    s->n_mtp = snap->n_mtp;
+    return ERR_NONE;
+}
+
+void ses_snap_close(ses_snap *snap)
+{
+    if (!snap) return;
+    mem_free(snap->ids);
+    mem_free(snap->kv);
+    mem_free(snap->S);
+    mem_free(snap->conv);
+    mem_free(snap->logits);
+    mem_free(snap);
+}
+
+int64_t ses_snap_n_past(const ses_snap *snap) { return snap->n_past; }
