@@ -127,9 +127,11 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_kern(L);
     lml_open_layout(L);
     lml_open_logits(L);
+    lml_open_model(L);
     lml_open_num(L);
     lml_open_rng(L);
     lml_open_st(L);
+    lml_open_sys(L);
     lml_open_tensor(L);
     lml_open_tok(L);
     return 1;

@@ -66,6 +66,43 @@ static float *rows_from(float *base, int64_t row, int64_t width)
     return base ? base + row * width : NULL;
 }
 
+typedef struct score_loop {
+    ses *s;
+    const int32_t *targets; /* [n] */
+    const int64_t *rows;    /* which of them each scored row is */
+    float *nll;
+} score_loop;
+
+static void score_rows(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const score_loop *l = ctx;
+    int64_t V = l->s->m->config.vocab_size;
+    for (int64_t i = begin; i < end; i++) {
+        float *logits = l->s->t.scored + i * V, target = logits[l->targets[l->rows[i]]];
+        l->nll[l->rows[i]] = l->s->m->ops->softmax(logits, V) - target;
+    }
+}
+
+/* nll of the batch's targets; t.u holds the rows that lm_head reads. */
+static void score_batch(ses *s, int64_t n, const int32_t *targets, float *nll)
+{
+    int64_t H = s->m->config.hidden_size, rows[SES_SCORE_ROWS];
+    score_loop l = {s, targets, rows, nll};
+    for (int64_t i = 0, count = 0; i < n; i++) {
+        nll[i] = 0;
+        if (targets[i] >= 0) {
+            memcpy(s->t.y + count * H, s->t.u + i * H, (size_t)H * sizeof(float));
+            rows[count++] = i;
+        }
+        if (count == SES_SCORE_ROWS || (i == n - 1 && count)) {
+            pass_linear(s, &s->m->weights.lm_head, s->t.y, count, s->t.scored);
+            pool_for(s->m->pool, count, 1, score_rows, &l);
+            count = 0;
+        }
+    }
+}
+
 /* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. */
 static void run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
                       const ses_want *want)
@@ -96,13 +133,15 @@ static void run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t
 
     int last = t0 + n == total;
     float *final = rows_from(want->final, t0, H), *logits = rows_from(want->logits, t0, V);
-    if (final || logits || last) pass_norm(s, t->x, m->weights.norm, n, t->u);
+    if (final || logits || last || want->nll) pass_norm(s, t->x, m->weights.norm, n, t->u);
     if (final) memcpy(final, t->u, (size_t)(n * H) * sizeof *final);
     if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
     if (last && logits)
         memcpy(s->logits, logits + (n - 1) * V, (size_t)V * sizeof *logits);
     else if (last)
         pass_linear(s, &m->weights.lm_head, t->u + (n - 1) * H, 1, s->logits);
+
+    if (want->nll) score_batch(s, n, want->targets + t0, want->nll + t0);
 
     memcpy(s->ids + pos, ids, (size_t)n * sizeof *ids);
     s->n_past = pos + n;
@@ -122,6 +161,10 @@ err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
 {
     static const ses_want nothing;
     if (check_ids(&s->m->config, ids, n, e)) return e->code;
+    for (int64_t i = 0; want && want->nll && i < n; i++)
+        if (want->targets[i] >= s->m->config.vocab_size)
+            return err_set(e, ERR_RANGE, "target id %d at position %lld is not below %d",
+                           want->targets[i], (long long)i, s->m->config.vocab_size);
     if (n > s->n_ctx - s->n_past)
         return err_set(e, ERR_LIMIT, "context is full: %lld tokens past, %lld more, room for %lld",
                        (long long)s->n_past, (long long)n, (long long)s->n_ctx);

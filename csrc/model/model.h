@@ -63,6 +63,8 @@ typedef struct ses_want {
     float *final;          /* [n][H] after the last norm */
     int32_t *router_ids;   /* [L][n][k] chosen experts, best first */
     float *router_weights; /* [L][n][k] */
+    const int32_t *targets; /* [n] for nll: the token to score after each one, < 0 for none */
+    float *nll;             /* [n] -ln p(targets[i]) in nats, 0 where there is no target */
 } ses_want;
 
 /* Appends n tokens. A token's results are the same bits however the sequence is cut into calls

@@ -15,6 +15,9 @@
  * well under 100 MB at 35B-A3B's sizes and cancelling is prompt. */
 enum { SES_BATCH = 256 };
 
+/* Rows that are scored at once: a pass over lm_head serves this many. */
+enum { SES_SCORE_ROWS = 16 };
+
 /* Keys and values of one attention layer, a row per position. */
 typedef struct kv_layer {
     void *key, *value; /* [n_ctx][Nkv*D] of the codec's elements; pages, touched as they fill */
@@ -43,6 +46,7 @@ typedef struct scratch {
     float *shared;         /* [n] the shared expert's gate */
     kern_job *jobs;        /* [2 * (E + 1)] */
     float *mtp_in;         /* [n][2*H] */
+    float *scored;         /* [SES_SCORE_ROWS][V]; pages, untouched unless nll is wanted */
     void *kern;            /* kern_linear's, per worker */
     float *scores;         /* per worker [Nq/Nkv][n_ctx] attention weights */
     float *kv_rows;        /* per worker [KERN_ROWS][D] cache rows widened to f32 */

@@ -110,6 +110,11 @@ static size_t scores_bytes(const ses *s)
            (size_t)pool_n_threads(s->m->pool);
 }
 
+static size_t scored_bytes(const ses *s)
+{
+    return SES_SCORE_ROWS * (size_t)s->m->config.vocab_size * sizeof(float);
+}
+
 static size_t kv_bytes(const ses *s)
 {
     return (size_t)s->n_ctx * (size_t)kv_row_bytes(s);
@@ -125,6 +130,7 @@ static err_code open_pages(ses *s, err_info *e)
     }
     if (!(s->ids = mem_pages((size_t)s->n_ctx * sizeof *s->ids, e))) return e->code;
     if (!(s->t.scores = mem_pages(scores_bytes(s), e))) return e->code;
+    if (!(s->t.scored = mem_pages(scored_bytes(s), e))) return e->code;
     return ERR_NONE;
 }
 
@@ -173,6 +179,7 @@ void ses_close(ses *s)
     }
     mem_pages_free(s->ids, (size_t)s->n_ctx * sizeof *s->ids);
     mem_pages_free(s->t.scores, scores_bytes(s));
+    mem_pages_free(s->t.scored, scored_bytes(s));
     mem_free(s->arena);
     mem_free(s);
 }

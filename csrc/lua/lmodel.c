@@ -1,0 +1,220 @@
+/* Model handles: opening, configuration, and the forward pass of a fresh sequence. */
+#include "lua/lmodel.h"
+
+#include <string.h>
+
+#include "lua/lkern.h"
+
+static model_box *to_box(lua_State *L, int arg)
+{
+    return luaL_checkudata(L, arg, LMODEL_CLASS);
+}
+
+model_box *lmodel_check(lua_State *L, int arg)
+{
+    model_box *box = to_box(L, arg);
+    if (box->closed) luaL_error(L, "closed model");
+    return box;
+}
+
+void lmodel_release(model_box *box)
+{
+    box->n_sessions--;
+    if (box->closed && box->n_sessions == 0) {
+        model_close(box->m);
+        box->m = NULL;
+    }
+}
+
+static int close_model(lua_State *L)
+{
+    model_box *box = to_box(L, 1);
+    if (!box->closed) {
+        box->closed = 1;
+        box->n_sessions++;
+        lmodel_release(box);
+    }
+    return 0;
+}
+
+/* core.model_open(dir [, {threads=}]) */
+static int open_model(lua_State *L)
+{
+    static const char *const keys[] = {"threads", NULL};
+    const char *dir = luaL_checkstring(L, 1);
+    lml_check_keys(L, 2, keys);
+    lua_Integer n_threads = lml_opt_int(L, 2, "threads", 0);
+    luaL_argcheck(L, n_threads >= 0 && n_threads <= 1024, 2, "threads: 1 to 1024 expected");
+    model_options options = {.n_threads = (int)n_threads, .level = lml_cpu_level(L)};
+
+    model_box *box = lua_newuserdatauv(L, sizeof *box, 0);
+    *box = (model_box){.closed = 1};
+    luaL_setmetatable(L, LMODEL_CLASS);
+    err_info e;
+    box->m = model_open(dir, &options, &e);
+    if (!box->m) return lml_fail(L, &e);
+    box->closed = 0;
+    return 1;
+}
+
+static void set_int(lua_State *L, const char *key, lua_Integer n)
+{
+    lua_pushinteger(L, n);
+    lua_setfield(L, -2, key);
+}
+
+/* model:config() -> the numbers that Lua code needs, under config.json's names where it has one. */
+static int push_config(lua_State *L)
+{
+    const model *m = lmodel_check(L, 1)->m;
+    const model_config *c = &m->config;
+    lua_newtable(L);
+    set_int(L, "vocab_size", c->vocab_size);
+    set_int(L, "hidden_size", c->hidden_size);
+    set_int(L, "num_hidden_layers", c->n_layers);
+    set_int(L, "max_position_embeddings", c->max_positions);
+    set_int(L, "num_experts", c->n_experts);
+    set_int(L, "num_experts_per_tok", c->n_experts_used);
+    set_int(L, "threads", pool_n_threads(m->pool));
+    lua_pushstring(L, m->ops->name);
+    lua_setfield(L, -2, "kernels");
+    lua_pushboolean(L, m->weights.mtp.present);
+    lua_setfield(L, -2, "mtp");
+    lua_createtable(L, c->n_layers, 0);
+    for (int i = 0; i < c->n_layers; i++) {
+        lua_pushstring(L, c->is_full[i] ? "full_attention" : "linear_attention");
+        lua_rawseti(L, -2, i + 1);
+    }
+    lua_setfield(L, -2, "layer_types");
+    return 1;
+}
+
+/* ---- forward -------------------------------------------------------------------------------- */
+
+enum { WANT_LOGITS = 1, WANT_HIDDEN = 2, WANT_ROUTER = 4, WANT_MTP = 8 };
+
+static int read_want(lua_State *L, int arg)
+{
+    static const char *const names[] = {"logits", "hidden", "router", "mtp", NULL};
+    luaL_checktype(L, arg, LUA_TTABLE);
+    int want = 0;
+    for (lua_Integer i = 1, n = luaL_len(L, arg); i <= n; i++) {
+        lua_geti(L, arg, i);
+        want |= 1 << luaL_checkoption(L, -1, NULL, names);
+        lua_pop(L, 1);
+    }
+    return want;
+}
+
+/* Pushes router = { {ids=[n,k], weights=[n,k]}, ... } from arrays over all layers. */
+static void push_router(lua_State *L, const model_config *c, int64_t n, const int32_t *ids,
+                        const float *weights_of)
+{
+    int64_t k = c->n_experts_used, shape[] = {n, k}, size = n * k;
+    lua_createtable(L, c->n_layers, 0);
+    for (int layer = 0; layer < c->n_layers; layer++) {
+        lua_createtable(L, 0, 2);
+        memcpy(lml_push_tensor(L, 'i', 2, shape), ids + layer * size,
+               (size_t)size * sizeof *ids);
+        lua_setfield(L, -2, "ids");
+        memcpy(lml_push_tensor(L, 'f', 2, shape), weights_of + layer * size,
+               (size_t)size * sizeof *weights_of);
+        lua_setfield(L, -2, "weights");
+        lua_rawseti(L, -2, layer + 1);
+    }
+}
+
+/* mtp = {next_ids=[n], hidden=[n,H], logits=[n,V]}: row p sees token p+1; the last row sees the
+ * trunk's best guess. The session is the userdata on top of the stack. */
+static err_code push_mtp(lua_State *L, ses *s, const model *m, const int32_t *ids, int64_t n,
+                         const float *final, err_info *e)
+{
+    int64_t V = m->config.vocab_size, H = m->config.hidden_size, shape[] = {n, H};
+    lua_createtable(L, 0, 3);
+    int32_t *next = lml_push_tensor(L, 'i', 1, shape);
+    memcpy(next, ids + 1, (size_t)(n - 1) * sizeof *next);
+    const float *logits = ses_logits(s);
+    for (int64_t i = 1; i < V; i++)
+        if (logits[i] > logits[next[n - 1]]) next[n - 1] = (int32_t)i;
+    lua_setfield(L, -2, "next_ids");
+    float *hidden = lml_push_tensor(L, 'f', 2, shape);
+    lua_setfield(L, -2, "hidden");
+    shape[1] = V;
+    float *out = lml_push_tensor(L, 'f', 2, shape);
+    lua_setfield(L, -2, "logits");
+    return ses_mtp(s, 0, final, next, n, hidden, out, e);
+}
+
+/* model:forward(ids, want) -> {logits=[n,V], hidden=[L+1,n,H], final=[n,H], router=, mtp=} */
+static int forward(lua_State *L)
+{
+    lua_settop(L, 3);
+    const model *m = lmodel_check(L, 1)->m;
+    const model_config *c = &m->config;
+    int64_t n, L1 = c->n_layers + 1, H = c->hidden_size, k = c->n_experts_used;
+    const int32_t *ids = lml_check_ids(L, 2, &n);
+    int want = read_want(L, 3);
+    err_info e;
+    if (n == 0) {
+        err_set(&e, ERR_RANGE, "no tokens to evaluate");
+        return lml_fail(L, &e);
+    }
+    if ((want & WANT_ROUTER) && !c->is_moe) {
+        err_set(&e, ERR_UNSUPPORTED, "this model is dense: it has no router");
+        return lml_fail(L, &e);
+    }
+    lua_pushcfunction(L, lsession_new);
+    lua_pushvalue(L, 1);
+    lua_createtable(L, 0, 2);
+    set_int(L, "ctx", n);
+    lua_pushliteral(L, "f32");
+    lua_setfield(L, -2, "kv");
+    lua_call(L, 2, 3);
+    if (lua_isnil(L, 5)) return 3;
+    lua_settop(L, 5);
+    lua_toclose(L, 5);
+    ses *s = *(ses **)lua_touserdata(L, 5);
+
+    lua_createtable(L, 0, 4);
+    ses_want out = {0};
+    if (want & WANT_LOGITS) {
+        out.logits = lml_push_tensor(L, 'f', 2, (int64_t[]){n, c->vocab_size});
+        lua_setfield(L, 6, "logits");
+    }
+    if (want & (WANT_HIDDEN | WANT_MTP)) {
+        out.final = lml_push_tensor(L, 'f', 2, (int64_t[]){n, H});
+        lua_setfield(L, 6, "final");
+    }
+    if (want & WANT_HIDDEN) {
+        out.hidden = lml_push_tensor(L, 'f', 3, (int64_t[]){L1, n, H});
+        lua_setfield(L, 6, "hidden");
+    }
+    if (want & WANT_ROUTER) {
+        out.router_ids = lml_push_tensor(L, 'i', 3, (int64_t[]){c->n_layers, n, k});
+        out.router_weights = lml_push_tensor(L, 'f', 3, (int64_t[]){c->n_layers, n, k});
+    }
+    if (ses_eval(s, ids, n, &out, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    if (want & WANT_ROUTER) {
+        push_router(L, c, n, out.router_ids, out.router_weights);
+        lua_setfield(L, 6, "router");
+    }
+    if (want & WANT_MTP) {
+        if (push_mtp(L, s, m, ids, n, out.final, &e)) return lml_fail(L, &e);
+        lua_setfield(L, 6, "mtp");
+    }
+    lua_settop(L, 6);
+    return 1;
+}
+
+void lml_open_model(lua_State *L)
+{
+    static const luaL_Reg methods[] = {{"close", close_model},
+                                       {"config", push_config},
+                                       {"forward", forward},
+                                       {"session", lsession_new},
+                                       {NULL, NULL}};
+    lml_class(L, LMODEL_CLASS, methods, close_model);
+    lua_pushcfunction(L, open_model);
+    lua_setfield(L, -2, "model_open");
+    lsession_open(L);
+}

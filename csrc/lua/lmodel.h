@@ -1,0 +1,31 @@
+/* lmodel: what the model and session bindings share. Internal to the lua room.
+ *
+ * A session keeps its model's userdata alive through a user value. Closing the model first is
+ * allowed: its memory goes when the last session closes, but nothing can be computed any more. */
+#ifndef LUA_LMODEL_H
+#define LUA_LMODEL_H
+
+#include "lua/lml.h"
+#include "model/model.h"
+
+#define LMODEL_CLASS   "moonlet.core.model"
+#define LSESSION_CLASS "moonlet.core.session"
+#define LSNAP_CLASS    "moonlet.core.snapshot"
+
+typedef struct model_box {
+    model *m; /* NULL once freed */
+    int closed;
+    int n_sessions;
+} model_box;
+
+/* The model at `arg`; raises when it is closed. */
+model_box *lmodel_check(lua_State *L, int arg);
+
+/* One session less; frees a closed model that has no more. */
+void lmodel_release(model_box *box);
+
+/* model:session{ctx=, kv=} -> session; in lsession.c. */
+int lsession_new(lua_State *L);
+void lsession_open(lua_State *L);
+
+#endif

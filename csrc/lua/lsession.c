@@ -1,0 +1,265 @@
+/* Session and snapshot handles. */
+#include "lua/lmodel.h"
+
+typedef struct session_box {
+    ses *s; /* first: lmodel.c reads it; NULL when closed */
+    model_box *owner;
+    uint64_t epoch; /* counts changes, so that views of the logits know when they are stale */
+} session_box;
+
+typedef struct snap_box {
+    ses_snap *snap; /* NULL when closed */
+    model_box *owner;
+} snap_box;
+
+static session_box *check_session(lua_State *L)
+{
+    session_box *box = luaL_checkudata(L, 1, LSESSION_CLASS);
+    if (!box->s) luaL_error(L, "closed session");
+    if (box->owner->closed) luaL_error(L, "closed model");
+    return box;
+}
+
+static int close_session(lua_State *L)
+{
+    session_box *box = luaL_checkudata(L, 1, LSESSION_CLASS);
+    box->epoch++;
+    if (box->s) {
+        ses_close(box->s);
+        box->s = NULL;
+        lmodel_release(box->owner);
+    }
+    return 0;
+}
+
+int lsession_new(lua_State *L)
+{
+    static const char *const keys[] = {"ctx", "kv", NULL};
+    model_box *owner = lmodel_check(L, 1);
+    lml_check_keys(L, 2, keys);
+    const char *kv = lml_opt_string(L, 2, "kv", "f16");
+    int codec = kv_codec_parse(kv);
+    err_info e;
+    if (codec < 0) {
+        err_set(&e, ERR_UNSUPPORTED, "KV codec '%s' is not built; there are f32 and f16", kv);
+        return lml_fail(L, &e);
+    }
+    ses_options options = {.n_ctx = lml_opt_int(L, 2, "ctx", 0), .codec = (kv_codec)codec};
+
+    session_box *box = lua_newuserdatauv(L, sizeof *box, 1);
+    *box = (session_box){.owner = owner};
+    luaL_setmetatable(L, LSESSION_CLASS);
+    lua_pushvalue(L, 1);
+    lua_setiuservalue(L, -2, 1);
+    box->s = ses_open(owner->m, &options, &e);
+    if (!box->s) return lml_fail(L, &e);
+    owner->n_sessions++;
+    return 1;
+}
+
+/* session:eval(ids) -> true */
+static int eval(lua_State *L)
+{
+    session_box *box = check_session(L);
+    int64_t n;
+    const int32_t *ids = lml_check_ids(L, 2, &n);
+    err_info e;
+    box->epoch++;
+    if (ses_eval(box->s, ids, n, NULL, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* session:score(ids, targets) -> nll [n]: evaluates ids and scores targets[i], the token that
+ * should follow ids[i]; a negative target scores nothing. */
+static int score(lua_State *L)
+{
+    session_box *box = check_session(L);
+    int64_t n, n_targets;
+    const int32_t *ids = lml_check_ids(L, 2, &n), *targets = lml_check_ids(L, 3, &n_targets);
+    luaL_argcheck(L, n == n_targets, 3, "one target for each id expected");
+    ses_want want = {.targets = targets, .nll = lml_push_tensor(L, 'f', 1, &n)};
+    err_info e;
+    box->epoch++;
+    if (ses_eval(box->s, ids, n, &want, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    return 1;
+}
+
+static int logits(lua_State *L)
+{
+    session_box *box = check_session(L);
+    float *row = ses_logits(box->s);
+    if (!row) return luaL_error(L, "no logits: nothing has been evaluated yet");
+    lml_push_logits(L, row, box->owner->m->config.vocab_size, &box->epoch, 1);
+    return 1;
+}
+
+static int n_past(lua_State *L)
+{
+    lua_pushinteger(L, ses_n_past(check_session(L)->s));
+    return 1;
+}
+
+static int n_ctx(lua_State *L)
+{
+    lua_pushinteger(L, ses_n_ctx(check_session(L)->s));
+    return 1;
+}
+
+static int push_past_ids(lua_State *L)
+{
+    const ses *s = check_session(L)->s;
+    lml_push_ids(L, ses_ids(s), ses_n_past(s));
+    return 1;
+}
+
+/* session:common_prefix(ids) -> how many leading ids are what was evaluated */
+static int common_prefix(lua_State *L)
+{
+    const ses *s = check_session(L)->s;
+    int64_t n, same = 0;
+    const int32_t *ids = lml_check_ids(L, 2, &n), *past = ses_ids(s);
+    while (same < n && same < ses_n_past(s) && ids[same] == past[same]) same++;
+    lua_pushinteger(L, same);
+    return 1;
+}
+
+static int reset(lua_State *L)
+{
+    session_box *box = check_session(L);
+    box->epoch++;
+    ses_reset(box->s);
+    return 0;
+}
+
+static int stats(lua_State *L)
+{
+    const ses *s = check_session(L)->s;
+    lua_createtable(L, 0, 5);
+    lua_pushstring(L, kv_codec_name(ses_codec(s)));
+    lua_setfield(L, -2, "codec");
+    lua_pushinteger(L, ses_kv_bytes(s));
+    lua_setfield(L, -2, "kv_bytes");
+    lua_pushinteger(L, ses_state_bytes(s));
+    lua_setfield(L, -2, "state_bytes");
+    lua_pushinteger(L, ses_n_past(s));
+    lua_setfield(L, -2, "n_past");
+    lua_pushinteger(L, ses_n_ctx(s));
+    lua_setfield(L, -2, "n_ctx");
+    return 1;
+}
+
+/* ---- snapshots ------------------------------------------------------------------------------ */
+
+static int close_snap(lua_State *L)
+{
+    snap_box *box = luaL_checkudata(L, 1, LSNAP_CLASS);
+    if (box->snap) {
+        ses_snap_close(box->snap);
+        box->snap = NULL;
+        lmodel_release(box->owner);
+    }
+    return 0;
+}
+
+static snap_box *check_snap(lua_State *L, int arg)
+{
+    snap_box *box = luaL_checkudata(L, arg, LSNAP_CLASS);
+    if (!box->snap) luaL_error(L, "closed snapshot");
+    return box;
+}
+
+static int snapshot(lua_State *L)
+{
+    session_box *box = check_session(L);
+    snap_box *out = lua_newuserdatauv(L, sizeof *out, 1);
+    *out = (snap_box){.owner = box->owner};
+    luaL_setmetatable(L, LSNAP_CLASS);
+    lua_getiuservalue(L, 1, 1);
+    lua_setiuservalue(L, -2, 1);
+    err_info e;
+    out->snap = ses_snapshot(box->s, &e);
+    if (!out->snap) return lml_fail(L, &e);
+    box->owner->n_sessions++;
+    return 1;
+}
+
+static int restore(lua_State *L)
+{
+    session_box *box = check_session(L);
+    const snap_box *snap = check_snap(L, 2);
+    err_info e;
+    box->epoch++;
+    if (ses_restore(box->s, snap->snap, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+static int snap_n_past(lua_State *L)
+{
+    lua_pushinteger(L, ses_snap_n_past(check_snap(L, 1)->snap));
+    return 1;
+}
+
+/* ---- raw state, for specs ------------------------------------------------------------------- */
+
+static int check_layer(lua_State *L, const session_box *box, int full)
+{
+    const model_config *c = &box->owner->m->config;
+    lua_Integer layer = luaL_checkinteger(L, 2);
+    luaL_argcheck(L, layer >= 0 && layer < c->n_layers && c->is_full[layer] == full, 2,
+                  full ? "not a full-attention layer" : "not a linear layer");
+    return (int)layer;
+}
+
+/* session:linear_state(layer) -> S [Nv,Dv,Dk], convolution rows [K-1,C] */
+static int linear_state(lua_State *L)
+{
+    session_box *box = check_session(L);
+    const model_config *c = &box->owner->m->config;
+    int layer = check_layer(L, box, 0);
+    int64_t shape[] = {c->lin_v_heads, c->lin_v_dim, c->lin_k_dim};
+    int64_t conv_shape[] = {c->conv_kernel - 1, config_conv_width(c)};
+    float *S = lml_push_tensor(L, 'f', 3, shape);
+    const float *from = ses_recurrent(box->s, layer);
+    for (int64_t i = 0; i < shape[0] * shape[1] * shape[2]; i++) S[i] = from[i];
+    ses_conv_rows(box->s, layer, lml_push_tensor(L, 'f', 2, conv_shape));
+    return 2;
+}
+
+/* session:kv_row(layer, position) -> key [Nkv,D], value [Nkv,D] */
+static int kv_row(lua_State *L)
+{
+    session_box *box = check_session(L);
+    const model_config *c = &box->owner->m->config;
+    int layer = check_layer(L, box, 1);
+    lua_Integer pos = luaL_checkinteger(L, 3);
+    luaL_argcheck(L, pos >= 0 && pos < ses_n_past(box->s), 3, "position was not evaluated");
+    int64_t shape[] = {c->n_kv_heads, c->head_dim};
+    float *key = lml_push_tensor(L, 'f', 2, shape), *value = lml_push_tensor(L, 'f', 2, shape);
+    ses_kv_row(box->s, layer, pos, key, value);
+    return 2;
+}
+
+void lsession_open(lua_State *L)
+{
+    static const luaL_Reg session_methods[] = {{"close", close_session},
+                                               {"common_prefix", common_prefix},
+                                               {"eval", eval},
+                                               {"ids", push_past_ids},
+                                               {"kv_row", kv_row},
+                                               {"linear_state", linear_state},
+                                               {"logits", logits},
+                                               {"n_ctx", n_ctx},
+                                               {"n_past", n_past},
+                                               {"reset", reset},
+                                               {"restore", restore},
+                                               {"score", score},
+                                               {"snapshot", snapshot},
+                                               {"stats", stats},
+                                               {NULL, NULL}};
+    static const luaL_Reg snap_methods[] = {
+        {"close", close_snap}, {"n_past", snap_n_past}, {NULL, NULL}};
+    lml_class(L, LSESSION_CLASS, session_methods, close_session);
+    lml_class(L, LSNAP_CLASS, snap_methods, close_snap);
+}

@@ -1,0 +1,158 @@
+--- A checkpoint: weights, tokenizer, chat template and generation defaults of one directory.
+local core = require "moonlet.core"
+local json = require "moonlet.json"
+local options = require "moonlet.options"
+local Session = require "moonlet.session"
+local template = require "moonlet.template"
+local tokenizer = require "moonlet.tokenizer"
+
+---@class moonlet.Model
+---@field dir string
+---@field precision "fast"|"exact"
+---@field tokenizer table? nil when the directory has no tokenizer.json
+---@field template table? nil when the checkpoint has no chat template
+---@field generation_config table? as in generation_config.json
+---@field stop_ids integer[] ids that end a generation
+local Model = {}
+Model.__index = Model
+
+-- The context that is reserved unless a session asks for another. Memory is only touched as it
+-- fills, but attention scratch is reserved for all of it.
+local DEFAULT_CTX <const> = 32768
+
+local function exists(path)
+  local file = io.open(path, "rb")
+  if file then file:close() end
+  return file ~= nil
+end
+
+local function read_json(path)
+  local file, message = io.open(path, "rb")
+  if not file then return nil, message, "io" end
+  local text = file:read("a")
+  file:close()
+  return json.decode(text, { name = path })
+end
+
+-- eos_token_id is an id or a list of ids, in generation_config.json or else in config.json.
+local function find_stop_ids(generation_config, config)
+  local text = json.is_object(config.text_config) and config.text_config or {}
+  local eos = (generation_config or {}).eos_token_id or config.eos_token_id or text.eos_token_id
+  if math.type(eos) == "integer" then return { eos } end
+  return json.is_array(eos) and table.move(eos, 1, #eos, 1, {}) or {}
+end
+
+local function load_parts(self)
+  local config, message, code = read_json(self.dir .. "/config.json")
+  if not config then return nil, message, code end
+  local path = self.dir .. "/generation_config.json"
+  if exists(path) then
+    self.generation_config, message, code = read_json(path)
+    if not self.generation_config then return nil, message, code end
+  end
+  self.stop_ids = find_stop_ids(self.generation_config, config)
+  if exists(self.dir .. "/tokenizer.json") then
+    self.tokenizer, message, code = tokenizer.open(self.dir)
+    if not self.tokenizer then return nil, message, code end
+  end
+  self.template, message, code = template.open(self.dir)
+  if not self.template and message then return nil, message, code end
+  return true
+end
+
+---Opens a checkpoint directory without converting it.
+---@param dir string holds config.json and safetensors; tokenizer and template are optional
+---@param opts? { threads?: integer, precision?: "fast"|"exact" } all processors; "fast"
+---@return moonlet.Model? model, string? message, string? code
+function Model.open(dir, opts)
+  if type(dir) ~= "string" then error("directory name expected, got " .. type(dir), 2) end
+  opts = options.check(opts, { threads = "integer", precision = "string" })
+  local precision = opts.precision or "fast"
+  if precision ~= "fast" and precision ~= "exact" then
+    error(("option 'precision': 'fast' or 'exact' expected, got '%s'"):format(precision), 2)
+  end
+  local self = setmetatable({ dir = dir, precision = precision }, Model)
+  local ok, message, code
+  self.core, message, code = core.model_open(dir, { threads = opts.threads })
+  if not self.core then return nil, message, code end
+  ok, message, code = load_parts(self)
+  if not ok then
+    self:close()
+    return nil, message, code
+  end
+  return self
+end
+
+---Frees the model. Sessions still open on it become unusable.
+function Model:close()
+  self.core:close()
+  if self.tokenizer then self.tokenizer:close() end
+end
+
+Model.__close = Model.close
+
+---What was found: architecture, dimensions, parameter counts, bytes by mode, formats.
+---@return table? info, string? message, string? code
+function Model:info()
+  local info, message, code = core.model_layout(self.dir)
+  if not info then return nil, message, code end
+  local config = self.core:config()
+  info.threads = config.threads
+  info.kernels = config.kernels
+  info.chat_template = self.template ~= nil
+  info.tokenizer = self.tokenizer ~= nil
+  info.precision = self.precision
+  return info
+end
+
+local function need_tokenizer(self)
+  if not self.tokenizer then error(self.dir .. " has no tokenizer.json", 3) end
+  return self.tokenizer
+end
+
+---@param text string
+---@param opts? { special?: boolean, plain?: table } see moonlet.tokenizer
+---@return integer[]? ids 0-based model ids
+function Model:encode(text, opts)
+  return need_tokenizer(self):encode(text, opts)
+end
+
+---@param ids integer[]
+---@param opts? { skip_special?: boolean }
+---@return string? text
+function Model:decode(ids, opts)
+  return need_tokenizer(self):decode(ids, opts)
+end
+
+---The checkpoint's own chat template.
+---@param messages table[] {role=, content=, ...}
+---@param opts? table tools, add_generation_prompt, and whatever else the template reads
+---@return string? text, string? message, string? code
+function Model:render(messages, opts)
+  if not self.template then error(self.dir .. " has no chat template", 2) end
+  return self.template:render(messages, opts)
+end
+
+---Native forward pass over a fresh sequence.
+---@param ids integer[]
+---@param opts? { want?: string[] } of "logits" (default), "hidden", "router", "mtp"
+---@return table? out logits [n,V]; hidden [L+1,n,H] and final [n,H]; router[layer] = {ids, weights}
+---  [n,k]; mtp = {next_ids [n], hidden [n,H], logits [n,V]}
+function Model:forward(ids, opts)
+  opts = options.check(opts, { want = "table" })
+  return self.core:forward(ids, opts.want or { "logits" })
+end
+
+---@param opts? { ctx?: integer, kv?: string } tokens of room (32768 or what the model takes) and
+---  cache codec ("f16"; "f32" under precision "exact")
+---@return moonlet.Session? session, string? message, string? code
+function Model:session(opts)
+  opts = options.check(opts, { ctx = "integer", kv = "string" })
+  local limit = self.core:config().max_position_embeddings
+  return Session.open(self, {
+    ctx = opts.ctx or math.min(DEFAULT_CTX, limit),
+    kv = opts.kv or (self.precision == "exact" and "f32" or "f16"),
+  })
+end
+
+return Model

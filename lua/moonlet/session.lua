@@ -1,0 +1,114 @@
+--- A session: one mutable timeline of tokens on a model.
+local generate = require "moonlet.generate"
+
+---@class moonlet.Session
+---@field model moonlet.Model
+local Session = {}
+Session.__index = Session
+
+---@param model moonlet.Model
+---@param opts { ctx: integer, kv: string }
+function Session.open(model, opts)
+  local handle, message, code = model.core:session(opts)
+  if not handle then return nil, message, code end
+  return setmetatable({ model = model, core = handle, opts = opts }, Session)
+end
+
+function Session:close()
+  self.core:close()
+end
+
+Session.__close = Session.close
+
+---Makes ids the whole content of the session and evaluates only what is new. A recurrent state
+---cannot be cut back, so everything is evaluated again unless ids begin with all past tokens.
+---@param ids integer[]
+---@return integer? reused, integer|string evaluated, string? code
+function Session:sync(ids)
+  local past = self.core:n_past()
+  local reused = self.core:common_prefix(ids)
+  if reused < past then
+    self.core:reset()
+    reused = 0
+  end
+  local suffix = reused == 0 and ids or table.move(ids, reused + 1, #ids, 1, {})
+  local ok, message, code = self.core:eval(suffix)
+  if not ok then return nil, message, code end
+  return reused, #suffix
+end
+
+---Appends one token.
+---@param id integer
+---@return boolean? ok, string? message, string? code
+function Session:step(id)
+  return self.core:eval({ id })
+end
+
+---Logits after the last token. The view is stale, and raises, once the session changes.
+function Session:logits()
+  return self.core:logits()
+end
+
+---Appends ids and scores what follows each of them.
+---@param ids integer[]
+---@param targets integer[] the token that should follow ids[i]; negative: not scored
+---@return table? nll tensor [#ids], nats, 0 where nothing was scored
+function Session:score(ids, targets)
+  return self.core:score(ids, targets)
+end
+
+---Generates tokens from the sampler's choices; see moonlet.generate.
+function Session:generate(opts)
+  return generate.tokens(self, opts)
+end
+
+function Session:n_past()
+  return self.core:n_past()
+end
+
+function Session:n_ctx()
+  return self.core:n_ctx()
+end
+
+---@return integer[] ids everything evaluated so far
+function Session:ids()
+  return self.core:ids()
+end
+
+function Session:reset()
+  self.core:reset()
+end
+
+---A copy of the timeline, for restore(); has close().
+function Session:snapshot()
+  return self.core:snapshot()
+end
+
+---@param snapshot userdata of a session on the same model with the same cache codec
+function Session:restore(snapshot)
+  return self.core:restore(snapshot)
+end
+
+---Another session at the same point.
+---@return moonlet.Session? session, string? message, string? code
+function Session:fork()
+  local snapshot <close>, message, code = self.core:snapshot()
+  if not snapshot then return nil, message, code end
+  local other
+  other, message, code = Session.open(self.model, self.opts)
+  if not other then return nil, message, code end
+  local ok
+  ok, message, code = other.core:restore(snapshot)
+  if not ok then
+    other:close()
+    return nil, message, code
+  end
+  return other
+end
+
+---@return table stats codec, kv_bytes and state_bytes in use, n_past, n_ctx
+function Session:stats()
+  return self.core:stats()
+end
+
+return Session
