@@ -1,6 +1,8 @@
 /* Session and snapshot handles. */
 #include "lua/lmodel.h"
 
+#include <string.h>
+
 typedef struct session_box {
     ses *s; /* first: lmodel.c reads it; NULL when closed */
     model_box *owner;
@@ -83,6 +85,28 @@ static int score(lua_State *L)
     box->epoch++;
     if (ses_eval(box->s, ids, n, &want, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     return 1;
+}
+
+/* session:mtp(first, final, next_ids) -> hidden [n,H], logits [n,V]; final: bytes of [n,H] f32.
+ * See ses_mtp. */
+static int mtp(lua_State *L)
+{
+    session_box *box = check_session(L);
+    const model_config *c = &box->owner->m->config;
+    lua_Integer first = luaL_checkinteger(L, 2);
+    size_t n_bytes;
+    int64_t n;
+    const char *final = luaL_checklstring(L, 3, &n_bytes);
+    const int32_t *next_ids = lml_check_ids(L, 4, &n);
+    luaL_argcheck(L, n_bytes == (size_t)n * (size_t)c->hidden_size * sizeof(float), 3,
+                  "one row of f32 for each id expected");
+    float *rows = lml_push_tensor(L, 'f', 2, (int64_t[]){n, c->hidden_size});
+    memcpy(rows, final, n_bytes);
+    float *hidden = lml_push_tensor(L, 'f', 2, (int64_t[]){n, c->hidden_size});
+    float *out = lml_push_tensor(L, 'f', 2, (int64_t[]){n, c->vocab_size});
+    err_info e;
+    if (ses_mtp(box->s, first, rows, next_ids, n, hidden, out, &e)) return lml_fail(L, &e);
+    return 2;
 }
 
 static int logits(lua_State *L)
@@ -250,6 +274,7 @@ void lsession_open(lua_State *L)
                                                {"kv_row", kv_row},
                                                {"linear_state", linear_state},
                                                {"logits", logits},
+                                               {"mtp", mtp},
                                                {"n_ctx", n_ctx},
                                                {"n_past", n_past},
                                                {"reset", reset},

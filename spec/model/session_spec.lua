@@ -1,0 +1,114 @@
+-- Sessions: limits, rewinding, handles.
+local core = require "moonlet.core"
+
+local DIR <const> = "spec/golden/models/moe-wrapped/hf"
+
+local function values_of(ses)
+  local _, values = ses:logits():topk(320)
+  return values
+end
+
+describe("session", function()
+  local model
+  before_each(function() model = assert(core.model_open(DIR, { threads = 2 })) end)
+  after_each(function() model:close() end)
+
+  it("refuses ids out of range and changes nothing", function()
+    local ses <close> = assert(model:session { ctx = 8, kv = "f32" })
+    assert(ses:eval { 1, 2 })
+    for _, bad in ipairs { -1, 320, 2147483647 } do
+      local ok, message, code = ses:eval { 3, bad }
+      assert.is_nil(ok)
+      assert.equal("range", code)
+      assert.matches("token id " .. bad, message, 1, true)
+    end
+    assert.equal(2, ses:n_past())
+    assert.error(function() ses:eval { 1.5 } end)
+    assert.error(function() ses:eval { 1 << 40 } end)
+  end)
+
+  it("stops at its context and keeps what it has", function()
+    local ses <close> = assert(model:session { ctx = 4, kv = "f16" })
+    assert(ses:eval { 1, 2, 3 })
+    local ok, message, code = ses:eval { 4, 5 }
+    assert.is_nil(ok)
+    assert.equal("limit", code)
+    assert.matches("room for 4", message)
+    assert.equal(3, ses:n_past())
+    assert(ses:eval { 4 })
+  end)
+
+  it("does not open beyond what the model takes", function()
+    local ses, message, code = model:session { ctx = 513 }
+    assert.is_nil(ses)
+    assert.equal("limit", code)
+    assert.matches("1 to 512", message)
+  end)
+
+  it("names a cache codec that is not built", function()
+    local ses, message, code = model:session { ctx = 8, kv = "turbo4" }
+    assert.is_nil(ses)
+    assert.equal("unsupported", code)
+    assert.matches("turbo4", message)
+  end)
+
+  it("returns to a snapshot exactly", function()
+    local ses <close> = assert(model:session { ctx = 64, kv = "f16" })
+    assert(ses:eval { 5, 6, 7, 8 })
+    local snap <close> = assert(ses:snapshot())
+    assert(ses:eval { 9, 10 })
+    local there = values_of(ses)
+    assert(ses:eval { 100, 101, 102 })
+    assert(ses:restore(snap))
+    assert.equal(4, ses:n_past())
+    assert.same({ 5, 6, 7, 8 }, ses:ids())
+    assert(ses:eval { 9, 10 })
+    assert.same(there, values_of(ses))
+  end)
+
+  it("refuses a snapshot of another model or codec", function()
+    local ses <close> = assert(model:session { ctx = 8, kv = "f16" })
+    assert(ses:eval { 1 })
+    local snap <close> = assert(ses:snapshot())
+    local other <close> = assert(model:session { ctx = 8, kv = "f32" })
+    assert.is_nil(other:restore(snap))
+    local model2 <close> = assert(core.model_open(DIR, { threads = 1 }))
+    local ses2 <close> = assert(model2:session { ctx = 8, kv = "f16" })
+    assert.is_nil(ses2:restore(snap))
+  end)
+
+  it("marks views of its logits as stale", function()
+    local ses <close> = assert(model:session { ctx = 8 })
+    assert.error_matches(function() ses:logits() end, "no logits")
+    assert(ses:eval { 1 })
+    local view = ses:logits()
+    view:argmax()
+    assert(ses:eval { 2 })
+    assert.error_matches(function() view:argmax() end, "stale")
+  end)
+
+  it("raises when used after close, in any order of closing", function()
+    local ses = assert(model:session { ctx = 8 })
+    assert(ses:eval { 1 })
+    local view = ses:logits()
+    ses:close()
+    ses:close()
+    assert.error_matches(function() ses:eval { 1 } end, "closed session")
+    assert.error_matches(function() view:argmax() end, "stale")
+    local orphan = assert(model:session { ctx = 8 })
+    model:close()
+    assert.error_matches(function() orphan:eval { 1 } end, "closed model")
+    assert.error_matches(function() model:config() end, "closed model")
+    orphan:close()
+  end)
+
+  it("counts what it holds", function()
+    local ses <close> = assert(model:session { ctx = 16, kv = "f16" })
+    assert(ses:eval { 1, 2, 3 })
+    local stats = ses:stats()
+    assert.equal("f16", stats.codec)
+    assert.equal(3, stats.n_past)
+    assert.equal(3 * 1 * 2 * 2 * 32 * 2, stats.kv_bytes) -- rows, layers, k+v, heads, dims, bytes
+    assert.equal(3 * (4 * 16 * 16 + 3 * 128) * 4, stats.state_bytes)
+  end)
+end)
