@@ -2,6 +2,9 @@
 #include "lua/lml.h"
 
 #include <signal.h>
+#include <unistd.h>
+
+#include "base/clock.h"
 
 /* A signal handler can reach nothing but a global: the one mutable global of moonlet. */
 static cancel_flag interrupted;
@@ -11,20 +14,22 @@ cancel_flag *lml_cancel_flag(void)
     return &interrupted;
 }
 
-/* A second Ctrl-C finds the default handler and ends the process. */
 static void on_interrupt(int signal_number)
 {
+    (void)signal_number;
     atomic_store(&interrupted, 1);
-    signal(signal_number, SIG_DFL);
 }
 
 /* core.catch_interrupt(): from now on Ctrl-C stops computations, which then fail with "cancelled",
  * instead of killing the process at once. */
 static int catch_interrupt(lua_State *L)
 {
-    (void)L;
+    /* A second Ctrl-C finds the default handler and ends the process. A read that waits for the
+     * user is not restarted, so that it returns at the first one. */
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    sigemptyset(&action.sa_mask);
     atomic_store(&interrupted, 0);
-    signal(SIGINT, on_interrupt);
+    if (sigaction(SIGINT, &action, NULL) != 0) return luaL_error(L, "cannot catch interrupts");
     return 0;
 }
 
@@ -35,9 +40,24 @@ static int was_interrupted(lua_State *L)
     return 1;
 }
 
+/* core.isatty(fd) -> boolean */
+static int is_terminal(lua_State *L)
+{
+    lua_pushboolean(L, isatty((int)luaL_checkinteger(L, 1)));
+    return 1;
+}
+
+/* core.seconds() -> monotonic time */
+static int seconds(lua_State *L)
+{
+    lua_pushnumber(L, clock_seconds());
+    return 1;
+}
+
 void lml_open_sys(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"catch_interrupt", catch_interrupt}, {"interrupted", was_interrupted}, {NULL, NULL}};
+        {"catch_interrupt", catch_interrupt}, {"interrupted", was_interrupted},
+        {"isatty", is_terminal}, {"seconds", seconds}, {NULL, NULL}};
     luaL_setfuncs(L, functions, 0);
 }
