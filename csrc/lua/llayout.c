@@ -4,7 +4,7 @@
  *   core.model_layout(dir [, {values=true}]) config, formats and sizes of every matrix; with
  *                                            values, also their contents as f32 bytes
  *   core.model_module(dir, name, rows, cols) one matrix by its name in the file, with values */
-#include "lua/lml.h"
+#include "lua/llayout.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -220,29 +220,32 @@ static void set_vectors(lua_State *L, const model_config *c, const weights *w)
     lua_setfield(L, -2, "vectors");
 }
 
-static void push_weights(lua_State *L, const layout *o, int values)
+void llayout_push(lua_State *L, const model_config *c, const weights *w, const st_set *set)
 {
-    const weights *w = &o->weights;
     lua_newtable(L);
     set_text(L, "family", w->family);
     set_int(L, "n_parameters", w->n_parameters);
     set_int(L, "n_ignored", w->n_ignored);
-    set_int(L, "n_tensors", st_count(o->set));
+    set_int(L, "n_tensors", st_count(set));
     lua_pushboolean(L, w->tied);
     lua_setfield(L, -2, "tied");
     lua_pushboolean(L, w->mtp.present);
     lua_setfield(L, -2, "mtp");
-    push_config(L, &o->config);
+    push_config(L, c);
     lua_setfield(L, -2, "config");
     lua_newtable(L);
     for (int i = 0; i < NUM_N_MODES; i++)
         if (w->bytes_by_mode[i]) set_int(L, num_mode_name((num_mode)i), w->bytes_by_mode[i]);
     lua_setfield(L, -2, "bytes_by_mode");
+}
+
+static void set_modules(lua_State *L, const layout *o, int values)
+{
     lua_newtable(L);
     collect k = {.L = L, .values = values};
-    weights_each(w, &o->config, add_module, &k);
+    weights_each(&o->weights, &o->config, add_module, &k);
     lua_setfield(L, -2, "modules");
-    if (values) set_vectors(L, &o->config, w);
+    if (values) set_vectors(L, &o->config, &o->weights);
 }
 
 /* ---- calls ---------------------------------------------------------------------------------- */
@@ -274,7 +277,8 @@ static int l_model_layout(lua_State *L)
         if (code) err_prefix(&e, "%s", dir);
     }
     if (code) return lml_fail(L, &e);
-    push_weights(L, o, values);
+    llayout_push(L, &o->config, &o->weights, o->set);
+    set_modules(L, o, values);
     return 1;
 }
 

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#include "lua/lkern.h"
+#include "lua/llayout.h"
 
 static model_box *to_box(lua_State *L, int arg)
 {
@@ -57,35 +57,15 @@ static int open_model(lua_State *L)
     return 1;
 }
 
-static void set_int(lua_State *L, const char *key, lua_Integer n)
-{
-    lua_pushinteger(L, n);
-    lua_setfield(L, -2, key);
-}
-
-/* model:config() -> the numbers that Lua code needs, under config.json's names where it has one. */
-static int push_config(lua_State *L)
+/* model:info() -> what it holds, and threads and kernels that run it. */
+static int info(lua_State *L)
 {
     const model *m = lmodel_check(L, 1)->m;
-    const model_config *c = &m->config;
-    lua_newtable(L);
-    set_int(L, "vocab_size", c->vocab_size);
-    set_int(L, "hidden_size", c->hidden_size);
-    set_int(L, "num_hidden_layers", c->n_layers);
-    set_int(L, "max_position_embeddings", c->max_positions);
-    set_int(L, "num_experts", c->n_experts);
-    set_int(L, "num_experts_per_tok", c->n_experts_used);
-    set_int(L, "threads", pool_n_threads(m->pool));
+    llayout_push(L, &m->config, &m->weights, m->files);
+    lua_pushinteger(L, pool_n_threads(m->pool));
+    lua_setfield(L, -2, "threads");
     lua_pushstring(L, m->ops->name);
     lua_setfield(L, -2, "kernels");
-    lua_pushboolean(L, m->weights.mtp.present);
-    lua_setfield(L, -2, "mtp");
-    lua_createtable(L, c->n_layers, 0);
-    for (int i = 0; i < c->n_layers; i++) {
-        lua_pushstring(L, c->is_full[i] ? "full_attention" : "linear_attention");
-        lua_rawseti(L, -2, i + 1);
-    }
-    lua_setfield(L, -2, "layer_types");
     return 1;
 }
 
@@ -166,7 +146,8 @@ static int forward(lua_State *L)
     lua_pushcfunction(L, lsession_new);
     lua_pushvalue(L, 1);
     lua_createtable(L, 0, 2);
-    set_int(L, "ctx", n);
+    lua_pushinteger(L, n);
+    lua_setfield(L, -2, "ctx");
     lua_pushliteral(L, "f32");
     lua_setfield(L, -2, "kv");
     lua_call(L, 2, 3);
@@ -209,8 +190,8 @@ static int forward(lua_State *L)
 void lml_open_model(lua_State *L)
 {
     static const luaL_Reg methods[] = {{"close", close_model},
-                                       {"config", push_config},
                                        {"forward", forward},
+                                       {"info", info},
                                        {"session", lsession_new},
                                        {NULL, NULL}};
     lml_class(L, LMODEL_CLASS, methods, close_model);

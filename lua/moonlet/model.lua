@@ -92,13 +92,9 @@ end
 Model.__close = Model.close
 
 ---What was found: architecture, dimensions, parameter counts, bytes by mode, formats.
----@return table? info, string? message, string? code
+---@return table info
 function Model:info()
-  local info, message, code = core.model_layout(self.dir)
-  if not info then return nil, message, code end
-  local config = self.core:config()
-  info.threads = config.threads
-  info.kernels = config.kernels
+  local info = self.core:info()
   info.chat_template = self.template ~= nil
   info.tokenizer = self.tokenizer ~= nil
   info.precision = self.precision
@@ -148,7 +144,7 @@ end
 ---@return moonlet.Session? session, string? message, string? code
 function Model:session(opts)
   opts = options.check(opts, { ctx = "integer", kv = "string" })
-  local limit = self.core:config().max_position_embeddings
+  local limit = self.core:info().config.max_position_embeddings
   return Session.open(self, {
     ctx = opts.ctx or math.min(DEFAULT_CTX, limit),
     kv = opts.kv or (self.precision == "exact" and "f32" or "f16"),

@@ -51,7 +51,7 @@ local function greedy(model, ids, n)
 end
 
 local function check_short(model, g, tolerance)
-  local moe = model:config().num_experts > 0
+  local moe = model:info().config.num_experts > 0
   local ids = g["short.ids"]
   local out = assert(model:forward(ids, { "logits", "hidden", moe and "router" or nil }))
   near(golden.floats(out.logits), g["short.logits"], tolerance, "logits")
@@ -72,7 +72,7 @@ local function check_short(model, g, tolerance)
 end
 
 local function check_long(model, g, tolerance)
-  local ids, V = g["long.ids"], model:config().vocab_size
+  local ids, V = g["long.ids"], model:info().config.vocab_size
   local out = assert(model:forward(ids, { "logits", "hidden" }))
   local logits, hidden = golden.floats(out.logits), golden.floats(out.hidden)
   for i, pos in ipairs(g["long.positions"]) do
@@ -147,7 +147,7 @@ describe("forward pass, transformers' float32 results:", function()
     local ses <close> = session(model, 64)
     assert(ses:eval(ids))
     local hidden, logits = ses:mtp(0, out.final:bytes(), g["mtp.next_ids"])
-    local draft, row_bytes = {}, model:config().hidden_size * 4
+    local draft, row_bytes = {}, model:info().config.hidden_size * 4
     for i = 1, #g["mtp.draft"] do
       local n = logits:shape()[1]
       draft[i] = logits:row(n):argmax()
@@ -187,7 +187,7 @@ end)
 it("forward pass of a mixed compressed-tensors checkpoint", function()
   local g = golden.open("spec/golden/ct/model-mixed/golden.safetensors")
   local model <close> = open("spec/golden/ct/model-mixed/checkpoint")
-  local V = model:config().vocab_size
+  local V = model:info().config.vocab_size
   local short = assert(model:forward(g["short.ids"], { "logits" }))
   near(golden.floats(short.logits), g["exact.short.logits"], 1e-3, "short logits")
   local long = golden.floats(assert(model:forward(g["long.ids"], { "logits" })).logits)
@@ -202,7 +202,7 @@ describe("a sequence gives the same bits", function()
     "spec/golden/mlx/moe4/mlx", "spec/golden/ct/model-mixed/checkpoint" }
 
   local function prompt(model, n)
-    local ids, V = {}, model:config().vocab_size
+    local ids, V = {}, model:info().config.vocab_size
     for i = 1, n do ids[i] = (i * i * 7 + i * 3) % V end
     return ids
   end
@@ -219,7 +219,7 @@ describe("a sequence gives the same bits", function()
       assert(ses:eval(table.move(ids, at + 1, at + size, 1, {})))
       at = at + size
     end
-    local _, values = ses:logits():topk(model:config().vocab_size)
+    local _, values = ses:logits():topk(model:info().config.vocab_size)
     local state = ses:linear_state(0)
     return string.pack(("d"):rep(#values), table.unpack(values)) .. state:bytes()
   end
