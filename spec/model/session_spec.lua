@@ -98,7 +98,7 @@ describe("session", function()
     local orphan = assert(model:session { ctx = 8 })
     model:close()
     assert.error_matches(function() orphan:eval { 1 } end, "closed model")
-    assert.error_matches(function() model:info().config end, "closed model")
+    assert.error_matches(function() model:info() end, "closed model")
     orphan:close()
   end)
 
