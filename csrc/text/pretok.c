@@ -188,7 +188,7 @@ err_code pretok_split(const pretok *p, pretok_work *w, const char *text, size_t 
 {
     /* A pattern that takes each character a bounded number of times stays below this; one that
      * backtracks without end is stopped. */
-    enum { LIMIT_FLOOR = 10000000, LIMIT_PER_BYTE = 4 };
+    enum { LIMIT_FLOOR = 100000, LIMIT_PER_BYTE = 8 };
     uint64_t limit = LIMIT_FLOOR + (uint64_t)LIMIT_PER_BYTE * n;
     pcre2_set_match_limit(w->context, limit < UINT32_MAX ? (uint32_t)limit : UINT32_MAX);
     const size_t *ends = pcre2_get_ovector_pointer(w->data);

@@ -12,7 +12,7 @@
 #include "base/err.h"
 #include "text/buf.h"
 
-enum { VOCAB_MOST_IDS = 1 << 24 }; /* a larger id in a file is damage, not a vocabulary */
+enum { VOCAB_MOST_IDS = 1 << 22 }; /* a larger id in a file is damage, not a vocabulary */
 
 enum vocab_flag { VOCAB_USED = 1, VOCAB_ADDED = 2, VOCAB_SPECIAL = 4 };
 
