@@ -33,8 +33,8 @@ static int64_t check_position(lua_State *L, const cands *c)
 {
     lua_Integer i = luaL_checkinteger(L, 2);
     if (i < 1 || i > c->n)
-        luaL_argerror(L, 2, lua_pushfstring(L, "position %I is not in 1..%I", i,
-                                            (lua_Integer)c->n));
+        luaL_argerror(L, 2,
+                      lua_pushfstring(L, "position %I is not in 1..%I", i, (lua_Integer)c->n));
     return i - 1;
 }
 

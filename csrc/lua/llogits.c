@@ -31,8 +31,7 @@ void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch
 static logits *check(lua_State *L, int arg)
 {
     logits *v = luaL_checkudata(L, arg, CLASS);
-    if (*v->epoch != v->born)
-        luaL_error(L, "stale logits: what they were a view of has moved on");
+    if (*v->epoch != v->born) luaL_error(L, "stale logits: what they were a view of has moved on");
     return v;
 }
 
@@ -47,8 +46,7 @@ static int64_t check_id(lua_State *L, int arg, int64_t n)
 {
     lua_Integer id = luaL_checkinteger(L, arg);
     if (id < 0 || id >= n)
-        luaL_argerror(L, arg,
-                      lua_pushfstring(L, "id %I is not in 0..%I", id, (lua_Integer)n - 1));
+        luaL_argerror(L, arg, lua_pushfstring(L, "id %I is not in 0..%I", id, (lua_Integer)n - 1));
     return id;
 }
 
@@ -83,12 +81,14 @@ static int logits_topk(lua_State *L)
     if (k > v->n) k = v->n;
     err_info e;
     int64_t n;
-    int32_t *ids = lua_newuserdatauv(L, (size_t)k * sizeof *ids, 0);
-    if (sample_topk(v->data, v->n, k, ids, &n, &e)) return lml_fail(L, &e);
-    lml_push_ids(L, ids, n);
+    cand *list = lua_newuserdatauv(L, (size_t)k * sizeof *list, 0);
+    if (sample_topk(v->data, v->n, k, list, &n, &e)) return lml_fail(L, &e);
+    lua_createtable(L, (int)n, 0);
     lua_createtable(L, (int)n, 0);
     for (int64_t i = 0; i < n; i++) {
-        lua_pushnumber(L, v->data[ids[i]]);
+        lua_pushinteger(L, list[i].id);
+        lua_rawseti(L, -3, i + 1);
+        lua_pushnumber(L, list[i].logit);
         lua_rawseti(L, -2, i + 1);
     }
     return 2;
@@ -141,7 +141,8 @@ static int logits_bias(lua_State *L)
                 luaL_error(L, "bias: %s is not an id in 0..%I", lua_tostring(L, -1),
                            (lua_Integer)v->n - 1);
             }
-            if (!ok || !(x < INFINITY)) luaL_error(L, "bias of id %I is not a number below inf", id);
+            if (!ok || !(x < INFINITY))
+                luaL_error(L, "bias of id %I is not a number below inf", id);
             if (apply) v->data[id] = (float)(v->data[id] + x);
             lua_pop(L, 1);
         }
@@ -159,8 +160,9 @@ static const char *push_flags(lua_State *L, int arg, int64_t n)
     memset(flags, 0, (size_t)n);
     for (int64_t i = 0; i < n_ids; i++) {
         if (ids[i] < 0 || ids[i] >= n)
-            luaL_argerror(L, arg, lua_pushfstring(L, "id %d is not in 0..%I", (int)ids[i],
-                                                  (lua_Integer)n - 1));
+            luaL_argerror(
+                L, arg,
+                lua_pushfstring(L, "id %d is not in 0..%I", (int)ids[i], (lua_Integer)n - 1));
         flags[ids[i]] = 1;
     }
     return flags;
@@ -211,9 +213,9 @@ static int logits_gc(lua_State *L)
 void lml_open_logits(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"argmax", logits_argmax},   {"ban", logits_ban},         {"bias", logits_bias},
-        {"entropy", logits_entropy}, {"get", logits_get},         {"logprob", logits_logprob},
-        {"mask", logits_mask},       {"n", logits_n},             {"scale", logits_scale},
+        {"argmax", logits_argmax},   {"ban", logits_ban}, {"bias", logits_bias},
+        {"entropy", logits_entropy}, {"get", logits_get}, {"logprob", logits_logprob},
+        {"mask", logits_mask},       {"n", logits_n},     {"scale", logits_scale},
         {"topk", logits_topk},       {NULL, NULL},
     };
     lml_class(L, CLASS, methods, logits_gc);

@@ -161,9 +161,8 @@ static int tensor_new(lua_State *L)
 void lml_open_tensor(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"at", tensor_at},       {"bytes", tensor_bytes}, {"close", tensor_gc},
-        {"dtype", tensor_dtype}, {"row", tensor_row},     {"shape", tensor_shape},
-        {NULL, NULL},
+        {"at", tensor_at},   {"bytes", tensor_bytes}, {"close", tensor_gc}, {"dtype", tensor_dtype},
+        {"row", tensor_row}, {"shape", tensor_shape}, {NULL, NULL},
     };
     lml_class(L, CLASS, methods, tensor_gc);
     luaL_getmetatable(L, CLASS);

@@ -44,30 +44,6 @@ err_code cands_load(cands *c, const float *logits, int64_t n, err_info *e)
 
 /* ---- order ------------------------------------------------------------------------------- */
 
-static int before(const cand *a, const cand *b)
-{
-    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
-}
-
-static void swap(cand *a, cand *b)
-{
-    cand t = *a;
-    *a = *b;
-    *b = t;
-}
-
-/* Moves heap[at] down; the root is the last in order. */
-static void sift(cand *heap, int64_t n, int64_t at)
-{
-    cand x = heap[at];
-    for (int64_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && before(&heap[child], &heap[child + 1])) child++;
-        if (before(&heap[child], &x)) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = x;
-}
-
 /* Puts the first k in order at the front: a heap of k, offered all others, then sorted in place.
  * n log k at worst, and n comparisons when k is small, which it nearly always is. */
 static void order(cands *c, int64_t k)
@@ -76,16 +52,13 @@ static void order(cands *c, int64_t k)
     if (k <= c->n_sorted) return;
     cand *heap = c->list + c->n_sorted;
     int64_t m = k - c->n_sorted, n = c->n - c->n_sorted;
-    for (int64_t at = m / 2; at-- > 0;) sift(heap, m, at);
+    heap_make(heap, m);
     for (int64_t i = m; i < n; i++)
-        if (before(&heap[i], &heap[0])) {
-            swap(&heap[i], &heap[0]);
-            sift(heap, m, 0);
+        if (cand_before(&heap[i], &heap[0])) {
+            cand_swap(&heap[i], &heap[0]);
+            heap_sift(heap, m);
         }
-    for (int64_t left = m; left > 1;) {
-        swap(&heap[0], &heap[--left]);
-        sift(heap, left, 0);
-    }
+    heap_sort(heap, m);
     c->n_sorted = k;
 }
 
@@ -226,7 +199,7 @@ void cands_top_k(cands *c, int64_t k)
     double last = c->list[k - 1].logit;
     int64_t n = k;
     for (int64_t i = k; i < c->n; i++)
-        if (c->list[i].logit == last) swap(&c->list[n++], &c->list[i]);
+        if (c->list[i].logit == last) cand_swap(&c->list[n++], &c->list[i]);
     c->n_sorted = k; /* it may have reached further; the swaps mixed what lies behind k */
     cut(c, n);
 }

@@ -19,11 +19,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
-
-typedef struct cand {
-    double logit; /* < +inf */
-    int32_t id;
-} cand;
+#include "sample/heap.h"
 
 typedef struct cands {
     cand *list; /* [n]; the first n_sorted in order, all others not before them */

@@ -33,24 +33,7 @@ err_code sample_argmax(const float *logits, int64_t n, int32_t *id, err_info *e)
     return ERR_NONE;
 }
 
-static int before(const float *logits, int32_t a, int32_t b)
-{
-    return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-}
-
-/* Moves heap[at] down; the root is the worst of the heap. */
-static void sift(const float *logits, int32_t *heap, int64_t n, int64_t at)
-{
-    int32_t id = heap[at];
-    for (int64_t child; (child = 2 * at + 1) < n; at = child) {
-        if (child + 1 < n && before(logits, heap[child], heap[child + 1])) child++;
-        if (before(logits, heap[child], id)) break;
-        heap[at] = heap[child];
-    }
-    heap[at] = id;
-}
-
-err_code sample_topk(const float *logits, int64_t n, int64_t k, int32_t *ids, int64_t *n_found,
+err_code sample_topk(const float *logits, int64_t n, int64_t k, cand *list, int64_t *n_found,
                      err_info *e)
 {
     *n_found = 0;
@@ -60,22 +43,15 @@ err_code sample_topk(const float *logits, int64_t n, int64_t k, int32_t *ids, in
     for (int64_t i = 0; i < n; i++) {
         if (logits[i] == -INFINITY) continue;
         if (m < k) {
-            ids[m++] = (int32_t)i;
-            if (m == k)
-                for (int64_t at = k / 2; at-- > 0;) sift(logits, ids, k, at);
-        } else if (logits[i] > logits[ids[0]]) { /* an equal one has a higher id: not better */
-            ids[0] = (int32_t)i;
-            sift(logits, ids, k, 0);
+            list[m++] = (cand){logits[i], (int32_t)i};
+            if (m == k) heap_make(list, k);
+        } else if (logits[i] > list[0].logit) { /* an equal one has a higher id: not better */
+            list[0] = (cand){logits[i], (int32_t)i};
+            heap_sift(list, k);
         }
     }
-    if (m < k)
-        for (int64_t at = m / 2; at-- > 0;) sift(logits, ids, m, at);
-    for (int64_t left = m; left > 1;) {
-        int32_t worst = ids[0];
-        ids[0] = ids[--left];
-        ids[left] = worst;
-        sift(logits, ids, left, 0);
-    }
+    if (m < k) heap_make(list, m);
+    heap_sort(list, m);
     *n_found = m;
     return ERR_NONE;
 }

@@ -10,14 +10,15 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "sample/heap.h"
 
 /* ERR_RANGE unless some entry is finite and none is NaN or +inf. */
 err_code sample_check(const float *logits, int64_t n, err_info *e);
 
 err_code sample_argmax(const float *logits, int64_t n, int32_t *id, err_info *e);
 
-/* Best first into ids[k]; *n_found <= k counts those that are not ruled out. */
-err_code sample_topk(const float *logits, int64_t n, int64_t k, int32_t *ids, int64_t *n_found,
+/* The best first into list[k]; *n_found <= k counts those that are not ruled out. */
+err_code sample_topk(const float *logits, int64_t n, int64_t k, cand *list, int64_t *n_found,
                      err_info *e);
 
 /* ln softmax(logits)[id]; id < n. */

@@ -13,6 +13,37 @@
 -- cannot go on returns nil, message, code.
 local core = require "moonlet.core"
 
+---A row of numbers over the vocabulary, still in its session or tensor; ids from 0. argmax, topk,
+---logprob and entropy answer nil, message, "range" when an entry is NaN or +inf or none is left.
+---What changes it changes the session's logits and returns the view.
+---@class moonlet.Logits
+---@field n fun(self): integer also #logits
+---@field get fun(self, id: integer): number
+---@field argmax fun(self): integer?, string?, string? the lowest id of equal ones
+---@field topk fun(self, k: integer): integer[]?, number[]|string, string? ids and logits
+---@field logprob fun(self, id: integer): number?, string?, string?
+---@field entropy fun(self): number?, string?, string? nats
+---@field scale fun(self, factor: number): moonlet.Logits
+---@field bias fun(self, by_id: table<integer, number>): moonlet.Logits adds; -inf rules out
+---@field mask fun(self, keep: integer[]|string): moonlet.Logits all others out; a string is a bit
+--- set, id = bit id % 8 of byte id // 8 + 1
+---@field ban fun(self, ids_or_first: integer[]|integer, last?: integer): moonlet.Logits
+
+---The tokens still in the running, best first: positions from 1 to #c, equal logits by id. Only
+---valid while the stage runs. The native stages are methods too: temperature(t), top_k(k),
+---top_p(p), min_p(p), typical_p(p), bias(by_id), repetition_penalty(r, prompt_ids, output_ids,
+---last), penalty(output_ids, presence, frequency).
+---@class moonlet.Candidates
+---@field id fun(self, i: integer): integer
+---@field logit fun(self, i: integer): number
+---@field p fun(self, i: integer): number among the candidates left
+---@field entropy fun(self): number nats
+---@field set fun(self, i: integer, logit: number) positions stay until the next cut; -inf rules out
+---@field keep fun(self, n: integer) exactly the n best
+---@field filter fun(self, fn: fun(id: integer, logit: number, p: number): any)
+---@field pick fun(self, u?: number): integer?, string?, string? draws one, which alone is left; u in
+--- [0, 1) instead of the policy's generator
+
 local sampler = {}
 
 -- ---- native stages ------------------------------------------------------------------------
