@@ -2,19 +2,24 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdatomic.h>
 
+#include "base/clock.h"
 #include "base/mem.h"
 
-/* About 50 us of spinning: longer than the gap between two loops of a decode step, short enough
- * to be invisible when the model is idle. */
-enum { SPIN_ROUNDS = 20000 };
+/* How long a worker spins before it sleeps: longer than the gap between two loops of a decode
+ * step, since waking up costs tens of microseconds; short enough to be invisible when idle. */
+#define SPIN_SECONDS 100e-6
+enum { ROUNDS_PER_LOOK = 32, ROUNDS_PER_YIELD = 4096 };
 
 typedef struct worker {
     pool *owner;
     pthread_t thread;
     int index;
 } worker;
+
+enum { OPEN = 1, ENTRY = 2 };
 
 struct pool {
     int n_threads;
@@ -24,10 +29,12 @@ struct pool {
     void *ctx;
     int64_t n_items, grain;
 
-    /* `epoch` announces a loop, `next` hands out items, `busy` counts workers still inside. */
+    /* `epoch` announces a loop, `next` hands out its items. `gate` is OPEN while workers may join,
+     * plus ENTRY for each one inside. The caller waits only for those: a worker that is asleep or
+     * without a processor when the items run out delays nobody. */
     _Alignas(64) atomic_uint epoch;
     _Alignas(64) atomic_llong next;
-    _Alignas(64) atomic_int busy;
+    _Alignas(64) atomic_uint gate;
     atomic_int quit;
     atomic_int sleepers;
 
@@ -52,17 +59,36 @@ static void take_items(pool *p, int index)
     }
 }
 
-static void wait_for_epoch(pool *p, unsigned seen)
+/* Returns the epoch once it differs from `seen`. */
+static unsigned wait_for_epoch(pool *p, unsigned seen)
 {
-    for (int i = 0; i < SPIN_ROUNDS; i++) {
-        if (atomic_load_explicit(&p->epoch, memory_order_acquire) != seen) return;
-        cpu_relax();
-    }
+    unsigned now;
+    double limit = clock_seconds() + SPIN_SECONDS;
+    do {
+        for (int i = 0; i < ROUNDS_PER_LOOK; i++) {
+            now = atomic_load_explicit(&p->epoch, memory_order_acquire);
+            if (now != seen) return now;
+            cpu_relax();
+        }
+    } while (clock_seconds() < limit);
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->sleepers, 1);
-    while (atomic_load(&p->epoch) == seen) pthread_cond_wait(&p->wake, &p->lock);
+    while ((now = atomic_load(&p->epoch)) == seen) pthread_cond_wait(&p->wake, &p->lock);
     atomic_fetch_sub(&p->sleepers, 1);
     pthread_mutex_unlock(&p->lock);
+    return now;
+}
+
+/* Entering is what makes fn, ctx, n_items and grain readable: they do not change while anybody is
+ * inside. That the loop may be a later one than the epoch told of does no harm. */
+static int enter(pool *p)
+{
+    unsigned g = atomic_load_explicit(&p->gate, memory_order_relaxed);
+    while (g & OPEN)
+        if (atomic_compare_exchange_weak_explicit(&p->gate, &g, g + ENTRY, memory_order_acquire,
+                                                  memory_order_relaxed))
+            return 1;
+    return 0;
 }
 
 static void *worker_main(void *arg)
@@ -71,11 +97,11 @@ static void *worker_main(void *arg)
     pool *p = w->owner;
     unsigned seen = 0;
     for (;;) {
-        wait_for_epoch(p, seen);
-        seen++;
+        seen = wait_for_epoch(p, seen);
         if (atomic_load(&p->quit)) return NULL;
+        if (!enter(p)) continue;
         take_items(p, w->index);
-        atomic_fetch_sub_explicit(&p->busy, 1, memory_order_release);
+        atomic_fetch_sub_explicit(&p->gate, ENTRY, memory_order_release);
     }
 }
 
@@ -91,6 +117,25 @@ static void announce(pool *p)
     }
 }
 
+/* Workers are born with every signal blocked, so that signals go to the caller's threads, where
+ * handlers and interrupted system calls are expected. */
+static err_code start_workers(pool *p, err_info *e)
+{
+    sigset_t all, before;
+    err_code code = ERR_NONE;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int i = 1, n = p->n_threads; i < n && code == ERR_NONE; i++) {
+        worker *w = &p->workers[i];
+        *w = (worker){.owner = p, .index = i};
+        if (pthread_create(&w->thread, NULL, worker_main, w) == 0) continue;
+        p->n_threads = i; /* those to join */
+        code = err_set(e, ERR_MEMORY, "cannot start thread %d of %d", i + 1, n);
+    }
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return code;
+}
+
 pool *pool_open(int n_threads, err_info *e)
 {
     if (n_threads < 1 || n_threads > 1024) {
@@ -104,17 +149,12 @@ pool *pool_open(int n_threads, err_info *e)
         mem_free(p);
         return NULL;
     }
+    p->n_threads = n_threads;
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
-    p->n_threads = n_threads;
-    for (int i = 1; i < n_threads; i++) {
-        p->workers[i] = (worker){.owner = p, .index = i};
-        if (pthread_create(&p->workers[i].thread, NULL, worker_main, &p->workers[i]) != 0) {
-            p->n_threads = i;
-            pool_close(p);
-            err_set(e, ERR_MEMORY, "cannot start thread %d of %d", i + 1, n_threads);
-            return NULL;
-        }
+    if (start_workers(p, e) != ERR_NONE) {
+        pool_close(p);
+        return NULL;
     }
     return p;
 }
@@ -149,11 +189,12 @@ void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx)
     p->n_items = n_items;
     p->grain = grain;
     atomic_store_explicit(&p->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&p->busy, p->n_threads - 1, memory_order_relaxed);
+    atomic_store_explicit(&p->gate, OPEN, memory_order_release);
     announce(p);
     take_items(p, 0);
-    for (int i = 0; atomic_load_explicit(&p->busy, memory_order_acquire) > 0; i++) {
+    atomic_fetch_and_explicit(&p->gate, ~(unsigned)OPEN, memory_order_acq_rel);
+    for (int i = 1; atomic_load_explicit(&p->gate, memory_order_acquire) != 0; i++) {
         cpu_relax();
-        if (i >= SPIN_ROUNDS) sched_yield(); /* somebody else has that worker's core */
+        if (i % ROUNDS_PER_YIELD == 0) sched_yield(); /* somebody has that worker's processor */
     }
 }

@@ -1,0 +1,50 @@
+-- Speed of matrix products: lua5.4 bench/kern.lua [variant] [rows] [cols] [threads]
+-- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
+
+package.cpath = "./build/?.so;" .. package.cpath
+local core = require "moonlet.core"
+
+local kernels = core.kernels()
+local variant = arg[1] or kernels[#kernels].name
+local rows, cols = tonumber(arg[2] or 512), tonumber(arg[3] or 2048)
+local threads = tonumber(arg[4] or 1)
+
+local modes = {
+  { mode = "f32", bits = 32 }, { mode = "f16", bits = 16 }, { mode = "bf16", bits = 16 },
+  { mode = "affine", bits = 2 }, { mode = "affine", bits = 3 }, { mode = "affine", bits = 4 },
+  { mode = "affine", bits = 5 }, { mode = "affine", bits = 6 }, { mode = "affine", bits = 8 },
+  { mode = "mxfp4", bits = 4, group = 32 }, { mode = "mxfp8", bits = 8, group = 32 },
+  { mode = "nvfp4", bits = 4, group = 16 }, { mode = "fp8", bits = 8, group = 128 },
+}
+
+local function matrix(m)
+  local n_bytes = rows * cols * m.bits // 8
+  local w = { mode = m.mode, bits = m.bits, rows = rows, cols = cols,
+    codes = ("\x35\x2a\x1c"):rep(n_bytes // 3 + 1):sub(1, n_bytes) }
+  if m.bits >= 16 then return w end
+  w.group = m.group or 64
+  local n = rows * (cols // w.group)
+  local wide = m.mode == "affine" or m.mode == "fp8"
+  w.scales = wide and ("\x80\x3c"):rep(n) or ("\x38"):rep(n)
+  if m.mode == "affine" then w.biases = w.scales end
+  return w
+end
+
+local function seconds(w, n_x)
+  local x = string.pack("<f", 0.01):rep(cols * n_x)
+  local repeats = variant == "scalar" and 2 or math.max(3, 400000000 // (rows * cols * n_x))
+  local _, best = core.kern_run(variant, "linear",
+    { matrix = w, x = x, n_x = n_x, threads = threads, repeats = repeats })
+  return best
+end
+
+print(("%s, %d x %d, %d threads"):format(variant, rows, cols, threads))
+print("mode      n=1 Gw/s     n=2     n=4     n=8    n=32   n=256 GFLOP/s")
+for _, m in ipairs(modes) do
+  local w = matrix(m)
+  local line = { ("%-6s %2d   %7.2f"):format(m.mode, m.bits, rows * cols / seconds(w, 1) / 1e9) }
+  for _, n in ipairs { 2, 4, 8, 32, 256 } do
+    line[#line + 1] = ("%7.1f"):format(2 * rows * cols * n / seconds(w, n) / 1e9)
+  end
+  print(table.concat(line, " "))
+end
