@@ -117,13 +117,15 @@ static void announce(pool *p)
     }
 }
 
-/* Workers are born with every signal blocked, so that signals go to the caller's threads, where
- * handlers and interrupted system calls are expected. */
+/* Workers are born with signals blocked, so that those go to the caller's threads, where handlers
+ * and interrupted system calls are expected. Faults stay deliverable to whoever reports them. */
 static err_code start_workers(pool *p, err_info *e)
 {
     sigset_t all, before;
     err_code code = ERR_NONE;
     sigfillset(&all);
+    static const int faults[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+    for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) sigdelset(&all, faults[i]);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int i = 1, n = p->n_threads; i < n && code == ERR_NONE; i++) {
         worker *w = &p->workers[i];

@@ -57,7 +57,8 @@ local function check(rng, shape)
   local x = numbers.pack(rng.floats(m.cols))
   local product = core.kern_run("scalar", "linear", { matrix = m, x = x, n_x = 1 })
   for _, variant in ipairs(core.kernels()) do
-    local wrong = numbers.difference(expected, core.kern_run(variant.name, "decode", { matrix = m }))
+    local decoded = core.kern_run(variant.name, "decode", { matrix = m })
+    local wrong = numbers.difference(expected, decoded)
     if wrong then error(("%s: decode of %s: %s"):format(variant.name, what, wrong), 2) end
     local y = core.kern_run(variant.name, "linear", { matrix = m, x = x, n_x = 1 })
     wrong = numbers.difference(product, y)
@@ -69,7 +70,9 @@ describe("decoding agrees with the definition for", function()
   for _, mode in ipairs { "f32", "f16", "bf16" } do
     it(mode, function()
       local rng = numbers.rng(1)
-      for _, cols in ipairs(numbers.lengths) do check(rng, { mode = mode, rows = 5, cols = cols }) end
+      for _, cols in ipairs(numbers.lengths) do
+        check(rng, { mode = mode, rows = 5, cols = cols })
+      end
     end)
   end
 
@@ -113,7 +116,8 @@ describe("decoding agrees with the definition for", function()
       for _, group in ipairs { 16, 128, cols } do
         for _, tile_rows in ipairs { 1, 3, 128 } do
           for _, dtype in ipairs { "bf16", "f32", "f16" } do
-            check(rng, { mode = "fp8", bits = 8, group = group, tile_rows = tile_rows, rows = 7, cols = cols,
+            check(rng, { mode = "fp8", bits = 8, group = group, tile_rows = tile_rows, rows = 7,
+              cols = cols,
               scale_dtype = dtype })
           end
         end
