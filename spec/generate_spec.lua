@@ -340,3 +340,65 @@ describe("generate", function()
     assert.error_matches(function() generate.tokens(empty) end, "session is empty")
   end)
 end)
+
+describe("generate on the demo model", function()
+  local model, prompt
+  lazy_setup(function()
+    model = assert(require("moonlet.model").open("examples/demo-model", { precision = "exact" }))
+    prompt = assert(model:encode("The old fisherman looked at the sea and"))
+  end)
+  lazy_teardown(function() model:close() end)
+
+  local function session(ctx)
+    local ses = assert(model:session{ ctx = ctx or 64 })
+    assert(ses:sync(prompt))
+    return ses
+  end
+
+  it("takes what argmax takes, and gives the text that decoding gives", function()
+    local ses <close> = session()
+    local ids, logprobs = {}, {}
+    for i = 1, 6 do
+      local logits = ses:logits()
+      ids[i] = logits:argmax()
+      logprobs[i] = logits:logprob(ids[i])
+      assert(ses:step(ids[i]))
+    end
+    local other <close> = session()
+    local result = assert(other:generate{ temperature = 0, max_tokens = 6, stop_ids = {} })
+    local text, got = {}, {}
+    for tok in result do
+      text[#text + 1] = tok.text
+      got[#got + 1] = tok.logprob
+    end
+    assert.same(ids, result.ids)
+    assert.same(logprobs, got)
+    assert.equal(assert(model:decode(ids, { skip_special = true })), table.concat(text))
+    assert.equal(ses:n_past(), other:n_past())
+  end)
+
+  it("repeats itself for a seed with the checkpoint's own settings", function()
+    local function run(seed)
+      local ses <close> = session()
+      return assert(generate.collect(ses, { seed = seed, max_tokens = 6 }))
+    end
+    local a, b = run(5), run(5)
+    assert.same(a, b)
+    assert.not_same(a.ids, run(6).ids)
+  end)
+
+  it("refuses logits of an earlier step", function()
+    local ses <close> = session()
+    local logits = ses:logits()
+    assert(ses:step(logits:argmax()))
+    assert.error_matches(function() logits:argmax() end, "stale logits")
+    assert.error_matches(function() sampler{}:sample(logits) end, "stale logits")
+  end)
+
+  it("fills the context and stops", function()
+    local ses <close> = session(#prompt + 3)
+    local result = generate.collect(ses, { temperature = 0, stop_ids = {} })
+    assert.equal("context", result.finish_reason)
+    assert.equal(3, #result.ids)
+  end)
+end)

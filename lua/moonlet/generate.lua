@@ -7,6 +7,7 @@
 -- A token is handed out before it is evaluated, so that its text is seen one decode step earlier.
 -- When the loop has run to its end the session holds every token that was handed out; after a
 -- break the last one is still `gen.pending`.
+local check = require("moonlet.options").check
 local sampler = require "moonlet.sampler"
 
 local generate = {}
@@ -73,24 +74,15 @@ end
 ---@field skip_special? boolean control tokens have no text (default true)
 ---@field top_logprobs? integer how many alternatives to list in tok.top
 
--- Beside the names that moonlet.sampler takes.
 local KNOWN <const> = {
   sampler = "table", stop_ids = "table", max_tokens = "integer", skip_special = "boolean",
   top_logprobs = "integer", stop = "any", grammar = "any",
 }
+-- Their values are checked by the sampler.
+for _, name in ipairs(sampler.option_names) do KNOWN[name] = "any" end
 
-local function check_options(options)
-  local sampling = {}
-  for _, name in ipairs(sampler.option_names) do sampling[name] = options[name] end
-  for key, value in pairs(options) do
-    local want = KNOWN[key]
-    if not want and sampling[key] == nil then
-      return nil, ("unknown option '%s'"):format(tostring(key))
-    end
-    if want and want ~= "any" and type(value) ~= want and math.type(value) ~= want then
-      return nil, ("option '%s': %s expected, got %s"):format(key, want, type(value))
-    end
-  end
+-- -> those for the sampler, or nil and what is wrong
+local function sampling_options(options)
   if options.grammar ~= nil then
     return nil, "option 'grammar': constrained generation is not available"
   end
@@ -99,10 +91,12 @@ local function check_options(options)
       return nil, ("option '%s': 0 or more expected, got %d"):format(name, options[name])
     end
   end
-  if options.sampler then
-    sampling.seed = nil
-    local name = next(sampling)
-    if name then return nil, ("option '%s': belongs into the sampler"):format(name) end
+  local sampling = {}
+  for _, name in ipairs(sampler.option_names) do
+    sampling[name] = options[name]
+    if options.sampler and name ~= "seed" and options[name] ~= nil then
+      return nil, ("option '%s': belongs into the sampler"):format(name)
+    end
   end
   return sampling
 end
@@ -278,7 +272,8 @@ end
 Generation.__close = Generation.close
 
 local function open(session, options)
-  local sampling, message = check_options(options)
+  options = check(options, KNOWN)
+  local sampling, message = sampling_options(options)
   if not sampling then error(message, 3) end
   local stops, code
   stops, message = check_stops(options.stop)
@@ -308,7 +303,7 @@ end
 ---@param options? moonlet.GenerateOptions and the names of moonlet.sampler.option_names
 ---@return moonlet.Generation
 function generate.tokens(session, options)
-  local self, message = open(session, options or {})
+  local self, message = open(session, options)
   if not self then error(message, 2) end
   return self, nil, nil, self
 end

@@ -38,11 +38,11 @@ local core = require "moonlet.core"
 ---@field logit fun(self, i: integer): number
 ---@field p fun(self, i: integer): number among the candidates left
 ---@field entropy fun(self): number nats
----@field set fun(self, i: integer, logit: number) positions stay until the next cut; -inf rules out
+---@field set fun(self, i: integer, logit: number) positions stay until the next cut; -inf: out
 ---@field keep fun(self, n: integer) exactly the n best
 ---@field filter fun(self, fn: fun(id: integer, logit: number, p: number): any)
----@field pick fun(self, u?: number): integer?, string?, string? draws one, which alone is left; u in
---- [0, 1) instead of the policy's generator
+---@field pick fun(self, u?: number): integer?, string?, string? draws one, which alone is left;
+--- u in [0, 1) instead of the policy's generator
 
 local sampler = {}
 
