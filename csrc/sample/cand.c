@@ -200,7 +200,6 @@ void cands_top_k(cands *c, int64_t k)
     int64_t n = k;
     for (int64_t i = k; i < c->n; i++)
         if (c->list[i].logit == last) cand_swap(&c->list[n++], &c->list[i]);
-    c->n_sorted = k; /* it may have reached further; the swaps mixed what lies behind k */
     cut(c, n);
 }
 
