@@ -13,6 +13,7 @@
 #include "base/cpu.h"
 #include "base/err.h"
 #include "base/progress.h"
+#include "num/format.h"
 
 /* nil, text, code name; returns 3. */
 int lml_fail(lua_State *L, const err_info *e);
@@ -57,6 +58,10 @@ cpu_level lml_cpu_level(lua_State *L);
 
 /* The next number in [0, 1) of a generator (class moonlet.rng). */
 double lml_rng_uniform(lua_State *L, int arg);
+
+/* A number format from the fields mode, bits, group, flavour, mx_rule and global_scale of an option
+ * table; whether it exists is for num_format_check to say. */
+num_format lml_check_format(lua_State *L, int arg);
 
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
 cancel_flag *lml_cancel_flag(void);

@@ -130,6 +130,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_logits(L);
     lml_open_model(L);
     lml_open_num(L);
+    lml_open_quant(L);
     lml_open_rng(L);
     lml_open_st(L);
     lml_open_sys(L);

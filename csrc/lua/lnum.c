@@ -44,8 +44,7 @@ static num_mode check_mode(lua_State *L, int arg)
     return mode;
 }
 
-/* mode, bits, group, flavour, mx_rule and global_scale; the dtype is the caller's. */
-static num_format check_format(lua_State *L, int arg)
+num_format lml_check_format(lua_State *L, int arg)
 {
     static const char *const flavours[] = {"metal", "cpu", NULL};
     static const char *const rules[] = {"ceil", "nearest", NULL};
@@ -101,7 +100,7 @@ static int quantize_tensor(lua_State *L)
     lml_check_keys(L, 2, keys);
     int64_t rows = check_side(L, 2, "rows"), cols = check_side(L, 2, "cols");
     num_dtype dtype = check_dtype(L, 2, "dtype", "f32");
-    num_format f = check_format(L, 2);
+    num_format f = lml_check_format(L, 2);
     f.scale_dtype = dtype;
     check_word(L, 2, "fit", "minmax", fits);
     err_info e;
@@ -160,7 +159,7 @@ static int dequantize_tensor(lua_State *L)
     lml_check_keys(L, 1, part_keys);
     lml_check_keys(L, 2, keys);
     int64_t rows = check_side(L, 2, "rows"), cols = check_side(L, 2, "cols");
-    num_format f = check_format(L, 2);
+    num_format f = lml_check_format(L, 2);
     num_dtype dtype = check_dtype(L, 2, "dtype", "f32");
     static const char *const names[] = {"f32", "f16", "bf16"};
     f.scale_dtype = check_dtype(L, 2, "scale_dtype", names[dtype]);

@@ -1,0 +1,209 @@
+#include "quant/quant.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "num/fp.h"
+
+/* A block is large enough that its write is not dwarfed by the system call, and small enough that
+ * a worker's scratch stays in its second-level cache. A group is what runs between two looks at
+ * the cancel flag; it does not depend on the number of threads, so neither do errors. */
+enum { BLOCK_ELEMENTS = 1 << 17, GROUP_BLOCKS = 64 };
+
+typedef struct row_sizes { /* bytes of one output row */
+    int64_t weight, scales, biases;
+} row_sizes;
+
+typedef struct run {
+    const quant_job *job;
+    st_writer *w;
+    int64_t n_rows, block_rows, first_block;
+    row_sizes out;
+    uint8_t *scratch; /* per worker: cols f32, then block_rows of each output */
+    int64_t scratch_bytes;
+    pthread_mutex_t lock;
+    int64_t failed_block; /* lowest so far */
+    err_info error;
+} run;
+
+static row_sizes sizes_of(const quant_job *job)
+{
+    row_sizes s = {0};
+    switch (job->op) {
+    case QUANT_COPY: s.weight = job->cols * st_dtype_bytes(job->parts[0].tensor->dtype); break;
+    case QUANT_BF16:
+    case QUANT_BF16_PLUS_ONE: s.weight = job->cols * 2; break;
+    case QUANT_ENCODE:
+        s.weight = num_format_code_bytes(&job->format, job->cols);
+        s.scales = num_format_scale_bytes(&job->format, job->cols);
+        s.biases = num_format_bias_bytes(&job->format, job->cols);
+        break;
+    }
+    return s;
+}
+
+static const uint8_t *stored_row(const quant_job *job, int64_t row, const st_tensor **tensor,
+                                 int64_t *stored)
+{
+    const quant_part *part = &job->parts[row / job->part_rows];
+    *tensor = part->tensor;
+    *stored = part->first_row + row % job->part_rows;
+    return part->tensor->data + *stored * job->cols * st_dtype_bytes(part->tensor->dtype);
+}
+
+/* The row as f32; the first column that is not finite, or -1. */
+static int64_t load_row(const uint8_t *data, st_dtype dtype, int64_t cols, float *out)
+{
+    if (dtype == ST_F32)
+        memcpy(out, data, (size_t)cols * 4);
+    else
+        for (int64_t i = 0; i < cols; i++) {
+            uint16_t h;
+            memcpy(&h, data + 2 * i, 2);
+            out[i] = dtype == ST_BF16 ? fp_bf16_decode(h) : fp_f16_decode(h);
+        }
+    for (int64_t i = 0; i < cols; i++)
+        if (!isfinite(out[i])) return i;
+    return -1;
+}
+
+/* The first column that bf16 cannot hold, or -1. */
+static int64_t store_bf16(const float *x, int64_t n, float add, uint8_t *out)
+{
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t h = fp_bf16_encode(x[i] + add);
+        if ((h & 0x7f80) == 0x7f80) return i;
+        memcpy(out + 2 * i, &h, 2);
+    }
+    return -1;
+}
+
+static err_code block_row(const run *r, int64_t row, float *x, uint8_t *weight, uint8_t *scales,
+                          uint8_t *biases, err_info *e)
+{
+    const quant_job *job = r->job;
+    const st_tensor *t;
+    int64_t stored;
+    const uint8_t *data = stored_row(job, row, &t, &stored);
+    int64_t bad = load_row(data, t->dtype, job->cols, x);
+    if (bad < 0) {
+        switch (job->op) {
+        case QUANT_COPY: memcpy(weight, data, (size_t)r->out.weight); break;
+        case QUANT_BF16: bad = store_bf16(x, job->cols, 0.0f, weight); break;
+        case QUANT_BF16_PLUS_ONE: bad = store_bf16(x, job->cols, 1.0f, weight); break;
+        case QUANT_ENCODE:
+            bad = num_encode_row(&job->format, x, job->cols, weight, scales, biases);
+            break;
+        }
+    }
+    if (bad < 0) return ERR_NONE;
+    return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
+                   t->file, t->name, (long long)stored, (long long)bad, (double)x[bad]);
+}
+
+static err_code put_rows(const run *r, int64_t entry, int64_t row, int64_t n, int64_t row_bytes,
+                         const uint8_t *data, err_info *e)
+{
+    if (row_bytes == 0) return ERR_NONE;
+    return st_writer_put(r->w, entry, row * row_bytes, data, n * row_bytes, e);
+}
+
+static err_code run_block(const run *r, int64_t block, int worker, err_info *e)
+{
+    const quant_job *job = r->job;
+    int64_t row = block * r->block_rows, n = r->n_rows - row;
+    if (n > r->block_rows) n = r->block_rows;
+    uint8_t *at = r->scratch + worker * r->scratch_bytes;
+    float *x = (float *)(void *)at;
+    uint8_t *weight = at + job->cols * 4;
+    uint8_t *scales = weight + r->block_rows * r->out.weight;
+    uint8_t *biases = scales + r->block_rows * r->out.scales;
+    for (int64_t i = 0; i < n; i++)
+        if (block_row(r, row + i, x, weight + i * r->out.weight, scales + i * r->out.scales,
+                      biases + i * r->out.biases, e))
+            return e->code;
+    if (put_rows(r, job->weight, row, n, r->out.weight, weight, e) ||
+        put_rows(r, job->scales, row, n, r->out.scales, scales, e) ||
+        put_rows(r, job->biases, row, n, r->out.biases, biases, e))
+        return e->code;
+    return ERR_NONE;
+}
+
+static void run_blocks(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    run *r = ctx;
+    for (int64_t i = begin; i < end; i++) {
+        err_info e = {0};
+        int64_t block = r->first_block + i;
+        if (!run_block(r, block, worker, &e)) continue;
+        pthread_mutex_lock(&r->lock);
+        if (block < r->failed_block) {
+            r->failed_block = block;
+            r->error = e;
+        }
+        pthread_mutex_unlock(&r->lock);
+    }
+}
+
+/* Everything that the loops take for granted. */
+static err_code check_job(const quant_job *job, int64_t *n_rows, err_info *e)
+{
+    if (job->n_parts < 1 || job->part_rows < 1 || job->cols < 1 ||
+        __builtin_mul_overflow(job->n_parts, job->part_rows, n_rows))
+        return err_set(e, ERR_RANGE, "a tensor of %lld parts of %lld rows of %lld",
+                       (long long)job->n_parts, (long long)job->part_rows, (long long)job->cols);
+    for (int64_t i = 0; i < job->n_parts; i++) {
+        const st_tensor *t = job->parts[i].tensor;
+        int64_t first = job->parts[i].first_row, rows = st_elements(t) / job->cols;
+        if (t->dtype != ST_BF16 && t->dtype != ST_F16 && t->dtype != ST_F32)
+            return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s is %s, not BF16, F16 or F32", t->file,
+                           t->name, st_dtype_name(t->dtype));
+        if (first < 0 || first > rows || job->part_rows > rows - first ||
+            st_elements(t) % job->cols)
+            return err_set(e, ERR_RANGE, "%s: tensor %s has no rows %lld to %lld of %lld", t->file,
+                           t->name, (long long)first, (long long)(first + job->part_rows - 1),
+                           (long long)job->cols);
+        if (job->op == QUANT_COPY && t->dtype != job->parts[0].tensor->dtype)
+            return err_set(e, ERR_RANGE, "%s: tensor %s is %s, other parts are not", t->file,
+                           t->name, st_dtype_name(t->dtype));
+    }
+    return ERR_NONE;
+}
+
+static err_code run_groups(run *r, pool *p, const cancel_flag *cancel, err_info *e)
+{
+    int64_t n_blocks = (r->n_rows + r->block_rows - 1) / r->block_rows;
+    for (; r->first_block < n_blocks; r->first_block += GROUP_BLOCKS) {
+        if (cancel_raised(cancel)) return err_set(e, ERR_CANCELLED, "interrupted");
+        int64_t n = n_blocks - r->first_block;
+        pool_for(p, n < GROUP_BLOCKS ? n : GROUP_BLOCKS, 1, run_blocks, r);
+        if (r->failed_block == INT64_MAX) continue;
+        if (e) *e = r->error;
+        return r->error.code;
+    }
+    return ERR_NONE;
+}
+
+err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
+                   err_info *e)
+{
+    run r = {.job = job, .w = w, .failed_block = INT64_MAX};
+    err_info own = {0};
+    if (!e) e = &own;
+    if (check_job(job, &r.n_rows, e)) return e->code;
+    r.out = sizes_of(job);
+    r.block_rows = BLOCK_ELEMENTS / job->cols;
+    if (r.block_rows < 1) r.block_rows = 1;
+    if (r.block_rows > r.n_rows) r.block_rows = r.n_rows;
+    int64_t bytes = job->cols * 4 + r.block_rows * (r.out.weight + r.out.scales + r.out.biases);
+    r.scratch_bytes = (bytes + 63) / 64 * 64;
+    r.scratch = mem_array((size_t)pool_n_threads(p), (size_t)r.scratch_bytes, e);
+    if (!r.scratch) return e->code;
+    pthread_mutex_init(&r.lock, NULL);
+    err_code code = run_groups(&r, p, cancel, e);
+    pthread_mutex_destroy(&r.lock);
+    mem_free(r.scratch);
+    return code;
+}

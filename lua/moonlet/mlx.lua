@@ -1,0 +1,260 @@
+-- mlx: what an MLX checkpoint directory looks like, as stock mlx-lm 0.31.3 and 0.32.2 load it.
+--
+-- Turns decisions into files: which arrays each tensor becomes, in which shard they lie, and what
+-- config.json says about them. Writes nothing itself. Rules: mlx_lm/utils.py (load_model, save),
+-- mlx_lm/models/qwen3_5.py and qwen3_5_moe.py (sanitize, TextModelArgs).
+
+local json = require "moonlet.json"
+local recipe = require "moonlet.recipe"
+
+local mlx = {}
+
+-- mlx_lm.utils: MAX_FILE_SIZE_GB.
+mlx.SHARD_BYTES = 5 << 30
+
+---@class moonlet.mlx.Item   one tensor of the output
+---@field name string
+---@field parameters integer
+---@field bytes integer
+---@field entries { name: string, dtype: string, shape: integer[] }[]
+---@field put table  how to make it: moonlet.core's quantizer:put, without `entry`
+
+local SCALES = { affine = "BF16", mxfp4 = "U8", mxfp8 = "U8", nvfp4 = "U8" }
+
+local function with_last(shape, last)
+  local copy = table.move(shape, 1, #shape, 1, {})
+  copy[#copy] = last
+  return copy
+end
+
+local function module_of(tensor) return (tensor.output:gsub("%.weight$", "")) end
+
+local function quantized_entries(tensor, d)
+  local module, cols = module_of(tensor), tensor.cols
+  local entries = { { name = module .. ".weight", dtype = "U32",
+    shape = with_last(tensor.shape, cols * d.bits // 32) } }
+  for _, part in ipairs(d.mode == "affine" and { ".scales", ".biases" } or { ".scales" }) do
+    entries[#entries + 1] = { name = module .. part, dtype = SCALES[d.mode],
+      shape = with_last(tensor.shape, cols // d.group) }
+  end
+  return entries
+end
+
+-- Norms of raw checkpoints get their 1 here, rounded to bf16 as stock loaders do it; a float32
+-- norm would turn every activation behind it into float32.
+local function dense(tensor, zero_centred)
+  local shape = tensor.shape
+  if tensor.class == "conv" then shape = { shape[1], shape[3], 1 } end
+  local entry = { name = tensor.output, dtype = "BF16", shape = shape }
+  if tensor.stored then
+    entry.dtype = tensor.stored:upper()
+    return entry, "copy"
+  end
+  return entry, zero_centred and tensor.zero_centred and "bf16_plus_one" or "bf16"
+end
+
+local function item_of(tensor, decision, zero_centred)
+  local item = { name = tensor.output, parameters = tensor.rows * tensor.cols,
+    bytes = recipe.bytes(tensor, decision) }
+  local op, mode
+  if decision.mode then
+    item.entries, op, mode = quantized_entries(tensor, decision), "encode", decision.mode
+  else
+    item.entries = {}
+    item.entries[1], op = dense(tensor, zero_centred)
+  end
+  item.put = { op = op, parts = tensor.parts, part_rows = tensor.part_rows, cols = tensor.cols,
+    mode = mode, bits = decision.bits, group = decision.group }
+  return item
+end
+
+---The tensors to write, in order: those of the model's shards, and those of mtp.safetensors.
+---mlx-lm reads model*.safetensors and nothing else; releases up to 0.31.3 misread a file with MTP
+---tensors among them.
+---@param decided { tensor: moonlet.Tensor, decision: table }[]
+---@param zero_centred boolean
+---@return moonlet.mlx.Item[] model
+---@return moonlet.mlx.Item[] mtp
+function mlx.items(decided, zero_centred)
+  local model, mtp = {}, {}
+  for _, d in ipairs(decided) do
+    if not d.decision.drop then
+      local list = d.tensor.part == "mtp" and mtp or model
+      list[#list + 1] = item_of(d.tensor, d.decision, zero_centred)
+    end
+  end
+  return model, mtp
+end
+
+---@class moonlet.mlx.File
+---@field name string
+---@field format string  __metadata__.format
+---@field items moonlet.mlx.Item[]
+
+---Files for the items: shards filled in order up to `limit` bytes, and mtp.safetensors, which
+---holds Hugging Face tensors as they were.
+---@return moonlet.mlx.File[]
+function mlx.files(model, mtp, limit)
+  local shards, size = { {} }, 0
+  for _, item in ipairs(model) do
+    if size > 0 and size + item.bytes > limit then
+      shards[#shards + 1], size = {}, 0
+    end
+    table.insert(shards[#shards], item)
+    size = size + item.bytes
+  end
+  local files = {}
+  for i, items in ipairs(shards) do
+    local name = #shards == 1 and "model.safetensors"
+      or ("model-%05d-of-%05d.safetensors"):format(i, #shards)
+    files[i] = { name = name, format = "mlx", items = items }
+  end
+  if #mtp > 0 then
+    files[#files + 1] = { name = "mtp.safetensors", format = "pt", items = mtp }
+  end
+  return files
+end
+
+---Text of model.safetensors.index.json.
+---@param files moonlet.mlx.File[]
+---@return string
+function mlx.index(files)
+  local bytes, parameters, map = 0, 0, {}
+  for _, file in ipairs(files) do
+    for _, item in ipairs(file.format == "mlx" and file.items or {}) do
+      bytes, parameters = bytes + item.bytes, parameters + item.parameters
+      for _, entry in ipairs(item.entries) do map[entry.name] = file.name end
+    end
+  end
+  return json.encode({ metadata = { total_size = bytes, total_parameters = parameters },
+    weight_map = json.object(map) }, { indent = 4 }) .. "\n"
+end
+
+-- ---- config.json -------------------------------------------------------------------------------
+
+local function setting(d) return { group_size = d.group, bits = d.bits, mode = d.mode } end
+
+-- The most frequent decision: what the block says for tensors without an entry of their own.
+local function most_frequent(quantized)
+  local counts, best = {}, nil
+  for _, d in ipairs(quantized) do
+    local label = recipe.decision_text(d.decision)
+    counts[label] = (counts[label] or 0) + 1
+    if not best or counts[label] > counts[recipe.decision_text(best)] then best = d.decision end
+  end
+  return best
+end
+
+---The block that goes into config.json as `quantization` and `quantization_config`: the most
+---frequent setting, and an entry with its mode for every module that differs. nil when nothing is
+---quantized. (An entry without a mode means affine, whatever the block says.)
+---@param decided { tensor: moonlet.Tensor, decision: table }[]
+---@return table?
+function mlx.quantization(decided)
+  local quantized = {}
+  for _, d in ipairs(decided) do
+    if d.decision.mode then quantized[#quantized + 1] = d end
+  end
+  local common = most_frequent(quantized)
+  if not common then return nil end
+  local keys = { "group_size", "bits", "mode" }
+  local block = json.object(setting(common), keys)
+  for _, d in ipairs(quantized) do
+    local s = d.decision
+    if s.mode ~= common.mode or s.bits ~= common.bits or s.group ~= common.group then
+      block[module_of(d.tensor)] = json.object(setting(s), keys)
+    end
+  end
+  return block
+end
+
+-- mlx-lm looks at full_attention_interval only; the interval of a list of kinds, or nil.
+local function interval_of(layer_types)
+  local interval = #layer_types + 1
+  for i, kind in ipairs(layer_types) do
+    if kind == "full_attention" then
+      interval = i
+      break
+    end
+  end
+  for i, kind in ipairs(layer_types) do
+    if (i % interval == 0) ~= (kind == "full_attention") then return nil end
+  end
+  return interval
+end
+
+-- Integers of the text stack that mlx-lm has other defaults for than transformers.
+local SPELLED_OUT = { "vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings",
+  "num_attention_heads", "num_key_value_heads", "head_dim", "linear_num_key_heads",
+  "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim",
+  "linear_conv_kernel_dim" }
+local SPELLED_OUT_DENSE = { "intermediate_size" }
+local SPELLED_OUT_MOE = { "num_experts", "num_experts_per_tok", "moe_intermediate_size",
+  "shared_expert_intermediate_size" }
+
+local function absent(v) return v == nil or v == json.null end
+
+-- transformers falls back to fields beside rope_parameters and then to its own defaults; mlx-lm
+-- looks inside rope_parameters only and defaults to another theta.
+local function spell_out_rope(text)
+  local rope = text.rope_parameters
+  if absent(rope) then rope = text.rope_scaling end
+  if absent(rope) then rope = json.object { rope_type = "default" } end
+  local function fill(key, default)
+    if not absent(rope[key]) then return end
+    rope[key] = absent(text[key]) and default or text[key]
+  end
+  fill("rope_theta", 10000.0)
+  fill("partial_rotary_factor", 0.25)
+  text.rope_parameters = rope
+end
+
+local function spell_out(text, numbers, tied)
+  local lists = { SPELLED_OUT, numbers.num_experts > 0 and SPELLED_OUT_MOE or SPELLED_OUT_DENSE }
+  for _, list in ipairs(lists) do
+    for _, key in ipairs(list) do
+      if absent(text[key]) then text[key] = numbers[key] end
+    end
+  end
+  spell_out_rope(text)
+  text.tie_word_embeddings = tied
+end
+
+-- mlx-lm knows the wrappers' model types only.
+local function wrap(config, numbers)
+  if numbers.wrapped then return config end
+  local moe = numbers.num_experts > 0
+  config.model_type = numbers.model_type
+  return json.object({
+    architectures = json.array {
+      moe and "Qwen3_5MoeForConditionalGeneration" or "Qwen3_5ForConditionalGeneration" },
+    model_type = moe and "qwen3_5_moe" or "qwen3_5",
+    text_config = config,
+  }, { "architectures", "model_type", "text_config" })
+end
+
+---Text of config.json, or nil when stock loaders cannot express the model.
+---@param config table  the source's, decoded; changed in place
+---@param numbers table  moonlet.core.model_config of it
+---@param tied boolean  as the files have it
+---@param decided { tensor: moonlet.Tensor, decision: table }[]
+---@return string? text
+---@return string? message
+---@return string? code
+function mlx.config(config, numbers, tied, decided)
+  local interval = interval_of(numbers.layer_types)
+  if not interval then
+    return nil, "layer_types has no regular interval of full attention; MLX cannot express it",
+      "unsupported"
+  end
+  config = wrap(config, numbers)
+  local text = config.text_config
+  spell_out(text, numbers, tied)
+  text.full_attention_interval = interval
+  config.tie_word_embeddings = tied
+  local block = mlx.quantization(decided)
+  config.quantization, config.quantization_config = block, block
+  return json.encode(config, { indent = 4 }) .. "\n"
+end
+
+return mlx

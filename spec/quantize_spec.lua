@@ -1,0 +1,497 @@
+local checkpoint = require "spec.support.checkpoint"
+local core = require "moonlet.core"
+local json = require "moonlet.json"
+local quantize = require "moonlet.quantize"
+
+local MOE, DENSE = "spec/golden/mlx/moe4/", "spec/golden/mlx/dense4/"
+
+-- The rules in spec.json beside the golden checkpoints, which stock mlx-lm converted by them.
+local function moe_rules(t)
+  if not t.matrix or t.class == "in_proj_a" or t.class == "in_proj_b" then
+    return { keep = "bf16" }
+  end
+  if t.class == "router" or t.class == "shared_gate" then return { mode = "affine", bits = 8 } end
+  if t.class == "expert_gate" or t.class == "expert_up"
+    or t.class == "expert_down" and (t.layer == 0 or t.layer == 2) then
+    return { mode = "mxfp4" }
+  end
+  local wide = { embed = true, lm_head = true, q_proj = true, k_proj = true, v_proj = true,
+    o_proj = true }
+  return { mode = "affine", bits = wide[t.class] and 8 or 4, group = 64 }
+end
+
+local function dense_rules(t)
+  if t.part ~= "text" then return { drop = true } end
+  if not t.matrix or t.class == "out_proj" then return { keep = "bf16" } end
+  if t.class == "v_proj" then return { mode = "affine", bits = 8, group = 128 } end
+  local bits = { embed = 6, down_proj = 5 }
+  return { mode = "affine", bits = bits[t.class] or 4 }
+end
+
+---Calls fn(out) with a directory name that is free, and removes what is there afterwards.
+local function with_out(fn)
+  local dir = checkpoint.directory()
+  fn(dir .. "/out", dir)
+  os.execute("rm -r " .. dir)
+end
+
+local function quantized(o, fn)
+  with_out(function(out, dir)
+    o.out = out
+    local p, message = quantize(o)
+    assert(p, message)
+    assert.same({ out = false }, core.list_dir(dir))
+    fn(out, p)
+  end)
+end
+
+---All tensors of the files of a directory.
+local function read_all(dir)
+  local all = {}
+  for name in pairs(core.list_dir(dir)) do
+    if name:find("%.safetensors$") then
+      for key, t in pairs(checkpoint.read(dir .. "/" .. name)) do
+        assert.is_nil(all[key])
+        all[key] = t
+      end
+    end
+  end
+  return all
+end
+
+local function assert_same_tensors(want, got)
+  for name, t in pairs(want) do
+    local u = got[name]
+    assert.truthy(u, name .. " is missing")
+    assert.equal(t.dtype, u.dtype, name)
+    assert.same(t.shape, u.shape, name)
+    assert.is_true(t.data == u.data, name .. ": other bytes")
+  end
+  for name in pairs(got) do assert.truthy(want[name], name .. " is too many") end
+end
+
+-- A checkpoint of ours with the settings of every module spelled out, as stock loaders resolve it.
+local function settings(dir)
+  local config = assert(json.read(dir .. "/config.json"))
+  local block = config.quantization
+  assert.same(json.encode(block), json.encode(config.quantization_config))
+  local out = {}
+  for name in pairs(read_all(dir)) do
+    local module = name:match("^(.*)%.scales$")
+    if module then
+      local s = block[module] or block
+      out[module] = ("%s %d %d"):format(s.mode or "affine", s.bits, s.group_size)
+    end
+  end
+  return out
+end
+
+-- The same matrix elements, whatever the checkpoint's spelling and order.
+local function assert_same_values(want, got)
+  want = assert(core.model_layout(want, { values = true }))
+  got = assert(core.model_layout(got, { values = true }))
+  local modules = {}
+  for _, m in ipairs(got.modules) do modules[m.name] = m end
+  for _, m in ipairs(want.modules) do
+    if modules[m.name] or not m.name:find("^mtp") then
+      assert.is_true(m.values == modules[m.name].values, m.name)
+    end
+  end
+  return want, got
+end
+
+describe("quantize", function()
+  describe("writes what stock mlx-lm writes", function()
+    for dir, rules in pairs { [MOE] = moe_rules, [DENSE] = dense_rules } do
+      it("from " .. dir, function()
+        quantized({ source = dir .. "hf", recipe = rules, flavour = "cpu" }, function(out)
+          assert_same_tensors(checkpoint.read(dir .. "mlx/model.safetensors"), read_all(out))
+          assert.same(settings(dir .. "mlx"), settings(out))
+          local index = assert(json.read(out .. "/model.safetensors.index.json"))
+          local stock = assert(json.read(dir .. "mlx/model.safetensors.index.json"))
+          assert.equal(stock.metadata.total_size, index.metadata.total_size)
+          assert.is_true(json.encode(stock.weight_map, { sort_keys = true })
+            == json.encode(index.weight_map))
+        end)
+      end)
+    end
+
+    it("in Metal's rounding by default, within the same settings", function()
+      quantized({ source = MOE .. "hf", recipe = moe_rules }, function(out)
+        local ours, stock = read_all(out), checkpoint.read(MOE .. "mlx/model.safetensors")
+        local same, other = 0, 0
+        for name, t in pairs(stock) do
+          assert.equal(#t.data, #ours[name].data)
+          if t.data == ours[name].data then same = same + 1 else other = other + 1 end
+        end
+        assert.is_true(same > 0 and other > 0)
+        assert.same(settings(MOE .. "mlx"), settings(out))
+      end)
+    end)
+  end)
+
+  it("gives the binder the same model", function()
+    for _, dir in ipairs { "models/moe-wrapped", "models/moe-text", "models/dense-text",
+        "models/dense-tied", "mlx/dense4" } do
+      local source = "spec/golden/" .. dir .. "/hf"
+      quantized({ source = source, recipe = "keep_bf16" }, function(out)
+        local want, got = assert_same_values(source, out)
+        assert.equal("mlx", got.family)
+        assert.equal(want.n_parameters, got.n_parameters)
+        assert.equal(want.n_ignored, got.n_ignored)
+        assert.equal(want.mtp, got.mtp)
+        assert.equal(want.tied, got.tied)
+        assert.same(want.config, got.config)
+        for name, v in pairs(want.vectors) do
+          for i = 1, #v, 4 do
+            local a, b = string.unpack("<f", v, i), string.unpack("<f", got.vectors[name], i)
+            local shifted = name:find("norm") and not name:find("%.norm$")
+            assert.is_true(a == b or (shifted or name == "norm") and math.abs(a - b) <= 2 ^ -8 * a,
+              name)
+          end
+        end
+        assert.is_nil((json.read(out .. "/config.json")).quantization)
+      end)
+    end
+  end)
+
+  it("does not care in which precision or order the source lies", function()
+    local function variant(change)
+      local dir = checkpoint.directory()
+      local tensors = checkpoint.read(MOE .. "hf/model.safetensors")
+      change(tensors)
+      checkpoint.write(dir .. "/model.safetensors", tensors)
+      checkpoint.spit(dir .. "/config.json", checkpoint.slurp(MOE .. "hf/config.json"))
+      quantized({ source = dir, recipe = moe_rules, flavour = "cpu", threads = 3 }, function(out)
+        assert_same_tensors(checkpoint.read(MOE .. "mlx/model.safetensors"), read_all(out))
+      end)
+      checkpoint.remove(dir)
+    end
+    variant(function(tensors) -- float32
+      for _, t in pairs(tensors) do
+        if t.dtype == "BF16" then
+          t.dtype, t.data = "F32", t.data:gsub("..", "\0\0%0")
+        end
+      end
+    end)
+    variant(function(tensors) -- one tensor per expert
+      for name, t in pairs(checkpoint.read(MOE .. "hf/model.safetensors")) do
+        local head, kind = name:match("^(.*%.experts%.)(%l+_?%l*)_proj$")
+        if head then
+          tensors[name] = nil
+          local E, rows, cols = table.unpack(t.shape)
+          local bytes = rows * cols * 2
+          for e = 0, E - 1 do
+            local data = t.data:sub(e * bytes + 1, (e + 1) * bytes)
+            local function add(projection, n, part)
+              tensors[("%s%d.%s_proj.weight"):format(head, e, projection)] =
+                { dtype = "BF16", shape = { n, cols }, data = part }
+            end
+            if kind == "down" then
+              add("down", rows, data)
+            else
+              add("gate", rows // 2, data:sub(1, bytes // 2))
+              add("up", rows // 2, data:sub(bytes // 2 + 1))
+            end
+          end
+        end
+      end
+    end)
+    variant(function(tensors) -- a text-only export's prefix
+      for name, t in pairs(checkpoint.read(MOE .. "hf/model.safetensors")) do
+        tensors[name] = nil
+        tensors[(name:gsub("^model%.language_model%.", "model."))] = t
+      end
+    end)
+  end)
+
+  it("re-reads its own dense output", function()
+    quantized({ source = MOE .. "hf", recipe = "keep_bf16" }, function(dense)
+      quantized({ source = dense, recipe = moe_rules, flavour = "cpu" }, function(out)
+        assert_same_tensors(checkpoint.read(MOE .. "mlx/model.safetensors"), read_all(out))
+      end)
+    end)
+  end)
+
+  it("gives the same bytes on any number of threads", function()
+    local first
+    for _, threads in ipairs { 1, 2, 5 } do
+      quantized({ source = MOE .. "hf", recipe = "unsloth", bits = 3, threads = threads },
+        function(out)
+          local bytes = checkpoint.slurp(out .. "/model.safetensors")
+          first = first or bytes
+          assert.is_true(bytes == first)
+        end)
+    end
+  end)
+
+  it("fills shards in order and lists them", function()
+    quantized({ source = MOE .. "hf", recipe = moe_rules, flavour = "cpu",
+      shard_bytes = 100000 }, function(out)
+      assert_same_tensors(checkpoint.read(MOE .. "mlx/model.safetensors"), read_all(out))
+      local map = assert(json.read(out .. "/model.safetensors.index.json")).weight_map
+      local n, sizes = 0, {}
+      for name, file in pairs(map) do
+        local t = checkpoint.read(out .. "/" .. file)[name]
+        assert.truthy(t, name)
+        sizes[file] = (sizes[file] or 0) + #t.data
+        n = n + 1
+      end
+      local files = 0
+      for name in pairs(core.list_dir(out)) do
+        if name:find("^model%-%d+%-of%-%d+%.safetensors$") then files = files + 1 end
+      end
+      local listed = 0
+      for file, size in pairs(sizes) do
+        listed = listed + 1
+        assert.is_true(size <= 100000, file)
+        assert.matches(("of%%-%05d"):format(files), file)
+      end
+      assert.equal(files, listed)
+      assert.is_true(files >= 5)
+      assert.equal(n, #assert(core.st_open(out)):names())
+    end)
+  end)
+
+  it("carries vision and MTP along, MTP where stock loaders do not look", function()
+    local source = "spec/golden/models/moe-wrapped/hf"
+    quantized({ source = source, recipe = "keep_bf16" }, function(out)
+      local stored, written = read_all(source), read_all(out)
+      local mtp = checkpoint.read(out .. "/mtp.safetensors")
+      local seen = { mtp = 0, visual = 0 }
+      for name, t in pairs(stored) do
+        local kind = name:match("^(mtp)%.") or name:match("^model%.(visual)%.")
+        if kind then
+          seen[kind] = seen[kind] + 1
+          local u = kind == "mtp" and mtp[name] or written[name:gsub("^model.visual", "vision_tower")]
+          assert.same(t, u, name)
+        end
+      end
+      assert.same({ mtp = 19, visual = 33 }, seen)
+      local map = assert(json.read(out .. "/model.safetensors.index.json")).weight_map
+      for name in pairs(mtp) do assert.is_nil(map[name]) end
+    end)
+    quantized({ source = source, recipe = "unsloth" }, function(out)
+      assert.is_nil(core.list_dir(out)["mtp.safetensors"])
+    end)
+  end)
+
+  it("copies the files beside the weights unchanged, and no others", function()
+    local source = checkpoint.directory()
+    os.execute(("cp %shf/* %s; mkdir %s/assets"):format(MOE, source, source))
+    for _, name in ipairs { "LICENSE", "README.md", "merges.txt", "eval.jsonl", ".hidden.json",
+        "pytorch_model.bin" } do
+      checkpoint.spit(source .. "/" .. name, name .. "\n\0\n")
+    end
+    quantized({ source = source, recipe = "unsloth" }, function(out)
+      local copied = { "LICENSE", "README.md", "merges.txt", "tokenizer.json",
+        "tokenizer_config.json", "chat_template.jinja", "generation_config.json" }
+      local files = core.list_dir(out)
+      for _, name in ipairs(copied) do
+        assert.equal(checkpoint.slurp(source .. "/" .. name), checkpoint.slurp(out .. "/" .. name))
+        files[name] = nil
+      end
+      assert.same({ ["config.json"] = true, ["model.safetensors"] = true,
+        ["model.safetensors.index.json"] = true }, files)
+    end)
+    os.execute("rm -r " .. source)
+  end)
+
+  it("spells out what stock loaders have other defaults for", function()
+    local source = checkpoint.directory()
+    checkpoint.spit(source .. "/model.safetensors",
+      checkpoint.slurp "spec/golden/models/dense-text/hf/model.safetensors")
+    local config = assert(json.read "spec/golden/models/dense-text/hf/config.json")
+    config.rope_theta, config.rope_parameters = 12345.5, nil
+    config.linear_conv_kernel_dim = nil
+    checkpoint.spit(source .. "/config.json", json.encode(config))
+    quantized({ source = source, recipe = "uniform" }, function(out)
+      local c = assert(json.read(out .. "/config.json"))
+      assert.equal("qwen3_5", c.model_type)
+      assert.equal("qwen3_5_text", c.text_config.model_type)
+      assert.same({ rope_type = "default", rope_theta = 12345.5, partial_rotary_factor = 0.25 },
+        setmetatable(c.text_config.rope_parameters, nil))
+      assert.equal(4, c.text_config.full_attention_interval)
+      assert.equal(4, c.text_config.linear_conv_kernel_dim)
+      assert.is_false(c.text_config.tie_word_embeddings)
+      assert.same(core.model_config(json.encode(config)).inv_freq,
+        core.model_config(json.encode(c)).inv_freq)
+    end)
+    checkpoint.remove(source)
+  end)
+
+  it("writes the blocks of config.json so that every tensor that differs has its mode", function()
+    quantized({ source = "examples/demo-model", recipe = "unsloth", bits = 4, mxfp = true },
+      function(out, p)
+        local block = assert(json.read(out .. "/config.json")).quantization
+        local entries = 0
+        for key, value in pairs(block) do
+          if type(value) == "table" then
+            entries = entries + 1
+            assert.truthy(value.mode and value.bits and value.group_size, key)
+          end
+        end
+        local modules, common = 0, 0
+        for _, t in ipairs(p.tensors) do
+          local d = t.decision
+          if d.mode then
+            modules = modules + 1
+            if d.mode == block.mode and d.bits == block.bits and d.group == block.group_size then
+              common = common + 1
+            end
+          end
+        end
+        assert.equal(modules - common, entries)
+        local bytes = 0
+        for _, t in pairs(read_all(out)) do bytes = bytes + #t.data end
+        assert.equal(p.total_bytes, bytes)
+      end)
+  end)
+
+  describe("leaves nothing behind", function()
+    local function refused(o, pattern, code_wanted)
+      with_out(function(out, dir)
+        o.out = o.out or out
+        local p, message, code = quantize(o)
+        assert.is_nil(p)
+        assert.matches(pattern, message)
+        assert.equal(code_wanted, code)
+        assert.same({}, core.list_dir(dir))
+        o.out = nil
+      end)
+    end
+
+    -- The demo-sized checkpoint with one weight replaced by the bytes of a NaN.
+    local function with_nan(name, at, fn)
+      local dir = checkpoint.directory()
+      local tensors = checkpoint.read(MOE .. "hf/model.safetensors")
+      local t = tensors[name]
+      t.data = t.data:sub(1, at) .. "\xc0\x7f" .. t.data:sub(at + 3)
+      checkpoint.write(dir .. "/model.safetensors", tensors)
+      checkpoint.spit(dir .. "/config.json", checkpoint.slurp(MOE .. "hf/config.json"))
+      fn(dir)
+      checkpoint.remove(dir)
+    end
+
+    it("when a weight is not a number", function()
+      local head = "model.language_model.layers.2."
+      local cases = {
+        [head .. "mlp.experts.gate_up_proj"] = "gate_up_proj row 130 column 3",
+        [head .. "linear_attn.in_proj_a.weight"] = "in_proj_a.weight row 2 column 3",
+        [head .. "input_layernorm.weight"] = "input_layernorm.weight row 0 column 19",
+        [head .. "linear_attn.conv1d.weight"] = "conv1d.weight row 5 column 1",
+      }
+      local at = { [head .. "mlp.experts.gate_up_proj"] = 2 * (130 * 128 + 3),
+        [head .. "linear_attn.in_proj_a.weight"] = 2 * (2 * 128 + 3),
+        [head .. "input_layernorm.weight"] = 2 * 19,
+        [head .. "linear_attn.conv1d.weight"] = 2 * (5 * 4 + 1) }
+      for name, text in pairs(cases) do
+        with_nan(name, at[name], function(dir)
+          for _, threads in ipairs { 1, 4 } do
+            refused({ source = dir, recipe = moe_rules, threads = threads },
+              "tensor " .. head:gsub("%.", "%%.") .. ".*" .. text .. ": %-?nan", "format")
+          end
+        end)
+      end
+    end)
+
+    it("when a weight has no place in the format", function()
+      local dir = checkpoint.directory()
+      local tensors = checkpoint.read(MOE .. "hf/model.safetensors")
+      local t = tensors["lm_head.weight"]
+      t.dtype, t.data = "F32", t.data:gsub("..", "\0\0%0")
+      t.data = t.data:sub(1, 4 * 128 * 7) .. string.pack("<f", 3.4e38) .. t.data:sub(4 * 128 * 7 + 5)
+      checkpoint.write(dir .. "/model.safetensors", tensors)
+      checkpoint.spit(dir .. "/config.json", checkpoint.slurp(MOE .. "hf/config.json"))
+      for _, recipe in ipairs { "uniform", "keep_bf16" } do
+        refused({ source = dir, recipe = recipe }, "lm_head%.weight row 7 column 0: 3%.4e%+38",
+          "format")
+      end
+      checkpoint.remove(dir)
+    end)
+
+    it("when the callback stops or raises", function()
+      local calls, last = 0, 0
+      refused({ source = MOE .. "hf", recipe = "unsloth", on_progress = function(done, total, name)
+        calls = calls + 1
+        assert(done > last and done <= total and name:find("^language_model%."))
+        last = done
+        return calls < 9
+      end }, "stopped", "cancelled")
+      assert.equal(9, calls)
+      with_out(function(out, dir)
+        assert.error_matches(function()
+          quantize { source = MOE .. "hf", out = out, recipe = "unsloth",
+            on_progress = function() error("no more") end }
+        end, "no more")
+        assert.same({}, core.list_dir(dir))
+      end)
+    end)
+
+    it("when files may not grow", function()
+      with_out(function(_, dir)
+        local script = dir .. "/run.lua"
+        checkpoint.spit(script, ([[
+          package.path, package.cpath = %q, %q
+          print(select(2, require("moonlet.quantize") {
+            source = "examples/demo-model", out = %q, recipe = "unsloth" }))]]):format(
+          package.path, package.cpath, dir .. "/out"))
+        local shell = ("trap '' XFSZ; ulimit -f 1000; exec lua5.4 %s"):format(script)
+        local p = assert(io.popen(("bash -c %q 2>&1"):format(shell)))
+        assert.matches("model%.safetensors", p:read("a"))
+        p:close()
+        os.remove(script)
+        assert.same({}, core.list_dir(dir))
+      end)
+    end)
+
+    it("when the place is taken or wrong", function()
+      refused({ source = MOE .. "hf", recipe = "unsloth", out = MOE .. "hf" },
+        "exists and is not empty", "io")
+      refused({ source = MOE .. "hf", recipe = "unsloth", out = MOE .. "hf/new" },
+        "lies in the source", "io")
+      refused({ source = MOE .. "hf", recipe = "unsloth", out = MOE .. "hf/../hf/new/" },
+        "lies in the source", "io")
+      refused({ source = MOE .. "hf", recipe = "unsloth", out = "/no/such/parent/out" },
+        "/no/such/parent", "io")
+      refused({ source = MOE .. "hf", recipe = "unsloth", out = "LICENSE" }, "LICENSE", "io")
+      with_out(function(out, dir)
+        assert(core.make_dir(out .. ".partial"))
+        local p, message = quantize { source = MOE .. "hf", recipe = "unsloth", out = out }
+        assert.is_nil(p)
+        assert.matches("out%.partial: .*exists.*cut off", message)
+        assert.same({ ["out.partial"] = false }, core.list_dir(dir))
+      end)
+    end)
+
+    it("when the source cannot be quantized or the recipe fails", function()
+      refused({ source = MOE .. "mlx", recipe = "unsloth" }, "quantized already", "unsupported")
+      refused({ source = MOE .. "hf", recipe = "no_such" }, "no recipe named no_such", "io")
+      refused({ source = MOE .. "hf", recipe = "unsloth", bits = 7 }, "bits must be", "format")
+      refused({ source = MOE .. "hf", recipe = function() return { mode = "affine", bits = 4 } end },
+        "only matrices", "range")
+      refused({ source = MOE .. "hf", recipe = "unsloth", format = "compressed-tensors" },
+        "compressed%-tensors is not built yet", "unsupported")
+    end)
+  end)
+
+  it("fills an empty directory that is there", function()
+    with_out(function(out)
+      assert(core.make_dir(out))
+      assert(quantize { source = MOE .. "hf", recipe = "unsloth", out = out .. "/" })
+      assert.is_true(core.list_dir(out)["config.json"])
+    end)
+  end)
+
+  it("raises on misuse", function()
+    local function misuse(o, pattern)
+      assert.error_matches(function() quantize(o) end, pattern)
+    end
+    misuse({ source = MOE .. "hf", out = "x" }, "'recipe' is missing")
+    misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", bit = 4 }, "unknown option 'bit'")
+    misuse({ source = 4, out = "x", recipe = "unsloth" }, "'source': string expected")
+    misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", flavour = "gpu" },
+      "metal or cpu expected, got 'gpu'")
+    misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", threads = -1 }, "positive")
+  end)
+end)
