@@ -1,6 +1,7 @@
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
 local json = require "moonlet.json"
+local mlx = require "moonlet.mlx"
 local quantize = require "moonlet.quantize"
 
 local MOE, DENSE = "spec/golden/mlx/moe4/", "spec/golden/mlx/dense4/"
@@ -263,8 +264,8 @@ describe("quantize", function()
         local kind = name:match("^(mtp)%.") or name:match("^model%.(visual)%.")
         if kind then
           seen[kind] = seen[kind] + 1
-          local u = kind == "mtp" and mtp[name] or written[name:gsub("^model.visual", "vision_tower")]
-          assert.same(t, u, name)
+          local output = name:gsub("^model%.visual", "vision_tower")
+          assert.same(t, kind == "mtp" and mtp[name] or written[output], name)
         end
       end
       assert.same({ mtp = 19, visual = 33 }, seen)
@@ -318,6 +319,27 @@ describe("quantize", function()
         core.model_config(json.encode(c)).inv_freq)
     end)
     checkpoint.remove(source)
+  end)
+
+  it("refuses layer patterns that stock loaders cannot express", function()
+    local function text(...)
+      return mlx.config(json.object { text_config = json.object() },
+        { wrapped = true, num_experts = 0, layer_types = { ... } }, false, {})
+    end
+    local full, linear = "full_attention", "linear_attention"
+    for interval, kinds in pairs { [4] = { linear, linear, linear, full },
+        [2] = { linear, full, linear, full, linear }, [1] = { full, full },
+        [3] = { linear, linear } } do
+      local config = json.decode(text(table.unpack(kinds)))
+      assert.equal(interval, config.text_config.full_attention_interval)
+    end
+    for _, kinds in ipairs { { full, linear, linear, full }, { linear, full, full },
+        { linear, full, linear, linear } } do
+      local got, message, code = text(table.unpack(kinds))
+      assert.is_nil(got)
+      assert.matches("no regular interval", message)
+      assert.equal("unsupported", code)
+    end
   end)
 
   it("writes the blocks of config.json so that every tensor that differs has its mode", function()
@@ -400,7 +422,8 @@ describe("quantize", function()
       local tensors = checkpoint.read(MOE .. "hf/model.safetensors")
       local t = tensors["lm_head.weight"]
       t.dtype, t.data = "F32", t.data:gsub("..", "\0\0%0")
-      t.data = t.data:sub(1, 4 * 128 * 7) .. string.pack("<f", 3.4e38) .. t.data:sub(4 * 128 * 7 + 5)
+      local at = 4 * 128 * 7
+      t.data = t.data:sub(1, at) .. string.pack("<f", 3.4e38) .. t.data:sub(at + 5)
       checkpoint.write(dir .. "/model.safetensors", tensors)
       checkpoint.spit(dir .. "/config.json", checkpoint.slurp(MOE .. "hf/config.json"))
       for _, recipe in ipairs { "uniform", "keep_bf16" } do
@@ -428,21 +451,31 @@ describe("quantize", function()
       end)
     end)
 
-    it("when files may not grow", function()
+    -- Quantizes the demo model in a process of its own, which prints what came of it.
+    local function elsewhere(shell, callback, pattern)
       with_out(function(_, dir)
         local script = dir .. "/run.lua"
         checkpoint.spit(script, ([[
           package.path, package.cpath = %q, %q
-          print(select(2, require("moonlet.quantize") {
-            source = "examples/demo-model", out = %q, recipe = "unsloth" }))]]):format(
-          package.path, package.cpath, dir .. "/out"))
-        local shell = ("trap '' XFSZ; ulimit -f 1000; exec lua5.4 %s"):format(script)
-        local p = assert(io.popen(("bash -c %q 2>&1"):format(shell)))
-        assert.matches("model%.safetensors", p:read("a"))
+          require("moonlet.core").catch_interrupt()
+          print(require("moonlet.quantize") { source = "examples/demo-model", out = %q,
+            recipe = "unsloth", on_progress = function(done) %s end })]]):format(
+          package.path, package.cpath, dir .. "/out", callback))
+        local p = assert(io.popen(("bash -c %q 2>&1"):format(shell .. " lua5.4 " .. script)))
+        assert.matches(pattern, p:read("a"))
         p:close()
         os.remove(script)
         assert.same({}, core.list_dir(dir))
       end)
+    end
+
+    it("when files may not grow", function()
+      elsewhere("trap '' XFSZ; ulimit -f 1000; exec", "", "^nil\t.*model%.safetensors.*\tio\n")
+    end)
+
+    it("when interrupted", function()
+      elsewhere("exec", "if done > 2e6 then io.popen('kill -INT $PPID'):close() end",
+        "^nil\t.*interrupted\tcancelled\n")
     end)
 
     it("when the place is taken or wrong", function()
@@ -468,8 +501,8 @@ describe("quantize", function()
       refused({ source = MOE .. "mlx", recipe = "unsloth" }, "quantized already", "unsupported")
       refused({ source = MOE .. "hf", recipe = "no_such" }, "no recipe named no_such", "io")
       refused({ source = MOE .. "hf", recipe = "unsloth", bits = 7 }, "bits must be", "format")
-      refused({ source = MOE .. "hf", recipe = function() return { mode = "affine", bits = 4 } end },
-        "only matrices", "range")
+      local function everything() return { mode = "affine", bits = 4 } end
+      refused({ source = MOE .. "hf", recipe = everything }, "only matrices", "range")
       refused({ source = MOE .. "hf", recipe = "unsloth", format = "compressed-tensors" },
         "compressed%-tensors is not built yet", "unsupported")
     end)

@@ -5,6 +5,8 @@
 -- instruction limit; see docs/recipes.md. What a number format can express is checked here, so that a decision that comes
 -- out of `recipe:decide` can be carried out.
 
+local check = require "moonlet.options"
+
 local recipe = {}
 
 -- ---- number formats ----------------------------------------------------------------------------
@@ -208,17 +210,7 @@ function Recipe:decide(tensor)
   return decision
 end
 
-local OPTIONS = { bits = "number", group = "number", mode = "string", mxfp = "boolean" }
-
-local function check_options(options)
-  for k, v in pairs(options) do
-    if not OPTIONS[k] then error(("unknown recipe option '%s'"):format(tostring(k)), 3) end
-    if type(v) ~= OPTIONS[k] or OPTIONS[k] == "number" and math.type(v) ~= "integer" then
-      error(("recipe option '%s': %s expected, got %s"):format(k,
-        OPTIONS[k] == "number" and "integer" or OPTIONS[k], tostring(v)), 3)
-    end
-  end
-end
+local OPTIONS = { bits = "integer", group = "integer", mode = "string", mxfp = "boolean" }
 
 ---Loads a recipe by name or file and fixes its options. A function(tensor) -> decision is taken
 ---as a recipe without options.
@@ -229,8 +221,7 @@ end
 ---@return string? code
 function recipe.load(source, options)
   if getmetatable(source) == Recipe then return source end
-  options = options or {}
-  check_options(options)
+  options = check.check(options, OPTIONS)
   if type(source) == "function" then
     if next(options) then error("a recipe given as a function takes no options", 2) end
     return setmetatable({ name = "function", options = {}, decider = source }, Recipe)
