@@ -1,0 +1,45 @@
+--- moonlet eval ppl: how well a model predicts a text or dialogues.
+local output = require "moonlet.cli.output"
+
+local command_eval = {}
+
+function command_eval.define(parser)
+  local command = parser:command("eval", "Measure a model.")
+  command:command_target("measure")
+  local ppl = command:command("ppl", "Perplexity of a text or of dialogues.")
+  output.dir_argument(ppl)
+  ppl:option("--file", "text file, evaluated in windows"):argname("TEXT")
+  ppl:option("--chat", "JSON Lines of {messages, tools, template}; only what assistants say "
+    .. "is scored"):argname("DIALOGUES.jsonl")
+  ppl:option("--window", "tokens per window of --file (default 512)"):convert(math.tointeger)
+    :argname("N")
+  output.precision_option(ppl, "fast")
+  output.threads_option(ppl)
+  output.progress_option(ppl)
+  ppl:flag("--json", "print one JSON object")
+end
+
+function command_eval.run(args)
+  if (args.file == nil) == (args.chat == nil) then output.misuse("give --file or --chat") end
+  if args.window and args.window < 2 then output.misuse("--window: at least 2 expected") end
+  local model <close>, message, code = output.open_model(args)
+  if not model then return nil, message, code end
+  local result
+  result, message, code = require("moonlet.eval").perplexity(model, {
+    file = args.file,
+    chat = args.chat,
+    window = args.window,
+    on_progress = output.progress(args, "evaluating"),
+  })
+  if not result then return nil, message, code end
+  if args.json then
+    output.print_json(result)
+  else
+    print(("perplexity %.4f over %s tokens (%.4f per word over %s words)"):format(
+      result.perplexity, output.count(result.tokens), result.word_perplexity,
+      output.count(result.words)))
+  end
+  return true
+end
+
+return command_eval

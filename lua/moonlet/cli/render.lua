@@ -1,0 +1,57 @@
+--- moonlet render: messages through the checkpoint's chat template.
+local json = require "moonlet.json"
+local output = require "moonlet.cli.output"
+
+local render = {}
+
+function render.define(parser)
+  local command = parser:command("render", "Render messages with the checkpoint's chat template.")
+  output.dir_argument(command)
+  command:option("--messages", "JSON array of messages; - is standard input"):argname("F.json")
+    :count(1)
+  command:option("--tools", "JSON array of tools"):argname("F.json")
+  command:flag("--no-generation-prompt", "do not open the assistant's turn")
+  command:option("--set", "give the template a variable; the value is JSON or else text")
+    :argname("NAME=VALUE"):count("*"):target("sets")
+  command:flag("--json", "print one JSON object")
+end
+
+---NAME=VALUE pairs into a table; values that parse as JSON are that, others are text.
+function render.variables(sets)
+  local variables = {}
+  for _, set in ipairs(sets) do
+    local name, value = set:match("^([%a_][%w_]*)=(.*)$")
+    if not name then output.misuse(("--set %s: NAME=VALUE expected"):format(set)) end
+    local decoded, message = json.decode(value)
+    if message then decoded = value end
+    variables[name] = decoded
+  end
+  return variables
+end
+
+function render.run(args)
+  local template <close>, message, code = require("moonlet.template").open(output.dir(args.dir))
+  if not template then
+    return nil, message or output.dir(args.dir) .. " has no chat template", code
+  end
+  local variables = render.variables(args.sets)
+  local messages
+  messages, message, code = output.read_json(args.messages)
+  if not messages then return nil, message, code end
+  if args.tools then
+    variables.tools, message, code = output.read_json(args.tools)
+    if not variables.tools then return nil, message, code end
+  end
+  variables.add_generation_prompt = not args.no_generation_prompt
+  local text
+  text, message, code = template:render(messages, variables)
+  if not text then return nil, message, code end
+  if args.json then
+    output.print_json { text = text }
+  else
+    io.write(text)
+  end
+  return true
+end
+
+return render

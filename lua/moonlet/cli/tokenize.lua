@@ -1,0 +1,70 @@
+--- moonlet tokenize: text to ids and back.
+local output = require "moonlet.cli.output"
+local json = require "moonlet.json"
+
+local tokenize = {}
+
+function tokenize.define(parser)
+  local command = parser:command("tokenize", "Turn text into token ids, or ids into text.")
+  command:argument("dir", "checkpoint directory or tokenizer.json (default: the demo model)")
+    :args("?")
+  command:argument("text", "the text, or with --decode the ids"):args("?")
+  command:option("--file", "take the text from a file; - is standard input"):argname("F")
+  command:flag("--decode", "ids (separated by commas or spaces) to text")
+  command:flag("--no-special", "control strings are plain text; with --decode they are left out")
+  command:flag("--json", "print one JSON object")
+end
+
+-- With a single positional argument it is DIR if such a place exists, else the text.
+local function sort_arguments(args)
+  if args.dir and not args.text and not args.file then
+    local file = io.open(args.dir, "rb")
+    if file then
+      file:close()
+    else
+      return nil, args.dir
+    end
+  end
+  return args.dir, args.text
+end
+
+local function parse_ids(text)
+  local ids = {}
+  for word in text:gmatch("[^%s,]+") do
+    local id = math.tointeger(tonumber(word, 10))
+    if not id then return nil, ("'%s' is not a token id"):format(word), "range" end
+    ids[#ids + 1] = id
+  end
+  return ids
+end
+
+function tokenize.run(args)
+  local dir, text = sort_arguments(args)
+  if args.file and text then output.misuse("give the text or --file, not both") end
+  local tok <close>, message, code = require("moonlet").tokenizer(output.dir(dir))
+  if not tok then return nil, message, code end
+  if not text then
+    text, message, code = output.read_file(args.file or "-")
+    if not text then return nil, message, code end
+  end
+  local ids
+  if args.decode then
+    ids, message, code = parse_ids(text)
+    if not ids then return nil, message, code end
+    text, message, code = tok:decode(ids, { skip_special = args.no_special or false })
+    if not text then return nil, message, code end
+  else
+    ids, message, code = tok:encode(text, { special = not args.no_special })
+    if not ids then return nil, message, code end
+  end
+  if args.json then
+    output.print_json(json.object { ids = json.array(ids), text = text })
+  elseif args.decode then
+    io.write(text, "\n")
+  else
+    print(table.concat(ids, " "))
+  end
+  return true
+end
+
+return tokenize
