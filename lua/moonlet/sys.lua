@@ -5,6 +5,7 @@ local sys = {
   catch_interrupt = core.catch_interrupt,
   interrupted = core.interrupted,
   isatty = core.isatty,
+  seconds = core.seconds,
 }
 
 local function exists(path)

@@ -1,0 +1,143 @@
+--- moonlet generate: one completion or one answer.
+local json = require "moonlet.json"
+local output = require "moonlet.cli.output"
+local render = require "moonlet.cli.render"
+local sys = require "moonlet.sys"
+
+local generate = {}
+
+-- command-line name -> option of moonlet.sampler.from_options
+local SAMPLING <const> = {
+  { "temp", "temperature", "0 takes the best token" },
+  { "top-k", "top_k", "keep the k most probable tokens" },
+  { "top-p", "top_p", "keep the most probable tokens up to this mass" },
+  { "min-p", "min_p", "drop tokens below this share of the best one" },
+  { "typical-p", "typical_p", "locally typical sampling" },
+  { "repetition-penalty", "repetition_penalty", "divide the logits of tokens seen so far" },
+  { "presence-penalty", "presence_penalty", "subtract from tokens generated so far" },
+  { "frequency-penalty", "frequency_penalty", "subtract for each time a token was generated" },
+}
+
+---Options that every command with a sampler takes.
+function generate.sampling_options(command)
+  for _, option in ipairs(SAMPLING) do
+    command:option("--" .. option[1], option[3]):convert(tonumber):argname("X")
+  end
+  command:option("--seed", "makes sampling reproducible"):convert(math.tointeger):argname("S")
+  command:option("-n", "most tokens to generate (default 512)"):convert(math.tointeger)
+    :argname("N"):target("max_tokens")
+  command:option("--stop", "text that ends the generation; may be repeated"):count("*")
+    :argname("TEXT")
+  command:option("--ctx", "tokens of context to make room for"):convert(math.tointeger)
+    :argname("N")
+  command:option("--kv", "codec of the key/value cache: f16 or f32"):argname("CODEC")
+  output.precision_option(command, "fast")
+  output.threads_option(command)
+end
+
+---What was given of them, as options of Session:generate.
+function generate.sampling(args)
+  local options = { seed = args.seed, max_tokens = args.max_tokens or 512, stop = args.stop }
+  for _, option in ipairs(SAMPLING) do
+    options[option[2]] = args[option[1]:gsub("-", "_")]
+  end
+  if options.max_tokens < 1 then output.misuse("option '-n': at least 1 expected") end
+  return options
+end
+
+function generate.define(parser)
+  local command = parser:command("generate", "Continue a text or answer a message.")
+  output.dir_argument(command)
+  command:option("-p --prompt", "text to continue, as it is"):argname("TEXT")
+  command:option("--chat", "a user's message, rendered by the chat template"):argname("TEXT")
+  command:option("--file", "text to continue from a file; - is standard input"):argname("F")
+  command:option("--system", "system message for --chat"):argname("TEXT")
+  command:option("--tools", "JSON array of tools for --chat"):argname("F.json")
+  command:option("--set", "give the template a variable; the value is JSON or else text")
+    :argname("NAME=VALUE"):count("*"):target("sets")
+  generate.sampling_options(command)
+  command:flag("--json", "print one JSON object instead of streaming text")
+end
+
+local function prompt_ids(model, args)
+  local given = (args.prompt and 1 or 0) + (args.chat and 1 or 0) + (args.file and 1 or 0)
+  if given ~= 1 then output.misuse("give one of -p, --chat and --file") end
+  if not args.chat then
+    local text, message, code = args.prompt, nil, nil
+    if args.file then
+      text, message, code = output.read_file(args.file)
+      if not text then return nil, message, code end
+    end
+    return model:encode(text)
+  end
+  if not model.template then return nil, model.dir .. " has no chat template", "unsupported" end
+  local variables, message, code = render.variables(args.sets), nil, nil
+  if args.tools then
+    variables.tools, message, code = output.read_json(args.tools)
+    if not variables.tools then return nil, message, code end
+  end
+  local messages = json.array {}
+  if args.system then messages[1] = { role = "system", content = args.system } end
+  messages[#messages + 1] = { role = "user", content = args.chat }
+  local text
+  text, message, code = model:render(messages, variables)
+  if not text then return nil, message, code end
+  return model:encode(text)
+end
+
+local function report(result, stats, times)
+  output.print_json(json.object({
+    text = result.text,
+    ids = json.array(result.ids),
+    finish_reason = result.finish_reason,
+    prompt_tokens = times.prompt_tokens,
+    reused_tokens = times.reused,
+    prefill_seconds = times.prefill,
+    decode_seconds = times.decode,
+    tokens_per_second = times.decode > 0 and #result.ids / times.decode or 0,
+    kv = { codec = stats.codec, bytes = stats.kv_bytes },
+    state_bytes = stats.state_bytes,
+  }))
+end
+
+local function run_session(session, ids, args)
+  local start = sys.seconds()
+  local reused, message, code = session:sync(ids)
+  if not reused then return nil, message, code end
+  local times = { prompt_tokens = #ids, reused = reused, prefill = sys.seconds() - start }
+  local options = generate.sampling(args)
+  if not args.json then
+    options.on_token = function(tok)
+      io.write(tok.text)
+      io.flush()
+    end
+  end
+  start = sys.seconds()
+  local result
+  result, message, code = require("moonlet.generate").collect(session, options)
+  if not result then return nil, message, code end
+  times.decode = sys.seconds() - start
+  if args.json then
+    report(result, session:stats(), times)
+  else
+    print()
+  end
+  return true
+end
+
+function generate.run(args)
+  local model <close>, message, code = output.open_model(args)
+  if not model then return nil, message, code end
+  if not model.tokenizer then
+    return nil, model.dir .. " has no tokenizer.json", "unsupported"
+  end
+  local ids
+  ids, message, code = prompt_ids(model, args)
+  if not ids then return nil, message, code end
+  if #ids == 0 then return nil, "the prompt is empty", "range" end
+  local session <close>, why, kind = model:session { ctx = args.ctx, kv = args.kv }
+  if not session then return nil, why, kind end
+  return run_session(session, ids, args)
+end
+
+return generate

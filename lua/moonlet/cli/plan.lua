@@ -1,0 +1,42 @@
+--- moonlet plan: what a recipe would do, and what it would weigh, without reading weights.
+local output = require "moonlet.cli.output"
+
+local plan = {}
+
+---Options of a recipe, shared with quantize.
+function plan.recipe_options(command)
+  command:option("--recipe", "a recipe of moonlet's or a file.lua"):argname("NAME"):count(1)
+  command:option("--bits", "base bits, if the recipe takes them"):convert(math.tointeger)
+    :argname("N")
+  command:option("--group", "group size, if the recipe takes it"):convert(math.tointeger)
+    :argname("N")
+  command:flag("--mxfp", "promote 4- and 8-bit decisions to mxfp4 and mxfp8, if the recipe can")
+  command:option("--mode", "base mode, if the recipe takes it"):argname("MODE")
+end
+
+---@return table options for moonlet.plan and moonlet.quantize
+function plan.options(args)
+  return { bits = args.bits, group = args.group, mxfp = args.mxfp, mode = args.mode }
+end
+
+function plan.define(parser)
+  local command = parser:command("plan", "Price a recipe: every decision and its size.")
+  command:argument("dir", "checkpoint directory or config.json (default: the demo model)")
+    :args("?")
+  plan.recipe_options(command)
+  command:flag("--json", "print one JSON object")
+end
+
+function plan.run(args)
+  local result, message, code = require("moonlet").plan(args.recipe, output.dir(args.dir),
+    plan.options(args))
+  if not result then return nil, message, code end
+  if args.json then
+    output.print_json(result)
+  else
+    io.write(result:text())
+  end
+  return true
+end
+
+return plan

@@ -1,0 +1,37 @@
+--- moonlet quantize: write a checkpoint by a recipe.
+local json = require "moonlet.json"
+local output = require "moonlet.cli.output"
+local plan = require "moonlet.cli.plan"
+
+local quantize = {}
+
+function quantize.define(parser)
+  local command = parser:command("quantize", "Write a quantized checkpoint.")
+  command:argument("places", "DIR (default: the demo model) and OUT, a directory to create")
+    :args("1-2"):argname("[DIR] OUT")
+  plan.recipe_options(command)
+  command:option("--format", "checkpoint format"):choices { "mlx" }:default("mlx")
+  output.threads_option(command)
+  output.progress_option(command)
+  command:flag("--json", "print one JSON object")
+end
+
+function quantize.run(args)
+  local out = args.places[#args.places]
+  local source = output.dir(#args.places == 2 and args.places[1] or nil)
+  local options = plan.options(args)
+  options.source, options.out = source, out
+  options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
+  options.on_progress = output.progress(args, "quantizing")
+  local result, message, code = require("moonlet").quantize(options)
+  if not result then return nil, message, code end
+  if args.json then
+    output.print_json(json.object(result))
+  else
+    print(("%s: %s, %.3f bits per weight"):format(out, output.bytes(result.total_bytes),
+      result.bits_per_weight))
+  end
+  return true
+end
+
+return quantize
