@@ -53,7 +53,8 @@ local function each_line(path, fn)
 end
 
 local c_files = list("find csrc -name '*.[ch]' | sort")
-local lua_files = list("find lua recipes examples spec -name '*.lua' -not -path '*/golden/*' | sort")
+local lua_files = list(
+  "find lua recipes examples spec -name '*.lua' -not -path '*/golden/*' | sort")
 
 describe("source", function()
   it("includes only what its room may", function()

@@ -63,24 +63,22 @@ local function prompt_ids(model, args)
   local given = (args.prompt and 1 or 0) + (args.chat and 1 or 0) + (args.file and 1 or 0)
   if given ~= 1 then output.misuse("give one of -p, --chat and --file") end
   if not args.chat then
-    local text, message, code = args.prompt, nil, nil
-    if args.file then
-      text, message, code = output.read_file(args.file)
-      if not text then return nil, message, code end
-    end
+    if args.prompt then return model:encode(args.prompt) end
+    local text, message, code = output.read_file(args.file)
+    if not text then return nil, message, code end
     return model:encode(text)
   end
   if not model.template then return nil, model.dir .. " has no chat template", "unsupported" end
-  local variables, message, code = render.variables(args.sets), nil, nil
+  local variables = render.variables(args.sets)
   if args.tools then
-    variables.tools, message, code = output.read_json(args.tools)
-    if not variables.tools then return nil, message, code end
+    local tools, message, code = output.read_json(args.tools)
+    if not tools then return nil, message, code end
+    variables.tools = tools
   end
   local messages = json.array {}
   if args.system then messages[1] = { role = "system", content = args.system } end
   messages[#messages + 1] = { role = "user", content = args.chat }
-  local text
-  text, message, code = model:render(messages, variables)
+  local text, message, code = model:render(messages, variables)
   if not text then return nil, message, code end
   return model:encode(text)
 end
