@@ -74,7 +74,7 @@ describe("template.render", function()
   end)
 end)
 
-describe("template.load", function()
+describe("template.open", function()
   local dir
 
   before_each(function()
@@ -88,7 +88,7 @@ describe("template.load", function()
   end)
 
   local function load_and_render(options)
-    return assert(template.load(dir)):render({}, options)
+    return assert(template.open(dir)):render({}, options)
   end
 
   it("prefers chat_template.jinja to the configuration", function()
@@ -122,24 +122,24 @@ describe("template.load", function()
   end)
 
   it("says what is missing or broken in one line", function()
-    local _, message, code = template.load(dir)
+    local _, message, code = template.open(dir)
     assert.equal(dir .. ": no chat template (chat_template.jinja or chat_template in"
       .. " tokenizer_config.json)", message)
-    assert.equal("io", code)
+    assert.equal("missing", code)
     write(dir .. "/tokenizer_config.json", '{"chat_template": [{"name": 1}]}')
-    _, message, code = template.load(dir)
+    _, message, code = template.open(dir)
     assert.equal(dir .. "/tokenizer_config.json: chat_template[0] has no name and template",
       message)
     assert.equal("format", code)
     write(dir .. "/chat_template.jinja", "\n{% for %}")
-    _, message, code = template.load(dir)
+    _, message, code = template.open(dir)
     assert.equal(dir .. "/chat_template.jinja:2: Expected an expression, got"
       .. " 'end of statement block'", message)
     assert.equal("template", code)
   end)
 
   it("renders with the template of the demo model", function()
-    local chat = assert(template.load("examples/demo-model"))
+    local chat = assert(template.open("examples/demo-model"))
     local prompt = assert(chat:render({ { role = "user", content = "Hi" } }))
     assert.truthy(prompt:find("<|im_start|>user\nHi<|im_end|>\n", 1, true), prompt)
   end)

@@ -188,7 +188,8 @@ V16_FN v16_group v16_affine_group(int bits, float scale, float bias)
 {
     __m256 s = _mm256_set1_ps(scale), b = _mm256_set1_ps(bias);
     if (bits > 3) return (v16_group){s, b};
-    __m256i code = _mm256_and_si256(SETR(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((1 << bits) - 1));
+    __m256i code = _mm256_and_si256(SETR(0, 1, 2, 3, 4, 5, 6, 7),
+                                    _mm256_set1_epi32((1 << bits) - 1));
     return (v16_group){_mm256_add_ps(_mm256_mul_ps(s, _mm256_cvtepi32_ps(code)), b), b};
 }
 

@@ -109,7 +109,8 @@ V16_FN v16 v16_from_e8m0(__m128i b)
 
 V16_FN v16i v16_spread(__m128i src, int bits)
 {
-    v16i pairs = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(src), SETR(EACH_LANE(CODE_BYTES, bits)));
+    v16i pairs =
+        _mm512_shuffle_epi8(_mm512_broadcast_i32x4(src), SETR(EACH_LANE(CODE_BYTES, bits)));
     return _mm512_srlv_epi32(pairs, SETR(EACH_LANE(CODE_SHIFT, bits)));
 }
 

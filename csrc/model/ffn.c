@@ -100,7 +100,8 @@ static void dense_mix(ses *s, const mlp_weights *w, int64_t n)
 {
     scratch *t = &s->t;
     int64_t H = s->m->config.hidden_size, I = s->m->config.intermediate_size;
-    kern_job jobs[] = {{&w->gate_proj, t->u, t->gate, H, n, I}, {&w->up_proj, t->u, t->up, H, n, I}};
+    kern_job jobs[] = {{&w->gate_proj, t->u, t->gate, H, n, I},
+                       {&w->up_proj, t->u, t->up, H, n, I}};
     kern_linear_jobs(s->m->pool, s->m->ops, jobs, 2, t->kern_cols, t->kern);
     row_loop l = {s, I, 0};
     pool_for(s->m->pool, n, 4, gate_rows, &l);
@@ -127,7 +128,8 @@ static void moe_mix(ses *s, const layer_weights *w, int64_t n)
         int64_t first = t->expert_first[e], count = t->expert_first[e + 1] - first;
         if (!count) continue;
         const float *x = t->xe + first * H;
-        t->jobs[n_jobs++] = (kern_job){&w->experts[e].gate_proj, x, t->gate + first * I, H, count, I};
+        t->jobs[n_jobs++] =
+            (kern_job){&w->experts[e].gate_proj, x, t->gate + first * I, H, count, I};
         t->jobs[n_jobs++] = (kern_job){&w->experts[e].up_proj, x, t->up + first * I, H, count, I};
     }
     t->jobs[n_jobs++] = (kern_job){&w->mlp.gate_proj, t->u, shared_gate, H, n, Is};
@@ -136,7 +138,8 @@ static void moe_mix(ses *s, const layer_weights *w, int64_t n)
 
     row_loop l = {s, I, routed};
     pool_for(s->m->pool, routed, 8, gate_rows, &l);
-    for (int64_t i = 0; i < n; i++) s->m->ops->silu_mul(shared_gate + i * Is, shared_up + i * Is, Is);
+    for (int64_t i = 0; i < n; i++)
+        s->m->ops->silu_mul(shared_gate + i * Is, shared_up + i * Is, Is);
 
     n_jobs = 0;
     for (int64_t e = 0; e < c->n_experts; e++) {

@@ -62,9 +62,8 @@ static void lay_out(ses *s, layout *l)
     int64_t H = c->hidden_size, C = config_conv_width(c), D = c->head_dim, K = c->conv_kernel;
     int64_t Nv = c->lin_v_heads, kv_width = (int64_t)c->n_kv_heads * D, E = c->n_experts;
     int64_t pairs = n * c->n_experts_used, workers = pool_n_threads(s->m->pool);
-    int64_t ffn = c->is_moe
-                      ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
-                      : n * c->intermediate_size;
+    int64_t ffn = c->is_moe ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
+                            : n * c->intermediate_size;
     size_t f = sizeof(float);
 
     s->kv = take(l, c->n_layers + 1, sizeof *s->kv);
@@ -186,11 +185,26 @@ void ses_close(ses *s)
 
 /* ---- looking -------------------------------------------------------------------------------- */
 
-int64_t ses_n_past(const ses *s) { return s->n_past; }
-int64_t ses_n_ctx(const ses *s) { return s->n_ctx; }
-kv_codec ses_codec(const ses *s) { return s->codec; }
-const int32_t *ses_ids(const ses *s) { return s->ids; }
-float *ses_logits(ses *s) { return s->n_past ? s->logits : NULL; }
+int64_t ses_n_past(const ses *s)
+{
+    return s->n_past;
+}
+int64_t ses_n_ctx(const ses *s)
+{
+    return s->n_ctx;
+}
+kv_codec ses_codec(const ses *s)
+{
+    return s->codec;
+}
+const int32_t *ses_ids(const ses *s)
+{
+    return s->ids;
+}
+float *ses_logits(ses *s)
+{
+    return s->n_past ? s->logits : NULL;
+}
 
 static int64_t state_floats(const ses *s)
 {
@@ -259,8 +273,8 @@ struct ses_snap {
     const model *m;
     kv_codec codec;
     int64_t n_past, n_mtp;
-    int32_t *ids;  /* [n_past] */
-    char *kv;      /* key rows, then value rows, of each full layer and of MTP */
+    int32_t *ids; /* [n_past] */
+    char *kv;     /* key rows, then value rows, of each full layer and of MTP */
     float *S, *conv, *logits;
 };
 
@@ -312,7 +326,8 @@ err_code ses_restore(ses *s, const ses_snap *snap, err_info *e)
         return err_set(e, ERR_RANGE, "the snapshot's cache is %s, the session's %s",
                        kv_codec_name(snap->codec), kv_codec_name(s->codec));
     if (snap->n_past > s->n_ctx || snap->n_mtp > s->n_ctx)
-        return err_set(e, ERR_LIMIT, "the snapshot holds %lld tokens, the session has room for %lld",
+        return err_set(e, ERR_LIMIT,
+                       "the snapshot holds %lld tokens, the session has room for %lld",
                        (long long)snap->n_past, (long long)s->n_ctx);
     size_t f = sizeof(float);
     memcpy(s->ids, snap->ids, (size_t)snap->n_past * sizeof *s->ids);
@@ -336,4 +351,7 @@ void ses_snap_close(ses_snap *snap)
     mem_free(snap);
 }
 
-int64_t ses_snap_n_past(const ses_snap *snap) { return snap->n_past; }
+int64_t ses_snap_n_past(const ses_snap *snap)
+{
+    return snap->n_past;
+}

@@ -55,8 +55,8 @@ local function load_parts(self)
     self.tokenizer, message, code = tokenizer.open(self.dir)
     if not self.tokenizer then return nil, message, code end
   end
-  self.template, message, code = template.load(self.dir)
-  if not self.template and code ~= "io" then return nil, message, code end -- "io": it has none
+  self.template, message, code = template.open(self.dir)
+  if not self.template and code ~= "missing" then return nil, message, code end
   return true
 end
 

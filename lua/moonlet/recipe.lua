@@ -2,8 +2,8 @@
 --
 -- A recipe file is a text chunk that returns function(options, kit), which returns
 -- function(tensor) -> decision. It runs with the pure part of the standard library only, under an
--- instruction limit; see docs/recipes.md. What a number format can express is checked here, so that a decision that comes
--- out of `recipe:decide` can be carried out.
+-- instruction limit; see docs/recipes.md. What a number format can express is checked here, so
+-- that a decision that comes out of `recipe:decide` can be carried out.
 
 local check = require "moonlet.options"
 

@@ -1,7 +1,7 @@
 --- The chat template of a checkpoint: from messages to the text of a prompt, as transformers'
 --- apply_chat_template does it.
 ---
----   local chat = assert(template.load("model-dir"))
+---   local chat = assert(template.open("model-dir"))
 ---   local prompt = assert(chat:render({ { role = "user", content = "Hi" } }))
 
 local jinja = require "moonlet.jinja"
@@ -118,13 +118,13 @@ function template.new(source, options)
     tokens = options.special_tokens or {} }, Template)
 end
 
---- Loads the chat template of a checkpoint: chat_template.jinja, chat_template.json or
+--- Opens the chat template of a checkpoint: chat_template.jinja, chat_template.json or
 --- tokenizer_config.json; special tokens come from tokenizer_config.json.
 ---@param dir string
 ---@return moonlet.Template? template
 ---@return string? message
----@return string? code "io", "format" or "template"
-function template.load(dir)
+---@return string? code "missing" if it has none, "io", "format" or "template"
+function template.open(dir)
   local config, message, code = read_object(dir .. "/tokenizer_config.json")
   if message then return nil, message, code end
   local sources
@@ -132,7 +132,7 @@ function template.load(dir)
   if not sources then return nil, message, code end
   if not next(sources) then
     return nil, dir .. ": no chat template (chat_template.jinja or chat_template in"
-      .. " tokenizer_config.json)", "io"
+      .. " tokenizer_config.json)", "missing"
   end
   local compiled
   compiled, message, code = compile_all(sources, dir .. "/chat_template.jinja")

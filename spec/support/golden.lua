@@ -43,7 +43,7 @@ function golden.distance(got, want, first)
   local worst = 0
   for i = 1, #want do
     local d = math.abs((got[first + i] or 0 / 0) - want[i])
-    if not (d <= worst) then worst = d == d and d or math.huge end
+    worst = d ~= d and math.huge or math.max(worst, d)
   end
   return worst
 end

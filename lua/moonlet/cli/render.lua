@@ -30,10 +30,8 @@ function render.variables(sets)
 end
 
 function render.run(args)
-  local template <close>, message, code = require("moonlet.template").open(output.dir(args.dir))
-  if not template then
-    return nil, message or output.dir(args.dir) .. " has no chat template", code
-  end
+  local template, message, code = require("moonlet.template").open(output.dir(args.dir))
+  if not template then return nil, message, code end
   local variables = render.variables(args.sets)
   local messages
   messages, message, code = output.read_json(args.messages)

@@ -64,19 +64,18 @@ def hexadecimal(n):
 
 
 def emit(name, numbers):
-    print(f"  {name} = [[", end="")
+    print(f"  {name} = [[")
     line = ""
     for n in map(hexadecimal, numbers):
         if len(line) + len(n) + 1 > 96:
             print(line)
             line = ""
         line += (" " if line else "") + n
-    print(f"{line}]],")
+    print(f"{line}\n  ]],")
 
 
 print("-- Written by unicode.py beside this file (Unicode "
       f"{unicodedata.unidata_version}, Python {sys.version.split()[0]}); do not edit.")
-print("-- luacheck: ignore 631")
 print("return {")
 for name, test in CLASSES.items():
     emit(name, runs(test))
