@@ -180,7 +180,8 @@ local function check_choice(o, key, choices)
   for _, choice in ipairs(choices) do
     if o[key] == nil or o[key] == choice then return end
   end
-  error(("option '%s': %s expected, got '%s'"):format(key, table.concat(choices, " or "), o[key]), 3)
+  local expected = table.concat(choices, " or ")
+  error(("option '%s': %s expected, got '%s'"):format(key, expected, o[key]), 3)
 end
 
 local function check_format(format)
