@@ -14,7 +14,7 @@ local modes = {
   { mode = "affine", bits = 2 }, { mode = "affine", bits = 3 }, { mode = "affine", bits = 4 },
   { mode = "affine", bits = 5 }, { mode = "affine", bits = 6 }, { mode = "affine", bits = 8 },
   { mode = "mxfp4", bits = 4, group = 32 }, { mode = "mxfp8", bits = 8, group = 32 },
-  { mode = "nvfp4", bits = 4, group = 16 }, { mode = "fp8", bits = 8, group = 128 },
+  { mode = "nvfp4", bits = 4, group = 16 }, { mode = "fp8", bits = 8, group = 128, tile_rows = 1 },
 }
 
 local function matrix(m)
@@ -22,7 +22,7 @@ local function matrix(m)
   local w = { mode = m.mode, bits = m.bits, rows = rows, cols = cols,
     codes = ("\x35\x2a\x1c"):rep(n_bytes // 3 + 1):sub(1, n_bytes) }
   if m.bits >= 16 then return w end
-  w.group = m.group or 64
+  w.group, w.tile_rows = m.group or 64, m.tile_rows
   local n = rows * (cols // w.group)
   local wide = m.mode == "affine" or m.mode == "fp8"
   w.scales = wide and ("\x80\x3c"):rep(n) or ("\x38"):rep(n)

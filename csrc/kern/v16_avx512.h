@@ -5,6 +5,7 @@
 #define KERN_V16_H
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 
 #define V16_NAME "avx512"
@@ -93,6 +94,21 @@ V16_FN v16 v16_from_e8m0(__m128i b)
     u = _mm512_slli_epi32(u, 23);
     return _mm512_castsi512_ps(
         _mm512_mask_or_epi32(u, ends, u, _mm512_set1_epi32(1 << 22)));
+}
+
+/* E4M3 passes through the f16 of the same sign, exponent and mantissa bits, which is 2^-8 of the
+ * value, subnormals included; only the two NaNs are none there. */
+V16_FN __m256i f16_from_e4m3(__m128i b)
+{
+    return _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7),
+                            _mm256_set1_epi16((short)0xbfff));
+}
+V16_FN v16 v16_from_e4m3(__m128i b)
+{
+    __mmask16 numbers = _mm_cmpneq_epi8_mask(_mm_or_si128(b, _mm_set1_epi8(INT8_MIN)),
+                                             _mm_set1_epi8(-1));
+    return _mm512_mask_mul_ps(_mm512_set1_ps(NAN), numbers, _mm512_cvtph_ps(f16_from_e4m3(b)),
+                              _mm512_set1_ps(256.0f));
 }
 
 /* ---- packed codes --------------------------------------------------------------------------- */

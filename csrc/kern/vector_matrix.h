@@ -13,17 +13,6 @@
 
 /* ---- 16 columns ----------------------------------------------------------------------------- */
 
-V16_FN v16 v16_from_e4m3(__m128i b)
-{
-    /* as an f16 of the same sign and mantissa, which is 2^-8 of the value, subnormals included */
-    __m256i h = _mm256_cvtepu8_epi16(b);
-    __m256i size = _mm256_and_si256(h, _mm256_set1_epi16(0x7f));
-    __m256i nan = _mm256_srli_epi16(_mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x7f)), 1);
-    __m256i sign = _mm256_slli_epi16(_mm256_sub_epi16(h, size), 8);
-    __m256i f16 = _mm256_or_si256(_mm256_or_si256(_mm256_slli_epi16(size, 7), sign), nan);
-    return v16_mul(v16_from_f16(f16), v16_set1(256.0f));
-}
-
 /* The 2 * bits bytes of 16 codes; what is behind them in the register is zero. */
 V16_FN __m128i load_codes(const uint8_t *p, int bits)
 {
@@ -149,57 +138,89 @@ V16_FN v16_group make_group(num_mode mode, int bits, const strip *s, int64_t g)
 
 /* ---- rows ----------------------------------------------------------------------------------- */
 
-V16_FN void decode_row(num_mode mode, int bits, const num_matrix *w, int64_t row, float *out)
+/* Columns that share a scale: fixed where the format fixes it, so that loops unroll. */
+V16_FN int64_t group_size(num_mode mode, const num_matrix *w)
 {
-    row_source src = row_at(mode, w, row);
-    int64_t n_groups = count_groups(mode, w), group = n_groups == 1 ? w->cols : w->group;
-    strip s;
-    for (int64_t g = 0; g < n_groups; g++) {
-        if (g % STRIP == 0)
-            load_strip(mode, w, src, g, n_groups - g < STRIP ? n_groups - g : STRIP, &s);
-        v16_group values = make_group(mode, bits, &s, g % STRIP);
-        int64_t k = g * group, end = w->cols - k < group ? w->cols : k + group;
-        for (; k + KERN_LANES <= end; k += KERN_LANES)
-            v16_store(out + k, decode_16(mode, bits, src.codes + k * bits / 8, values));
-        if (k < end) {
-            v16 a = decode_few(mode, bits, src.codes + k * bits / 8, end - k, values);
-            v16_store_n(out + k, a, end - k);
-        }
+    if (mode <= NUM_BF16) return w->cols;
+    return mode == NUM_NVFP4 ? 16 : mode == NUM_MXFP4 || mode == NUM_MXFP8 ? 32 : w->group;
+}
+
+V16_FN int64_t least(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* Only dense rows, whole-row groups and FP8's last tile end anywhere. */
+V16_FN int64_t group_end(num_mode mode, int64_t end, int64_t cols)
+{
+    int whole = mode == NUM_NVFP4 || mode == NUM_MXFP4 || mode == NUM_MXFP8 || end < cols;
+    return whole ? end : cols;
+}
+
+V16_FN void decode_group(num_mode mode, int bits, const uint8_t *codes, int64_t k, int64_t end,
+                         v16_group values, float *out)
+{
+    for (; k + KERN_LANES <= end; k += KERN_LANES)
+        v16_store(out + k, decode_16(mode, bits, codes + k * bits / 8, values));
+    if (k < end) {
+        v16 a = decode_few(mode, bits, codes + k * bits / 8, end - k, values);
+        v16_store_n(out + k, a, end - k);
     }
 }
 
-/* y[r] = row (row + r) . x for r < n, a constant: decoded in registers, never stored. */
-V16_FN void product_rows(num_mode mode, int bits, const num_matrix *w, int64_t row, int n,
+V16_FN void decode_row(num_mode mode, int bits, const num_matrix *w, int64_t row, float *out)
+{
+    row_source src = row_at(mode, w, row);
+    int64_t n_groups = count_groups(mode, w), group = group_size(mode, w);
+    for (int64_t g = 0; g < n_groups; g += STRIP) {
+        strip s;
+        int64_t n = least(n_groups - g, STRIP);
+        load_strip(mode, w, src, g, n, &s);
+        for (int64_t i = 0; i < n; i++)
+            decode_group(mode, bits, src.codes, (g + i) * group,
+                         group_end(mode, (g + i + 1) * group, w->cols),
+                         make_group(mode, bits, &s, i), out);
+    }
+}
+
+/* Rows side by side, their number a constant: unrolled, so that sums stay in registers. */
+#define EACH_ROW _Pragma("GCC unroll 8") for (int r = 0; r < n_rows; r++)
+
+V16_FN void product_group(num_mode mode, int bits, int n_rows, const uint8_t *const *codes,
+                          const strip *s, v16 *sum, const float *x, int64_t i, int64_t k,
+                          int64_t end)
+{
+    v16_group values[V16_FUSED_ROWS];
+    EACH_ROW values[r] = make_group(mode, bits, &s[r], i);
+    for (; k + KERN_LANES <= end; k += KERN_LANES) {
+        v16 a = v16_load(x + k);
+        EACH_ROW sum[r] =
+            v16_fma(decode_16(mode, bits, codes[r] + k * bits / 8, values[r]), a, sum[r]);
+    }
+    if (k >= end) return;
+    v16 a = v16_load_n(x + k, end - k);
+    EACH_ROW sum[r] = v16_fma(
+        decode_few(mode, bits, codes[r] + k * bits / 8, end - k, values[r]), a, sum[r]);
+}
+
+/* y[r] = row (row + r) . x for r < n_rows, a constant: decoded in registers, never stored. */
+V16_FN void product_rows(num_mode mode, int bits, const num_matrix *w, int64_t row, int n_rows,
                          const float *x, float *y)
 {
-    row_source src[V16_FUSED_ROWS];
+    const uint8_t *codes[V16_FUSED_ROWS];
     strip s[V16_FUSED_ROWS];
-    v16_group values[V16_FUSED_ROWS];
     v16 sum[V16_FUSED_ROWS];
-    for (int r = 0; r < n; r++) {
-        src[r] = row_at(mode, w, row + r);
-        sum[r] = v16_zero();
+    EACH_ROW codes[r] = row_at(mode, w, row + r).codes;
+    EACH_ROW sum[r] = v16_zero();
+    int64_t n_groups = count_groups(mode, w), group = group_size(mode, w), cols = w->cols;
+    for (int64_t g = 0; g < n_groups; g += STRIP) {
+        int64_t n = least(n_groups - g, STRIP);
+        EACH_ROW load_strip(mode, w, row_at(mode, w, row + r), g, n, &s[r]);
+        for (int64_t i = 0; i < n; i++)
+            product_group(mode, bits, n_rows, codes, s, sum, x, i, (g + i) * group,
+                          group_end(mode, (g + i + 1) * group, cols));
     }
-    int64_t n_groups = count_groups(mode, w), group = n_groups == 1 ? w->cols : w->group;
-    for (int64_t g = 0; g < n_groups; g++) {
-        if (g % STRIP == 0)
-            for (int r = 0; r < n; r++)
-                load_strip(mode, w, src[r], g, n_groups - g < STRIP ? n_groups - g : STRIP, &s[r]);
-        for (int r = 0; r < n; r++) values[r] = make_group(mode, bits, &s[r], g % STRIP);
-        int64_t k = g * group, end = w->cols - k < group ? w->cols : k + group;
-        for (; k + KERN_LANES <= end; k += KERN_LANES) {
-            v16 a = v16_load(x + k);
-            for (int r = 0; r < n; r++)
-                sum[r] = v16_fma(decode_16(mode, bits, src[r].codes + k * bits / 8, values[r]), a,
-                                 sum[r]);
-        }
-        if (k == end) continue;
-        v16 a = v16_load_n(x + k, end - k);
-        for (int r = 0; r < n; r++)
-            sum[r] = v16_fma(
-                decode_few(mode, bits, src[r].codes + k * bits / 8, end - k, values[r]), a, sum[r]);
-    }
-    for (int r = 0; r < n; r++) y[r] = v16_sum(sum[r]);
+    EACH_ROW y[r] = v16_sum(sum[r]);
 }
 
 V16_FN void product(num_mode mode, int bits, const num_matrix *w, int64_t row, int64_t n_rows,
@@ -244,8 +265,8 @@ typedef struct form {
 
 #define FORM_OF(name) {decode_##name, product_##name}
 
-/* NULL members where there is no vector code: widths nobody writes, and groups that would end
- * inside of 16 columns. */
+/* NULL members where there is no vector code: widths and groups that nobody writes, and groups
+ * that would end inside of 16 columns. */
 static form form_of(const num_matrix *w)
 {
     static const form modes[NUM_N_MODES] = {
@@ -256,7 +277,7 @@ static form form_of(const num_matrix *w)
                                    [4] = FORM_OF(affine4), [5] = FORM_OF(affine5),
                                    [6] = FORM_OF(affine6), [8] = FORM_OF(affine8)};
     int ragged = w->mode >= NUM_AFFINE && w->group % KERN_LANES != 0 && w->group < w->cols;
-    if (ragged) return (form){0};
+    if (ragged || w->group != group_size(w->mode, w)) return (form){0};
     return w->mode == NUM_AFFINE ? affine[w->bits] : modes[w->mode];
 }
 
