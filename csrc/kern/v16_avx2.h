@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 #include <stdint.h>
+#include <string.h>
 
 #define V16_NAME "avx2"
 #define V16_LEVEL CPU_AVX2
@@ -118,6 +119,14 @@ V16_FN v16 v16_join_lo(v16 a, v16 b)
 V16_FN v16 v16_join_hi(v16 a, v16 b)
 {
     return (v16){_mm256_shuffle_ps(a.lo, b.lo, 0xee), _mm256_shuffle_ps(a.hi, b.hi, 0xee)};
+}
+
+/* Eight at a time: nearly always a whole number of them, and quicker than a call. */
+V16_FN void v16_copy_bytes(uint8_t *to, const uint8_t *from, int64_t n)
+{
+    memset(to, 0, 64);
+    for (; n >= 8; n -= 8, to += 8, from += 8) memcpy(to, from, 8);
+    if (n > 0) memcpy(to, from, (size_t)n);
 }
 
 /* ---- 16 stored numbers to f32 --------------------------------------------------------------- */

@@ -71,6 +71,12 @@ V16_FN v16 v16_unpack_hi(v16 a, v16 b) { return _mm512_unpackhi_ps(a, b); }
 V16_FN v16 v16_join_lo(v16 a, v16 b) { return _mm512_shuffle_ps(a, b, 0x44); }
 V16_FN v16 v16_join_hi(v16 a, v16 b) { return _mm512_shuffle_ps(a, b, 0xee); }
 
+/* n < 64 bytes and zeros up to 64. */
+V16_FN void v16_copy_bytes(uint8_t *to, const uint8_t *from, int64_t n)
+{
+    _mm512_storeu_si512(to, _mm512_maskz_loadu_epi8(((__mmask64)1 << n) - 1, from));
+}
+
 /* ---- 16 stored numbers to f32 --------------------------------------------------------------- */
 
 V16_FN v16 v16_from_f16(__m256i h) { return _mm512_cvtph_ps(h); }
@@ -87,13 +93,11 @@ V16_FN v16 v16_from_u8(__m128i b) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi
 V16_FN v16 v16_from_e8m0(__m128i b)
 {
     /* 0 is 2^-127, a subnormal; 255 is NaN: both have the top mantissa bit besides the exponent */
-    v16i u = _mm512_cvtepu8_epi32(b);
-    __mmask16 ends = _mm512_cmple_epu32_mask(
-        _mm512_and_si512(_mm512_add_epi32(u, _mm512_set1_epi32(1)), _mm512_set1_epi32(255)),
-        _mm512_set1_epi32(1));
-    u = _mm512_slli_epi32(u, 23);
+    v16i u = _mm512_cvtepu8_epi32(b), exponent = _mm512_slli_epi32(u, 23);
+    __mmask16 ends = _mm512_cmpeq_epi32_mask(u, _mm512_setzero_si512()) |
+                     _mm512_cmpeq_epi32_mask(u, _mm512_set1_epi32(255));
     return _mm512_castsi512_ps(
-        _mm512_mask_or_epi32(u, ends, u, _mm512_set1_epi32(1 << 22)));
+        _mm512_mask_or_epi32(exponent, ends, exponent, _mm512_set1_epi32(1 << 22)));
 }
 
 /* E4M3 passes through the f16 of the same sign, exponent and mantissa bits, which is 2^-8 of the

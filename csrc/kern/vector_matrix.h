@@ -55,8 +55,8 @@ V16_FN v16 decode_16(num_mode mode, int bits, const uint8_t *p, v16_group g)
 /* The first n < 16 columns at p, the rest zero. */
 V16_FN v16 decode_few(num_mode mode, int bits, const uint8_t *p, int64_t n, v16_group g)
 {
-    uint8_t copy[64] = {0};
-    memcpy(copy, p, (size_t)((n * bits + 7) / 8));
+    uint8_t copy[64];
+    v16_copy_bytes(copy, p, (n * bits + 7) / 8);
     return v16_first(decode_16(mode, bits, copy, g), n);
 }
 
@@ -106,8 +106,8 @@ V16_FN v16 load_numbers(num_mode mode, const uint8_t *p, num_dtype dtype, int64_
     uint8_t copy[64];
     p += g * size;
     if (n < STRIP) {
-        memset(copy, 0, sizeof copy);
-        p = memcpy(copy, p, (size_t)(n * size));
+        v16_copy_bytes(copy, p, n * size);
+        p = copy;
     }
     if (mode == NUM_NVFP4)
         return v16_div(v16_from_e4m3(_mm_loadu_si128((const void *)p)), v16_set1(divisor));
@@ -324,7 +324,12 @@ V16_FN void dot_rows(const float *w, int64_t ldw, int n_rows, const float *x, in
     int64_t t = 0;
     for (; t + V16_DOT_TOKENS <= n_x; t += V16_DOT_TOKENS)
         dot_block(w, ldw, n_rows, x + t * ldx, ldx, V16_DOT_TOKENS, cols, y + t * ldy, ldy);
-    for (; t < n_x; t++) dot_block(w, ldw, n_rows, x + t * ldx, ldx, 1, cols, y + t * ldy, ldy);
+    const float *rest = x + t * ldx;
+    switch (n_x - t) {
+    case 3: dot_block(w, ldw, n_rows, rest, ldx, 3, cols, y + t * ldy, ldy); break;
+    case 2: dot_block(w, ldw, n_rows, rest, ldx, 2, cols, y + t * ldy, ldy); break;
+    case 1: dot_block(w, ldw, n_rows, rest, ldx, 1, cols, y + t * ldy, ldy); break;
+    }
 }
 
 static void dots(const float *w, int64_t ldw, int n_rows, const float *x, int64_t ldx, int64_t n_x,
