@@ -469,6 +469,14 @@ describe("quantize", function()
       end)
     end
 
+    it("when there is no room for it", function()
+      local free_bytes = core.free_bytes
+      core.free_bytes = function(path) return math.min(assert(free_bytes(path)), 500000) end
+      finally(function() core.free_bytes = free_bytes end)
+      refused({ source = MOE .. "hf", recipe = "unsloth", bits = 4 },
+        "/out: needs 541%.70 KiB, 488%.28 KiB are free", "io")
+    end)
+
     it("when files may not grow", function()
       elsewhere("trap '' XFSZ; ulimit -f 1000; exec", "", "^nil\t.*model%.safetensors.*\tio\n")
     end)
@@ -514,6 +522,45 @@ describe("quantize", function()
       assert(quantize { source = MOE .. "hf", recipe = "unsloth", out = out .. "/" })
       assert.is_true(core.list_dir(out)["config.json"])
     end)
+  end)
+
+  -- A source of 2 GB that takes no room on disk: zeros are a hole in the file.
+  local function write_sparse(dir)
+    local config = assert(json.read "spec/golden/models/dense-text/hf/config.json")
+    config.vocab_size = 4000000
+    local header, at = {}, 0
+    for name, t in pairs(checkpoint.read "spec/golden/models/dense-text/hf/model.safetensors") do
+      if t.shape[1] == 256 and (name == "lm_head.weight" or name:find("embed")) then
+        t.shape[1] = config.vocab_size
+      end
+      local bytes = 2
+      for _, d in ipairs(t.shape) do bytes = bytes * d end
+      header[#header + 1] = ('"%s": {"dtype": "BF16", "shape": [%s], "data_offsets": [%d, %d]}')
+        :format(name, table.concat(t.shape, ","), at, at + bytes)
+      at = at + bytes
+    end
+    local text = "{" .. table.concat(header, ",") .. "}"
+    checkpoint.spit(dir .. "/model.safetensors", string.pack("<I8", #text) .. text)
+    assert(os.execute(("truncate -s %d %s/model.safetensors"):format(8 + #text + at, dir)))
+    checkpoint.spit(dir .. "/config.json", json.encode(config))
+  end
+
+  it("needs little memory, however large a tensor is #slow", function()
+    local source = checkpoint.directory()
+    write_sparse(source)
+    with_out(function(out, dir)
+      checkpoint.spit(dir .. "/run.lua", ([[
+        package.path, package.cpath = %q, %q
+        assert(require("moonlet.quantize") { source = %q, out = %q, recipe = "unsloth", bits = 2,
+          threads = 4 })
+        print(io.open("/proc/self/status"):read("a"):match("VmHWM:%%s*(%%d+) kB"))]]):format(
+        package.path, package.cpath, source, out))
+      local p = assert(io.popen("lua5.4 " .. dir .. "/run.lua"))
+      local peak = p:read("n")
+      p:close()
+      assert.is_true(peak < 200 * 1024, ("peak %s KiB"):format(peak))
+    end)
+    checkpoint.remove(source)
   end)
 
   it("raises on misuse", function()

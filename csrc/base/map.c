@@ -42,3 +42,11 @@ void map_close(map_file *m)
     if (m->data != empty && m->data) munmap((void *)(uintptr_t)m->data, m->n_bytes);
     *m = (map_file){empty, 0};
 }
+
+void map_forget(const void *data, size_t n_bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    uintptr_t end = ((uintptr_t)data + n_bytes) / page * page;
+    if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 static err_code fail(const char *path, const char *what, err_info *e)
@@ -84,6 +85,17 @@ err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int 
     }
     closedir(dir);
     return code;
+}
+
+int64_t file_free_bytes(const char *path, err_info *e)
+{
+    struct statvfs fs;
+    int64_t bytes;
+    if (statvfs(path, &fs) != 0) {
+        fail(path, "measure the free space of", e);
+        return -1;
+    }
+    return __builtin_mul_overflow(fs.f_bavail, fs.f_frsize, &bytes) ? INT64_MAX : bytes;
 }
 
 err_code file_real_path(const char *path, char out[PATH_MAX], err_info *e)

@@ -6,6 +6,7 @@
 
 #include <limits.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 
@@ -22,6 +23,9 @@ err_code file_sync_dir(const char *path, err_info *e);
  * returns ERR_CANCELLED then. is_file: a regular file, or a link to one. */
 err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int is_file), void *ctx,
                    err_info *e);
+
+/* Bytes that this process may still write to the file system of `path`; -1 on failure. */
+int64_t file_free_bytes(const char *path, err_info *e);
 
 /* The absolute path without links, "." and ".."; an error if nothing is there. */
 err_code file_real_path(const char *path, char out[PATH_MAX], err_info *e);

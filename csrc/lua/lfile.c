@@ -80,6 +80,16 @@ static int list_dir(lua_State *L)
     return 1;
 }
 
+/* free_bytes(path) -> integer */
+static int free_bytes(lua_State *L)
+{
+    err_info e = {0};
+    int64_t n = file_free_bytes(luaL_checkstring(L, 1), &e);
+    if (n < 0) return lml_fail(L, &e);
+    lua_pushinteger(L, n);
+    return 1;
+}
+
 /* real_path(path) -> string */
 static int real_path(lua_State *L)
 {
@@ -93,8 +103,9 @@ static int real_path(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_write", write_whole}, {"list_dir", list_dir}, {"make_dir", make_dir},
-        {"real_path", real_path},    {"sync_dir", sync_dir}, {NULL, NULL},
+        {"file_write", write_whole}, {"free_bytes", free_bytes}, {"list_dir", list_dir},
+        {"make_dir", make_dir},      {"real_path", real_path},   {"sync_dir", sync_dir},
+        {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "base/map.h"
 #include "base/mem.h"
 #include "num/fp.h"
 
@@ -103,6 +104,20 @@ static err_code block_row(const run *r, int64_t row, float *x, uint8_t *weight, 
                    t->file, t->name, (long long)stored, (long long)bad, (double)x[bad]);
 }
 
+/* Lets go of source rows, or a checkpoint would fill memory as it is read. */
+static void forget_rows(const quant_job *job, int64_t row, int64_t n)
+{
+    while (n > 0) {
+        const st_tensor *t;
+        int64_t stored, left = job->part_rows - row % job->part_rows;
+        const uint8_t *data = stored_row(job, row, &t, &stored);
+        if (left > n) left = n;
+        map_forget(data, (size_t)(left * job->cols * st_dtype_bytes(t->dtype)));
+        row += left;
+        n -= left;
+    }
+}
+
 static err_code put_rows(const run *r, int64_t entry, int64_t row, int64_t n, int64_t row_bytes,
                          const uint8_t *data, err_info *e)
 {
@@ -124,6 +139,7 @@ static err_code run_block(const run *r, int64_t block, int worker, err_info *e)
         if (block_row(r, row + i, x, weight + i * r->out.weight, scales + i * r->out.scales,
                       biases + i * r->out.biases, e))
             return e->code;
+    forget_rows(job, row, n);
     if (put_rows(r, job->weight, row, n, r->out.weight, weight, e) ||
         put_rows(r, job->scales, row, n, r->out.scales, scales, e) ||
         put_rows(r, job->biases, row, n, r->out.biases, biases, e))
@@ -203,6 +219,7 @@ err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_fla
     if (!r.scratch) return e->code;
     pthread_mutex_init(&r.lock, NULL);
     err_code code = run_groups(&r, p, cancel, e);
+    forget_rows(job, 0, r.n_rows); /* pages that two blocks share */
     pthread_mutex_destroy(&r.lock);
     mem_free(r.scratch);
     return code;

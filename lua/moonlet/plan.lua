@@ -147,8 +147,10 @@ end
 
 -- ---- text --------------------------------------------------------------------------------------
 
----"20.65 GiB", "812.3 KiB".
-local function size_text(bytes)
+---"20.65 GiB", "812.30 KiB".
+---@param bytes integer
+---@return string
+function plan.size_text(bytes)
   local units, i, x = { "B", "KiB", "MiB", "GiB" }, 1, bytes
   while x >= 1024 and i < #units do
     x, i = x / 1024, i + 1
@@ -182,11 +184,12 @@ function Plan:text()
   local lines = { row:format("class", "tensors", "parameters", "size", "bits", "decision") }
   for _, name in ipairs(names) do
     local class = self.classes[name]
-    lines[#lines + 1] = row:format(name, class.tensors, class.parameters, size_text(class.bytes),
-      ("%.2f"):format(class.bits_per_weight), decisions_text(class.decisions))
+    lines[#lines + 1] = row:format(name, class.tensors, class.parameters,
+      plan.size_text(class.bytes), ("%.2f"):format(class.bits_per_weight),
+      decisions_text(class.decisions))
   end
   lines[#lines + 1] = ("%s: %s, text stack %d parameters at %.3f bits per weight"):format(
-    self.recipe, size_text(self.total_bytes), self.parameters, self.bits_per_weight)
+    self.recipe, plan.size_text(self.total_bytes), self.parameters, self.bits_per_weight)
   return table.concat(lines, "\n") .. "\n"
 end
 

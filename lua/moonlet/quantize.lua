@@ -164,7 +164,7 @@ local function atomically(out, parent, write)
   if not ok then
     return nil, message .. " (of another run, or of one that was cut off?)", code
   end
-  local guard <close> = setmetatable({}, { __close = function()
+  local _ <close> = setmetatable({}, { __close = function()
     if not complete then remove_dir(partial) end
   end })
   ok, message, code = write(partial)
@@ -172,8 +172,16 @@ local function atomically(out, parent, write)
   ok, message = os.rename(partial, out)
   if not ok then return nil, ("%s: %s"):format(out, message), "io" end
   complete = true
-  core.sync_dir(parent)
-  return guard ~= nil
+  return core.sync_dir(parent)
+end
+
+-- Before hours of work; every file also reserves its own space when it is opened.
+local function check_space(parent, out, bytes)
+  local free, message, code = core.free_bytes(parent)
+  if not free then return nil, message, code end
+  if free >= bytes then return true end
+  return nil, ("%s: needs %s, %s are free"):format(out, plan.size_text(bytes),
+    plan.size_text(free)), "io"
 end
 
 local function check_choice(o, key, choices)
@@ -220,6 +228,8 @@ function quantize.run(given)
   config, message, code = mlx.config(inventory.config, inventory.numbers, inventory.source.tied,
     decided)
   if not config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
+  ok, message, code = check_space(parent, out, decisions.total_bytes)
+  if not ok then return nil, message, code end
   local model, mtp = mlx.items(decided, inventory.source.zero_centred)
   local files = mlx.files(model, mtp, o.shard_bytes or mlx.SHARD_BYTES)
   ok, message, code = atomically(out, parent, function(dir)

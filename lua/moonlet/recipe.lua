@@ -5,7 +5,7 @@
 -- instruction limit; see docs/recipes.md. What a number format can express is checked here, so
 -- that a decision that comes out of `recipe:decide` can be carried out.
 
-local check = require "moonlet.options"
+local options = require "moonlet.options"
 
 local recipe = {}
 
@@ -215,15 +215,15 @@ local OPTIONS = { bits = "integer", group = "integer", mode = "string", mxfp = "
 ---Loads a recipe by name or file and fixes its options. A function(tensor) -> decision is taken
 ---as a recipe without options.
 ---@param source string|function|moonlet.Recipe
----@param options { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?
+---@param given { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?  options
 ---@return moonlet.Recipe? recipe
 ---@return string? message
 ---@return string? code
-function recipe.load(source, options)
+function recipe.load(source, given)
   if getmetatable(source) == Recipe then return source end
-  options = check.check(options, OPTIONS)
+  given = options.check(given, OPTIONS)
   if type(source) == "function" then
-    if next(options) then error("a recipe given as a function takes no options", 2) end
+    if next(given) then error("a recipe given as a function takes no options", 2) end
     return setmetatable({ name = "function", options = {}, decider = source }, Recipe)
   end
   if type(source) ~= "string" then
@@ -240,7 +240,7 @@ function recipe.load(source, options)
   end
   local decider
   if ok then
-    ok, decider = limited(build, copy(options), copy(kit))
+    ok, decider = limited(build, copy(given), copy(kit))
     if ok and type(decider) ~= "function" then
       ok, decider = false, "function(options, kit) must return a function, returned "
         .. type(decider)
@@ -249,7 +249,7 @@ function recipe.load(source, options)
   if not ok then
     return nil, ("recipe %s: %s"):format(source, decider or build), "format"
   end
-  return setmetatable({ name = source, options = copy(options), decider = decider }, Recipe)
+  return setmetatable({ name = source, options = copy(given), decider = decider }, Recipe)
 end
 
 return recipe
