@@ -113,7 +113,7 @@ static int logits(lua_State *L)
 {
     session_box *box = check_session(L);
     float *row = ses_logits(box->s);
-    if (!row) return luaL_error(L, "no logits: nothing has been evaluated yet");
+    if (!row) return luaL_error(L, "no logits: nothing has been evaluated, or not to its end");
     lml_push_logits(L, row, box->owner->m->config.vocab_size, &box->epoch, 1);
     return 1;
 }

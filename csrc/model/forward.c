@@ -103,9 +103,24 @@ static void score_batch(ses *s, int64_t n, const int32_t *targets, float *nll)
     }
 }
 
-/* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. */
-static void run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
-                      const ses_want *want)
+/* The recurrent state changes layer by layer; what it was before the batch is what a cancelled
+ * batch leaves behind. Rows that it wrote to the caches lie beyond n_past and do not count. */
+static void save_state(ses *s)
+{
+    memcpy(s->saved, s->S, (size_t)ses_S_floats(s) * sizeof(float));
+    memcpy(s->saved + ses_S_floats(s), s->conv, (size_t)ses_conv_floats(s) * sizeof(float));
+}
+
+static void restore_state(ses *s)
+{
+    memcpy(s->S, s->saved, (size_t)ses_S_floats(s) * sizeof(float));
+    memcpy(s->conv, s->saved + ses_S_floats(s), (size_t)ses_conv_floats(s) * sizeof(float));
+}
+
+/* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. False if it
+ * was cancelled, and then nothing has changed. A single token is not worth saving a state for. */
+static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
+                     const ses_want *want, const cancel_flag *cancel)
 {
     const model *m = s->m;
     const model_config *c = &m->config;
@@ -115,10 +130,16 @@ static void run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t
     for (int64_t i = 0; i < n; i++)
         m->ops->decode[m->weights.embed.mode](&m->weights.embed, ids[i], t->x + i * H);
     rope_prepare(s, pos, n);
+    if (n == 1) cancel = NULL;
+    if (cancel) save_state(s);
 
     float *hidden = rows_from(want->hidden, t0, H);
     if (hidden) memcpy(hidden, t->x, (size_t)(n * H) * sizeof *hidden);
     for (int layer = 0; layer < c->n_layers; layer++) {
+        if (cancel_raised(cancel)) {
+            restore_state(s);
+            return 0;
+        }
         run_layer(s, &m->weights.layers[layer], layer, c->is_full[layer] ? &s->kv[layer] : NULL,
                   pos, n);
         if (hidden)
@@ -145,6 +166,8 @@ static void run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t
 
     memcpy(s->ids + pos, ids, (size_t)n * sizeof *ids);
     s->n_past = pos + n;
+    if (last) s->logits_at = s->n_past;
+    return 1;
 }
 
 static err_code check_ids(const model_config *c, const int32_t *ids, int64_t n, err_info *e)
@@ -169,11 +192,11 @@ err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
         return err_set(e, ERR_LIMIT, "context is full: %lld tokens past, %lld more, room for %lld",
                        (long long)s->n_past, (long long)n, (long long)s->n_ctx);
     for (int64_t t0 = 0; t0 < n; t0 += SES_BATCH) {
-        if (cancel_raised(cancel))
+        int64_t size = n - t0 < SES_BATCH ? n - t0 : SES_BATCH;
+        if (cancel_raised(cancel) ||
+            !run_batch(s, ids + t0, size, t0, n, want ? want : &nothing, cancel))
             return err_set(e, ERR_CANCELLED, "cancelled after %lld of %lld tokens", (long long)t0,
                            (long long)n);
-        int64_t size = n - t0 < SES_BATCH ? n - t0 : SES_BATCH;
-        run_batch(s, ids + t0, size, t0, n, want ? want : &nothing);
     }
     return ERR_NONE;
 }

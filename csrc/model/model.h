@@ -69,8 +69,8 @@ typedef struct ses_want {
 
 /* Appends n tokens. A token's results are the same bits however the sequence is cut into calls
  * and whatever the number of threads. Fails without effect on ids out of range (ERR_RANGE) and
- * when the context is full (ERR_LIMIT); `cancel` is looked at between batches, what was evaluated
- * before stays (ERR_CANCELLED, ses_n_past tells). want may be NULL. */
+ * when the context is full (ERR_LIMIT); `cancel` is looked at between layers; the batches of 256
+ * tokens that were complete stay (ERR_CANCELLED, ses_n_past tells). want may be NULL. */
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e);
 
@@ -78,7 +78,8 @@ int64_t ses_n_past(const ses *s);
 int64_t ses_n_ctx(const ses *s);
 kv_codec ses_codec(const ses *s);
 const int32_t *ses_ids(const ses *s); /* [n_past] */
-/* Logits [V] after the last token; NULL before the first. Borrowed; the next eval overwrites. */
+/* Logits [V] after the last token; NULL before the first, and when the evaluation that should have
+ * made them was cancelled. Borrowed; the next eval overwrites. */
 float *ses_logits(ses *s);
 void ses_reset(ses *s);
 int64_t ses_kv_bytes(const ses *s);    /* in use: rows of past tokens, MTP included */

@@ -64,10 +64,16 @@ struct ses {
     int n_linear;
     float *S;        /* [n_linear][Nv][Dv][Dk] recurrent state, keys contiguous */
     float *conv;     /* [n_linear][K-1][C] last raw rows, oldest first */
-    float *logits;   /* [V] */
+    float *logits;   /* [V] after logits_at tokens */
+    int64_t logits_at;
+    float *saved;    /* S and conv before a batch that may be cancelled; pages */
     scratch t;
     void *arena;     /* everything small above, one allocation */
 };
+
+/* Floats of S and of conv. */
+int64_t ses_S_floats(const ses *s);
+int64_t ses_conv_floats(const ses *s);
 
 /* Elements of one codec: bytes, and rows in and out. */
 int64_t kv_row_bytes(const ses *s);

@@ -114,6 +114,11 @@ static size_t scored_bytes(const ses *s)
     return SES_SCORE_ROWS * (size_t)s->m->config.vocab_size * sizeof(float);
 }
 
+static size_t saved_bytes(const ses *s)
+{
+    return (size_t)(ses_S_floats(s) + ses_conv_floats(s)) * sizeof(float);
+}
+
 static size_t kv_bytes(const ses *s)
 {
     return (size_t)s->n_ctx * (size_t)kv_row_bytes(s);
@@ -130,6 +135,7 @@ static err_code open_pages(ses *s, err_info *e)
     if (!(s->ids = mem_pages((size_t)s->n_ctx * sizeof *s->ids, e))) return e->code;
     if (!(s->t.scores = mem_pages(scores_bytes(s), e))) return e->code;
     if (!(s->t.scored = mem_pages(scored_bytes(s), e))) return e->code;
+    if (!(s->saved = mem_pages(saved_bytes(s), e))) return e->code;
     return ERR_NONE;
 }
 
@@ -179,6 +185,7 @@ void ses_close(ses *s)
     mem_pages_free(s->ids, (size_t)s->n_ctx * sizeof *s->ids);
     mem_pages_free(s->t.scores, scores_bytes(s));
     mem_pages_free(s->t.scored, scored_bytes(s));
+    mem_pages_free(s->saved, saved_bytes(s));
     mem_free(s->arena);
     mem_free(s);
 }
@@ -203,16 +210,16 @@ const int32_t *ses_ids(const ses *s)
 }
 float *ses_logits(ses *s)
 {
-    return s->n_past ? s->logits : NULL;
+    return s->n_past && s->logits_at == s->n_past ? s->logits : NULL;
 }
 
-static int64_t state_floats(const ses *s)
+int64_t ses_S_floats(const ses *s)
 {
     const model_config *c = &s->m->config;
     return (int64_t)s->n_linear * c->lin_v_heads * c->lin_v_dim * c->lin_k_dim;
 }
 
-static int64_t conv_floats(const ses *s)
+int64_t ses_conv_floats(const ses *s)
 {
     const model_config *c = &s->m->config;
     return (int64_t)s->n_linear * (c->conv_kernel - 1) * config_conv_width(c);
@@ -230,7 +237,7 @@ int64_t ses_kv_bytes(const ses *s)
 
 int64_t ses_state_bytes(const ses *s)
 {
-    return (state_floats(s) + conv_floats(s)) * (int64_t)sizeof(float);
+    return (ses_S_floats(s) + ses_conv_floats(s)) * (int64_t)sizeof(float);
 }
 
 const float *ses_recurrent(const ses *s, int layer)
@@ -263,8 +270,8 @@ void ses_kv_row(const ses *s, int layer, int64_t pos, float *key, float *value)
 
 void ses_reset(ses *s)
 {
-    memset(s->S, 0, (size_t)state_floats(s) * sizeof *s->S);
-    memset(s->conv, 0, (size_t)conv_floats(s) * sizeof *s->conv);
+    memset(s->S, 0, (size_t)ses_S_floats(s) * sizeof *s->S);
+    memset(s->conv, 0, (size_t)ses_conv_floats(s) * sizeof *s->conv);
     s->n_past = 0;
     s->n_mtp = 0;
 }
@@ -272,7 +279,7 @@ void ses_reset(ses *s)
 struct ses_snap {
     const model *m;
     kv_codec codec;
-    int64_t n_past, n_mtp;
+    int64_t n_past, n_mtp, logits_at;
     int32_t *ids; /* [n_past] */
     char *kv;     /* key rows, then value rows, of each full layer and of MTP */
     float *S, *conv, *logits;
@@ -303,18 +310,19 @@ ses_snap *ses_snapshot(const ses *s, err_info *e)
     snap->codec = s->codec;
     snap->n_past = s->n_past;
     snap->n_mtp = s->n_mtp;
+    snap->logits_at = s->logits_at;
     if (!(snap->ids = mem_array((size_t)s->n_past, sizeof *snap->ids, e)) ||
         !(snap->kv = mem_array((size_t)ses_kv_bytes(s), 1, e)) ||
-        !(snap->S = mem_array((size_t)state_floats(s), f, e)) ||
-        !(snap->conv = mem_array((size_t)conv_floats(s), f, e)) ||
+        !(snap->S = mem_array((size_t)ses_S_floats(s), f, e)) ||
+        !(snap->conv = mem_array((size_t)ses_conv_floats(s), f, e)) ||
         !(snap->logits = mem_array(V, f, e))) {
         ses_snap_close(snap);
         return NULL;
     }
     memcpy(snap->ids, s->ids, (size_t)s->n_past * sizeof *snap->ids);
     copy_rows(s, snap->kv, s->n_past, s->n_mtp, 0);
-    memcpy(snap->S, s->S, (size_t)state_floats(s) * f);
-    memcpy(snap->conv, s->conv, (size_t)conv_floats(s) * f);
+    memcpy(snap->S, s->S, (size_t)ses_S_floats(s) * f);
+    memcpy(snap->conv, s->conv, (size_t)ses_conv_floats(s) * f);
     memcpy(snap->logits, s->logits, V * f);
     return snap;
 }
@@ -332,11 +340,12 @@ err_code ses_restore(ses *s, const ses_snap *snap, err_info *e)
     size_t f = sizeof(float);
     memcpy(s->ids, snap->ids, (size_t)snap->n_past * sizeof *s->ids);
     copy_rows(s, snap->kv, snap->n_past, snap->n_mtp, 1);
-    memcpy(s->S, snap->S, (size_t)state_floats(s) * f);
-    memcpy(s->conv, snap->conv, (size_t)conv_floats(s) * f);
+    memcpy(s->S, snap->S, (size_t)ses_S_floats(s) * f);
+    memcpy(s->conv, snap->conv, (size_t)ses_conv_floats(s) * f);
     memcpy(s->logits, snap->logits, (size_t)s->m->config.vocab_size * f);
     s->n_past = snap->n_past;
     s->n_mtp = snap->n_mtp;
+    s->logits_at = snap->logits_at;
     return ERR_NONE;
 }
 

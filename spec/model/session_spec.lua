@@ -102,6 +102,40 @@ describe("session", function()
     orphan:close()
   end)
 
+  it("is what it was before the batch that an interrupt cut off", function()
+    local demo <close> = assert(core.model_open("examples/demo-model", { threads = 2 }))
+    local ids = {}
+    for i = 1, 4000 do ids[i] = i * 37 % 4096 end
+    local stat <close> = assert(io.open("/proc/self/stat"))
+    local pid = stat:read("a"):match("^%d+")
+    local ses <close> = assert(demo:session { ctx = 4096 })
+    assert(ses:eval { 1, 2, 3 })
+    local before = values_of(ses)
+    core.catch_interrupt()
+    os.execute(("(sleep 0.1; kill -INT %s) &"):format(pid))
+    local ok, message, code
+    repeat -- a fast machine may be done before the signal comes
+      ses:reset()
+      assert(ses:eval { 1, 2, 3 })
+      ok, message, code = ses:eval(ids)
+    until not ok
+    assert.equal("cancelled", code)
+    assert.matches("of 4000 tokens", message)
+    core.catch_interrupt()
+    local n = ses:n_past()
+    assert.equal(3, n % 256)
+    if n == 3 then
+      assert.same(before, values_of(ses))
+    else
+      assert.error_matches(function() ses:logits() end, "no logits")
+    end
+    assert(ses:eval(table.move(ids, n - 2, n + 300, 1, {})))
+    local fresh <close> = assert(demo:session { ctx = 4096 })
+    assert(fresh:eval { 1, 2, 3 })
+    assert(fresh:eval(table.move(ids, 1, n + 300, 1, {})))
+    assert.same(values_of(fresh), values_of(ses))
+  end)
+
   it("counts what it holds", function()
     local ses <close> = assert(model:session { ctx = 16, kv = "f16" })
     assert(ses:eval { 1, 2, 3 })
