@@ -17,15 +17,15 @@ enum { KERN_LANES = 16 };
 #define EXP_MAX 88.72283f
 #define EXP_MIN -87.33654f
 
-#define EXP_LOG2E 1.44269504f
-#define EXP_ROUND 12582912.0f /* 1.5 * 2^23: adding it rounds to an integer, kept in the low bits */
+#define EXP_LOG2E  1.44269504f
+#define EXP_ROUND  12582912.0f /* 1.5 * 2^23: adding it rounds, into the low bits */
 #define EXP_LN2_HI 0.693359375f
 #define EXP_LN2_LO -2.12194440e-4f
-#define EXP_C0 5.0000001201e-1f
-#define EXP_C1 1.6666665459e-1f
-#define EXP_C2 4.1665795894e-2f
-#define EXP_C3 8.3334519073e-3f
-#define EXP_C4 1.3981999507e-3f
-#define EXP_C5 1.9875691500e-4f
+#define EXP_C0     5.0000001201e-1f
+#define EXP_C1     1.6666665459e-1f
+#define EXP_C2     4.1665795894e-2f
+#define EXP_C3     8.3334519073e-3f
+#define EXP_C4     1.3981999507e-3f
+#define EXP_C5     1.9875691500e-4f
 
 #endif

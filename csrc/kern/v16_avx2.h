@@ -6,10 +6,10 @@
 #include <stdint.h>
 #include <string.h>
 
-#define V16_NAME "avx2"
+#define V16_NAME  "avx2"
 #define V16_LEVEL CPU_AVX2
 #define V16_TABLE kern_avx2
-#define V16_FN static inline __attribute__((always_inline))
+#define V16_FN    static inline __attribute__((always_inline))
 
 /* 16 registers: 2 x 3 sums are 12 of them. */
 enum { V16_DOT_ROWS = 2, V16_DOT_TOKENS = 3, V16_FUSED_ROWS = 2 };
@@ -22,9 +22,18 @@ typedef struct v16i {
     __m256i lo, hi;
 } v16i;
 
-V16_FN v16 v16_zero(void) { return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()}; }
-V16_FN v16 v16_set1(float f) { return (v16){_mm256_set1_ps(f), _mm256_set1_ps(f)}; }
-V16_FN v16 v16_load(const float *p) { return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+V16_FN v16 v16_zero(void)
+{
+    return (v16){_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+V16_FN v16 v16_set1(float f)
+{
+    return (v16){_mm256_set1_ps(f), _mm256_set1_ps(f)};
+}
+V16_FN v16 v16_load(const float *p)
+{
+    return (v16){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
 V16_FN void v16_store(float *p, v16 a)
 {
     _mm256_storeu_ps(p, a.lo);
@@ -89,15 +98,18 @@ V16_FN v16 v16_if_nan(v16 a, v16 yes, v16 no)
 
 V16_FN __m256 half_add_exponent(__m256 p, __m256 t)
 {
-    return _mm256_castsi256_ps(_mm256_add_epi32(
-        _mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
+    return _mm256_castsi256_ps(
+        _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23)));
 }
 V16_FN v16 v16_add_exponent(v16 p, v16 t)
 {
     return (v16){half_add_exponent(p.lo, t.lo), half_add_exponent(p.hi, t.hi)};
 }
 
-V16_FN __m256 v16_halves(v16 a) { return _mm256_add_ps(a.lo, a.hi); }
+V16_FN __m256 v16_halves(v16 a)
+{
+    return _mm256_add_ps(a.lo, a.hi);
+}
 
 V16_FN v16 v16_load_quarters(const float *p)
 {
@@ -160,9 +172,8 @@ V16_FN __m256 half_from_e8m0(__m128i b)
     __m256i u = _mm256_cvtepu8_epi32(b);
     __m256i ends = _mm256_or_si256(_mm256_cmpeq_epi32(u, _mm256_setzero_si256()),
                                    _mm256_cmpeq_epi32(u, _mm256_set1_epi32(255)));
-    return _mm256_castsi256_ps(
-        _mm256_or_si256(_mm256_slli_epi32(u, 23),
-                        _mm256_and_si256(ends, _mm256_set1_epi32(1 << 22))));
+    return _mm256_castsi256_ps(_mm256_or_si256(_mm256_slli_epi32(u, 23),
+                                               _mm256_and_si256(ends, _mm256_set1_epi32(1 << 22))));
 }
 V16_FN v16 v16_from_e8m0(__m128i b)
 {
@@ -180,12 +191,12 @@ V16_FN v16 v16_from_e4m3(__m128i b)
 
 /* ---- packed codes --------------------------------------------------------------------------- */
 
-#define CODE_BYTES(j, bits) \
+#define CODE_BYTES(j, bits)                                                                        \
     (int)(0x80800000u | (unsigned)(((j) * (bits) / 8 + 1) << 8) | (unsigned)((j) * (bits) / 8))
 #define CODE_SHIFT(j, bits) ((j) * (bits) % 8)
-#define EACH_LO(f, b) f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b)
-#define EACH_HI(f, b) f(8, b), f(9, b), f(10, b), f(11, b), f(12, b), f(13, b), f(14, b), f(15, b)
-#define SETR(...) _mm256_setr_epi32(__VA_ARGS__)
+#define EACH_LO(f, b)       f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b)
+#define EACH_HI(f, b)       f(8, b), f(9, b), f(10, b), f(11, b), f(12, b), f(13, b), f(14, b), f(15, b)
+#define SETR(...)           _mm256_setr_epi32(__VA_ARGS__)
 
 V16_FN v16i v16_spread(__m128i src, int bits)
 {
@@ -206,8 +217,8 @@ V16_FN v16_group v16_affine_group(int bits, float scale, float bias)
 {
     __m256 s = _mm256_set1_ps(scale), b = _mm256_set1_ps(bias);
     if (bits > 3) return (v16_group){s, b};
-    __m256i code = _mm256_and_si256(SETR(0, 1, 2, 3, 4, 5, 6, 7),
-                                    _mm256_set1_epi32((1 << bits) - 1));
+    __m256i code =
+        _mm256_and_si256(SETR(0, 1, 2, 3, 4, 5, 6, 7), _mm256_set1_epi32((1 << bits) - 1));
     return (v16_group){_mm256_add_ps(_mm256_mul_ps(s, _mm256_cvtepi32_ps(code)), b), b};
 }
 
@@ -231,7 +242,10 @@ V16_FN v16_group v16_scale_group(float scale)
 {
     return (v16_group){_mm256_set1_ps(scale), _mm256_setzero_ps()};
 }
-V16_FN v16 v16_scaled(v16 code, v16_group g) { return v16_mul((v16){g.a, g.a}, code); }
+V16_FN v16 v16_scaled(v16 code, v16_group g)
+{
+    return v16_mul((v16){g.a, g.a}, code);
+}
 
 V16_FN v16_group v16_e2m1_group(float scale)
 {

@@ -8,10 +8,10 @@
 #include <math.h>
 #include <stdint.h>
 
-#define V16_NAME "avx512"
+#define V16_NAME  "avx512"
 #define V16_LEVEL CPU_AVX512
 #define V16_TABLE kern_avx512
-#define V16_FN static inline __attribute__((always_inline))
+#define V16_FN    static inline __attribute__((always_inline))
 
 /* Rows x tokens of one register block of `dots`, and rows of a fused product. */
 enum { V16_DOT_ROWS = 4, V16_DOT_TOKENS = 4, V16_FUSED_ROWS = 4 };
@@ -19,21 +19,60 @@ enum { V16_DOT_ROWS = 4, V16_DOT_TOKENS = 4, V16_FUSED_ROWS = 4 };
 typedef __m512 v16;
 typedef __m512i v16i;
 
-V16_FN v16 v16_zero(void) { return _mm512_setzero_ps(); }
-V16_FN v16 v16_set1(float f) { return _mm512_set1_ps(f); }
-V16_FN v16 v16_load(const float *p) { return _mm512_loadu_ps(p); }
-V16_FN void v16_store(float *p, v16 a) { _mm512_storeu_ps(p, a); }
-V16_FN v16 v16_add(v16 a, v16 b) { return _mm512_add_ps(a, b); }
-V16_FN v16 v16_sub(v16 a, v16 b) { return _mm512_sub_ps(a, b); }
-V16_FN v16 v16_mul(v16 a, v16 b) { return _mm512_mul_ps(a, b); }
-V16_FN v16 v16_div(v16 a, v16 b) { return _mm512_div_ps(a, b); }
-V16_FN v16 v16_fma(v16 a, v16 b, v16 c) { return _mm512_fmadd_ps(a, b, c); }
+V16_FN v16 v16_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+V16_FN v16 v16_set1(float f)
+{
+    return _mm512_set1_ps(f);
+}
+V16_FN v16 v16_load(const float *p)
+{
+    return _mm512_loadu_ps(p);
+}
+V16_FN void v16_store(float *p, v16 a)
+{
+    _mm512_storeu_ps(p, a);
+}
+V16_FN v16 v16_add(v16 a, v16 b)
+{
+    return _mm512_add_ps(a, b);
+}
+V16_FN v16 v16_sub(v16 a, v16 b)
+{
+    return _mm512_sub_ps(a, b);
+}
+V16_FN v16 v16_mul(v16 a, v16 b)
+{
+    return _mm512_mul_ps(a, b);
+}
+V16_FN v16 v16_div(v16 a, v16 b)
+{
+    return _mm512_div_ps(a, b);
+}
+V16_FN v16 v16_fma(v16 a, v16 b, v16 c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
 
 /* Only the first n lanes, 0 <= n <= 16; the others load as, or become, +0. */
-V16_FN __mmask16 v16_mask(int64_t n) { return (__mmask16)((1u << n) - 1); }
-V16_FN v16 v16_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps(v16_mask(n), p); }
-V16_FN void v16_store_n(float *p, v16 a, int64_t n) { _mm512_mask_storeu_ps(p, v16_mask(n), a); }
-V16_FN v16 v16_first(v16 a, int64_t n) { return _mm512_maskz_mov_ps(v16_mask(n), a); }
+V16_FN __mmask16 v16_mask(int64_t n)
+{
+    return (__mmask16)((1u << n) - 1);
+}
+V16_FN v16 v16_load_n(const float *p, int64_t n)
+{
+    return _mm512_maskz_loadu_ps(v16_mask(n), p);
+}
+V16_FN void v16_store_n(float *p, v16 a, int64_t n)
+{
+    _mm512_mask_storeu_ps(p, v16_mask(n), a);
+}
+V16_FN v16 v16_first(v16 a, int64_t n)
+{
+    return _mm512_maskz_mov_ps(v16_mask(n), a);
+}
 
 /* a > b ? yes : no; a NaN means no. And: is a NaN ? yes : no. */
 V16_FN v16 v16_if_gt(v16 a, v16 b, v16 yes, v16 no)
@@ -48,8 +87,8 @@ V16_FN v16 v16_if_nan(v16 a, v16 yes, v16 no)
 /* Adds (t << 23) to the bits of p. */
 V16_FN v16 v16_add_exponent(v16 p, v16 t)
 {
-    return _mm512_castsi512_ps(_mm512_add_epi32(
-        _mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
+    return _mm512_castsi512_ps(
+        _mm512_add_epi32(_mm512_castps_si512(p), _mm512_slli_epi32(_mm512_castps_si512(t), 23)));
 }
 
 /* Lanes j and j + 8 added: the first step of the tree. */
@@ -66,10 +105,22 @@ V16_FN v16 v16_load_quarters(const float *p)
     a = _mm512_insertf32x4(a, _mm_loadu_ps(p + 32), 2);
     return _mm512_insertf32x4(a, _mm_loadu_ps(p + 48), 3);
 }
-V16_FN v16 v16_unpack_lo(v16 a, v16 b) { return _mm512_unpacklo_ps(a, b); }
-V16_FN v16 v16_unpack_hi(v16 a, v16 b) { return _mm512_unpackhi_ps(a, b); }
-V16_FN v16 v16_join_lo(v16 a, v16 b) { return _mm512_shuffle_ps(a, b, 0x44); }
-V16_FN v16 v16_join_hi(v16 a, v16 b) { return _mm512_shuffle_ps(a, b, 0xee); }
+V16_FN v16 v16_unpack_lo(v16 a, v16 b)
+{
+    return _mm512_unpacklo_ps(a, b);
+}
+V16_FN v16 v16_unpack_hi(v16 a, v16 b)
+{
+    return _mm512_unpackhi_ps(a, b);
+}
+V16_FN v16 v16_join_lo(v16 a, v16 b)
+{
+    return _mm512_shuffle_ps(a, b, 0x44);
+}
+V16_FN v16 v16_join_hi(v16 a, v16 b)
+{
+    return _mm512_shuffle_ps(a, b, 0xee);
+}
 
 /* n < 64 bytes and zeros up to 64. */
 V16_FN void v16_copy_bytes(uint8_t *to, const uint8_t *from, int64_t n)
@@ -79,7 +130,10 @@ V16_FN void v16_copy_bytes(uint8_t *to, const uint8_t *from, int64_t n)
 
 /* ---- 16 stored numbers to f32 --------------------------------------------------------------- */
 
-V16_FN v16 v16_from_f16(__m256i h) { return _mm512_cvtph_ps(h); }
+V16_FN v16 v16_from_f16(__m256i h)
+{
+    return _mm512_cvtph_ps(h);
+}
 V16_FN __m256i v16_to_f16(v16 a)
 {
     return _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -88,7 +142,10 @@ V16_FN v16 v16_from_bf16(__m256i h)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16));
 }
-V16_FN v16 v16_from_u8(__m128i b) { return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b)); }
+V16_FN v16 v16_from_u8(__m128i b)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(b));
+}
 
 V16_FN v16 v16_from_e8m0(__m128i b)
 {
@@ -109,8 +166,8 @@ V16_FN __m256i f16_from_e4m3(__m128i b)
 }
 V16_FN v16 v16_from_e4m3(__m128i b)
 {
-    __mmask16 numbers = _mm_cmpneq_epi8_mask(_mm_or_si128(b, _mm_set1_epi8(INT8_MIN)),
-                                             _mm_set1_epi8(-1));
+    __mmask16 numbers =
+        _mm_cmpneq_epi8_mask(_mm_or_si128(b, _mm_set1_epi8(INT8_MIN)), _mm_set1_epi8(-1));
     return _mm512_mask_mul_ps(_mm512_set1_ps(NAN), numbers, _mm512_cvtph_ps(f16_from_e4m3(b)),
                               _mm512_set1_ps(256.0f));
 }
@@ -119,11 +176,11 @@ V16_FN v16 v16_from_e4m3(__m128i b)
 
 /* Lane j: the two bytes that hold code j of `bits` <= 7, shifted so that it starts at bit 0. What
  * lies above the code is not cleared. `src` holds 16 codes in its first 2 * bits bytes. */
-#define CODE_BYTES(j, bits) \
+#define CODE_BYTES(j, bits)                                                                        \
     (int)(0x80800000u | (unsigned)(((j) * (bits) / 8 + 1) << 8) | (unsigned)((j) * (bits) / 8))
 #define CODE_SHIFT(j, bits) ((j) * (bits) % 8)
-#define EACH_LANE(f, b) \
-    f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b), f(8, b), f(9, b), \
+#define EACH_LANE(f, b)                                                                            \
+    f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b), f(8, b), f(9, b),      \
         f(10, b), f(11, b), f(12, b), f(13, b), f(14, b), f(15, b)
 #define SETR(...) _mm512_setr_epi32(__VA_ARGS__)
 
@@ -167,8 +224,14 @@ V16_FN v16 v16_affine(int bits, __m128i src, v16_group g)
     return v16_add(v16_mul(g.a, _mm512_cvtepi32_ps(code)), g.b);
 }
 
-V16_FN v16_group v16_scale_group(float scale) { return (v16_group){v16_set1(scale), v16_zero()}; }
-V16_FN v16 v16_scaled(v16 code, v16_group g) { return v16_mul(g.a, code); }
+V16_FN v16_group v16_scale_group(float scale)
+{
+    return (v16_group){v16_set1(scale), v16_zero()};
+}
+V16_FN v16 v16_scaled(v16 code, v16_group g)
+{
+    return v16_mul(g.a, code);
+}
 
 V16_FN v16_group v16_e2m1_group(float scale)
 {

@@ -111,8 +111,7 @@ static void silu_mul(float *gate, const float *up, int64_t n)
 static void sigmoid_mul(float *x, const float *gate, int64_t n)
 {
     for (int64_t k = 0; k < n; k += KERN_LANES) {
-        v16 s = v16_div(v16_set1(1.0f),
-                        v16_one_plus_exp_minus(v16_load_upto(gate + k, n - k)));
+        v16 s = v16_div(v16_set1(1.0f), v16_one_plus_exp_minus(v16_load_upto(gate + k, n - k)));
         v16_store_upto(x + k, v16_mul(v16_load_upto(x + k, n - k), s), n - k);
     }
 }
@@ -121,9 +120,9 @@ static void axpy(float a, const float *x, float *y, int64_t n)
 {
     v16 factor = v16_set1(a);
     for (int64_t k = 0; k < n; k += KERN_LANES)
-        v16_store_upto(
-            y + k, v16_fma(factor, v16_load_upto(x + k, n - k), v16_load_upto(y + k, n - k)),
-            n - k);
+        v16_store_upto(y + k,
+                       v16_fma(factor, v16_load_upto(x + k, n - k), v16_load_upto(y + k, n - k)),
+                       n - k);
 }
 
 static float top_of(const float *x, int64_t n)
@@ -197,8 +196,8 @@ static void conv_silu(const float *const *rows, const float *w, int k, int64_t n
 
 /* S is read twice, the second time from L1, and written once. S * decay is worked out both times:
  * the same bits, and cheaper than a store. */
-V16_FN float delta_row(float *row, const float *q, const float *k, int64_t dk, v16 decay,
-                       float v, float beta)
+V16_FN float delta_row(float *row, const float *q, const float *k, int64_t dk, v16 decay, float v,
+                       float beta)
 {
     v16 sum = v16_zero();
     for (int64_t j = 0; j < dk; j += KERN_LANES) {
@@ -225,8 +224,7 @@ static void delta_step(float *S, const float *q, const float *k, const float *v,
             out[i] = delta_row(S + i * 128, q, k, 128, vdecay, v[i], beta);
         return;
     }
-    for (int64_t i = 0; i < dv; i++)
-        out[i] = delta_row(S + i * dk, q, k, dk, vdecay, v[i], beta);
+    for (int64_t i = 0; i < dv; i++) out[i] = delta_row(S + i * dk, q, k, dk, vdecay, v[i], beta);
 }
 
 static void f16_encode(const float *x, uint16_t *out, int64_t n)

@@ -42,13 +42,19 @@ V16_FN __m128i load_codes(const uint8_t *p, int bits)
 V16_FN v16 decode_16(num_mode mode, int bits, const uint8_t *p, v16_group g)
 {
     switch (mode) {
-    case NUM_F32: return v16_load((const float *)(const void *)p);
-    case NUM_F16: return v16_from_f16(_mm256_loadu_si256((const void *)p));
-    case NUM_BF16: return v16_from_bf16(_mm256_loadu_si256((const void *)p));
-    case NUM_AFFINE: return v16_affine(bits, load_codes(p, bits), g);
+    case NUM_F32:
+        return v16_load((const float *)(const void *)p);
+    case NUM_F16:
+        return v16_from_f16(_mm256_loadu_si256((const void *)p));
+    case NUM_BF16:
+        return v16_from_bf16(_mm256_loadu_si256((const void *)p));
+    case NUM_AFFINE:
+        return v16_affine(bits, load_codes(p, bits), g);
     case NUM_MXFP4:
-    case NUM_NVFP4: return v16_e2m1(load_codes(p, 4), g);
-    default: return v16_scaled(v16_from_e4m3(load_codes(p, 8)), g);
+    case NUM_NVFP4:
+        return v16_e2m1(load_codes(p, 4), g);
+    default:
+        return v16_scaled(v16_from_e4m3(load_codes(p, 8)), g);
     }
 }
 
@@ -199,8 +205,8 @@ V16_FN void product_group(num_mode mode, int bits, int n_rows, const uint8_t *co
     }
     if (k >= end) return;
     v16 a = v16_load_n(x + k, end - k);
-    EACH_ROW sum[r] = v16_fma(
-        decode_few(mode, bits, codes[r] + k * bits / 8, end - k, values[r]), a, sum[r]);
+    EACH_ROW sum[r] =
+        v16_fma(decode_few(mode, bits, codes[r] + k * bits / 8, end - k, values[r]), a, sum[r]);
 }
 
 /* y[r] = row (row + r) . x for r < n_rows, a constant: decoded in registers, never stored. */
@@ -233,15 +239,15 @@ V16_FN void product(num_mode mode, int bits, const num_matrix *w, int64_t row, i
 }
 
 /* One function per mode and width: the constants above meet their values here. */
-#define FORM(name, mode, bits) \
-    static void decode_##name(const num_matrix *w, int64_t row, float *out) \
-    { \
-        decode_row(mode, bits, w, row, out); \
-    } \
-    static void product_##name(const num_matrix *w, int64_t row, int64_t n_rows, const float *x, \
-                               float *y) \
-    { \
-        product(mode, bits, w, row, n_rows, x, y); \
+#define FORM(name, mode, bits)                                                                     \
+    static void decode_##name(const num_matrix *w, int64_t row, float *out)                        \
+    {                                                                                              \
+        decode_row(mode, bits, w, row, out);                                                       \
+    }                                                                                              \
+    static void product_##name(const num_matrix *w, int64_t row, int64_t n_rows, const float *x,   \
+                               float *y)                                                           \
+    {                                                                                              \
+        product(mode, bits, w, row, n_rows, x, y);                                                 \
     }
 
 FORM(f32, NUM_F32, 32)
@@ -263,7 +269,10 @@ typedef struct form {
     void (*product)(const num_matrix *w, int64_t row, int64_t n_rows, const float *x, float *y);
 } form;
 
-#define FORM_OF(name) {decode_##name, product_##name}
+#define FORM_OF(name)                                                                              \
+    {                                                                                              \
+        decode_##name, product_##name                                                              \
+    }
 
 /* NULL members where there is no vector code: widths and groups that nobody writes, and groups
  * that would end inside of 16 columns. */
@@ -273,9 +282,9 @@ static form form_of(const num_matrix *w)
         [NUM_F32] = FORM_OF(f32),     [NUM_F16] = FORM_OF(f16),     [NUM_BF16] = FORM_OF(bf16),
         [NUM_MXFP4] = FORM_OF(mxfp4), [NUM_MXFP8] = FORM_OF(mxfp8), [NUM_NVFP4] = FORM_OF(nvfp4),
         [NUM_FP8] = FORM_OF(fp8)};
-    static const form affine[9] = {[2] = FORM_OF(affine2), [3] = FORM_OF(affine3),
-                                   [4] = FORM_OF(affine4), [5] = FORM_OF(affine5),
-                                   [6] = FORM_OF(affine6), [8] = FORM_OF(affine8)};
+    static const form affine[9] = {
+        [2] = FORM_OF(affine2), [3] = FORM_OF(affine3), [4] = FORM_OF(affine4),
+        [5] = FORM_OF(affine5), [6] = FORM_OF(affine6), [8] = FORM_OF(affine8)};
     int ragged = w->mode >= NUM_AFFINE && w->group % KERN_LANES != 0 && w->group < w->cols;
     if (ragged || w->group != group_size(w->mode, w)) return (form){0};
     return w->mode == NUM_AFFINE ? affine[w->bits] : modes[w->mode];
@@ -326,9 +335,15 @@ V16_FN void dot_rows(const float *w, int64_t ldw, int n_rows, const float *x, in
         dot_block(w, ldw, n_rows, x + t * ldx, ldx, V16_DOT_TOKENS, cols, y + t * ldy, ldy);
     const float *rest = x + t * ldx;
     switch (n_x - t) {
-    case 3: dot_block(w, ldw, n_rows, rest, ldx, 3, cols, y + t * ldy, ldy); break;
-    case 2: dot_block(w, ldw, n_rows, rest, ldx, 2, cols, y + t * ldy, ldy); break;
-    case 1: dot_block(w, ldw, n_rows, rest, ldx, 1, cols, y + t * ldy, ldy); break;
+    case 3:
+        dot_block(w, ldw, n_rows, rest, ldx, 3, cols, y + t * ldy, ldy);
+        break;
+    case 2:
+        dot_block(w, ldw, n_rows, rest, ldx, 2, cols, y + t * ldy, ldy);
+        break;
+    case 1:
+        dot_block(w, ldw, n_rows, rest, ldx, 1, cols, y + t * ldy, ldy);
+        break;
     }
 }
 

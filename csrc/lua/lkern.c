@@ -185,8 +185,11 @@ static int run_jobs(lua_State *L, const kern_ops *ops)
         const char *x = luaL_checklstring(L, -1, &x_bytes);
         int64_t row = m[j].cols * (int64_t)sizeof(float);
         luaL_argcheck(L, (int64_t)x_bytes % row == 0, 3, "xs: not whole rows");
-        jobs[j] = (kern_job){.w = &m[j], .ldx = m[j].cols, .ldy = m[j].rows,
-                             .n_x = (int64_t)x_bytes / row, .x = guard_copy(L, x, x_bytes)};
+        jobs[j] = (kern_job){.w = &m[j],
+                             .ldx = m[j].cols,
+                             .ldy = m[j].rows,
+                             .n_x = (int64_t)x_bytes / row,
+                             .x = guard_copy(L, x, x_bytes)};
         jobs[j].y = guard_new(L, (size_t)(jobs[j].n_x * m[j].rows) * sizeof(float));
         if (m[j].cols > max_cols) max_cols = m[j].cols;
     }
@@ -287,8 +290,7 @@ static int run_conv_silu(lua_State *L, const kern_ops *ops)
     const float *w = arg_array(L, "w", sizeof *w, &total);
     int64_t n = total / k;
     const float *all = arg_floats(L, "rows", n * k);
-    for (int64_t j = 0; j < k; j++)
-        rows[j] = guard_copy(L, all + j * n, (size_t)n * sizeof *all);
+    for (int64_t j = 0; j < k; j++) rows[j] = guard_copy(L, all + j * n, (size_t)n * sizeof *all);
     float *out = guard_new(L, (size_t)n * sizeof *out);
     ops->conv_silu(rows, w, (int)k, n, out);
     return push_floats(L, out, n);
@@ -334,11 +336,21 @@ static const struct op {
     const char *name;
     run_fn *run;
 } op_list[] = {
-    {"axpy", run_axpy},           {"conv_silu", run_conv_silu}, {"decode", run_decode},
-    {"delta_step", run_delta_step}, {"dots", run_dots},         {"f16_decode", run_f16_decode},
-    {"f16_encode", run_f16_encode}, {"jobs", run_jobs},         {"l2_norm", run_l2_norm},
-    {"linear", run_linear},       {"rms_norm", run_rms_norm},   {"sigmoid_mul", run_sigmoid_mul},
-    {"silu", run_silu},           {"silu_mul", run_silu_mul},   {"softmax", run_softmax},
+    {"axpy", run_axpy},
+    {"conv_silu", run_conv_silu},
+    {"decode", run_decode},
+    {"delta_step", run_delta_step},
+    {"dots", run_dots},
+    {"f16_decode", run_f16_decode},
+    {"f16_encode", run_f16_encode},
+    {"jobs", run_jobs},
+    {"l2_norm", run_l2_norm},
+    {"linear", run_linear},
+    {"rms_norm", run_rms_norm},
+    {"sigmoid_mul", run_sigmoid_mul},
+    {"silu", run_silu},
+    {"silu_mul", run_silu_mul},
+    {"softmax", run_softmax},
 };
 
 /* Unmaps what the op left on the stack: the collector sees a few bytes where there are pages, and

@@ -1,0 +1,38 @@
+-- MOONLET_CPU chooses the kernels.
+
+local core = require "moonlet.core"
+
+--- Name of the kernels selected by a fresh process, or its error message.
+local function selected(value)
+  local code = ("package.cpath = %q print(pcall(require('moonlet.core').kern_selected))"):format(
+    package.cpath)
+  local pipe = assert(io.popen(("MOONLET_CPU=%s lua5.4 -e %q"):format(value, code)))
+  local ok, text = pipe:read("a"):match("^(%a+)\t(.-)\n$")
+  pipe:close()
+  return ok == "true", text
+end
+
+describe("MOONLET_CPU", function()
+  it("forces any of the variants that there are", function()
+    for _, variant in ipairs(core.kernels()) do
+      local ok, name = selected(variant.level)
+      assert.is_true(ok)
+      assert.equal(variant.name, name)
+    end
+  end)
+
+  it("left empty or above what there is, gives the best", function()
+    local kernels = core.kernels()
+    for _, value in ipairs { "", "amx" } do
+      local ok, name = selected(value)
+      assert.is_true(ok)
+      assert.equal(kernels[#kernels].name, name)
+    end
+  end)
+
+  it("is refused when it is no name", function()
+    local ok, message = selected("sse2")
+    assert.is_false(ok)
+    assert.equal("MOONLET_CPU: 'sse2' is none of scalar, avx2, avx512, amx", message)
+  end)
+end)
