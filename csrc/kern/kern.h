@@ -50,6 +50,10 @@ typedef struct kern_ops {
     /* y[i] += a * x[i], by fma */
     void (*axpy)(float a, const float *x, float *y, int64_t n);
 
+    /* y[i] += a[r] * x[r*ldx + i] for r < n_rows, r rising: the bits of n_rows calls of axpy, with
+     * y loaded and stored once. */
+    void (*axpy_rows)(const float *a, const float *x, int64_t ldx, int n_rows, float *y, int64_t n);
+
     /* Softmax in place. -inf entries become 0, also when there is nothing else. Returns
      * max + ln(sum(exp(x - max))), -inf when there is nothing else. */
     float (*softmax)(float *x, int64_t n);

@@ -1,4 +1,5 @@
-/* What the variants share inside the room: their tables and the constants of kern_expf. */
+/* What the variants share inside the room: their tables, the constants of kern_expf, and where
+ * packed codes lie. */
 #ifndef KERN_CONST_H
 #define KERN_CONST_H
 
@@ -27,5 +28,15 @@ enum { KERN_LANES = 16 };
 #define EXP_C3     8.3334519073e-3f
 #define EXP_C4     1.3981999507e-3f
 #define EXP_C5     1.9875691500e-4f
+
+/* Lane j of 16 codes of `bits` <= 7 in a row: a byte shuffle that fetches the two bytes it may lie
+ * in (and two zeros), and how far to shift them. Used with constants only. */
+#define CODE_BYTES(j, bits)                                                                        \
+    (int)(0x80800000u | (unsigned)(((j) * (bits) / 8 + 1) << 8) | (unsigned)((j) * (bits) / 8))
+#define CODE_SHIFT(j, bits) ((j) * (bits) % 8)
+
+/* f(j, b) for lanes 0-7 and 8-15 */
+#define EACH_LO(f, b) f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b)
+#define EACH_HI(f, b) f(8, b), f(9, b), f(10, b), f(11, b), f(12, b), f(13, b), f(14, b), f(15, b)
 
 #endif

@@ -114,6 +114,11 @@ static void axpy(float a, const float *x, float *y, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 
+static void axpy_rows(const float *a, const float *x, int64_t ldx, int n_rows, float *y, int64_t n)
+{
+    for (int r = 0; r < n_rows; r++) axpy(a[r], x + r * ldx, y, n);
+}
+
 static float softmax(float *x, int64_t n)
 {
     float top = -INFINITY, lane[LANES] = {0};
@@ -175,6 +180,7 @@ const kern_ops kern_scalar = {
     .silu_mul = silu_mul,
     .sigmoid_mul = sigmoid_mul,
     .axpy = axpy,
+    .axpy_rows = axpy_rows,
     .softmax = softmax,
     .conv_silu = conv_silu,
     .delta_step = delta_step,

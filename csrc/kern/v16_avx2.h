@@ -6,6 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kern/kern_const.h"
+
 #define V16_NAME  "avx2"
 #define V16_LEVEL CPU_AVX2
 #define V16_TABLE kern_avx2
@@ -191,12 +193,7 @@ V16_FN v16 v16_from_e4m3(__m128i b)
 
 /* ---- packed codes --------------------------------------------------------------------------- */
 
-#define CODE_BYTES(j, bits)                                                                        \
-    (int)(0x80800000u | (unsigned)(((j) * (bits) / 8 + 1) << 8) | (unsigned)((j) * (bits) / 8))
-#define CODE_SHIFT(j, bits) ((j) * (bits) % 8)
-#define EACH_LO(f, b)       f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b)
-#define EACH_HI(f, b)       f(8, b), f(9, b), f(10, b), f(11, b), f(12, b), f(13, b), f(14, b), f(15, b)
-#define SETR(...)           _mm256_setr_epi32(__VA_ARGS__)
+#define SETR(...) _mm256_setr_epi32(__VA_ARGS__)
 
 V16_FN v16i v16_spread(__m128i src, int bits)
 {

@@ -8,6 +8,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "kern/kern_const.h"
+
 #define V16_NAME  "avx512"
 #define V16_LEVEL CPU_AVX512
 #define V16_TABLE kern_avx512
@@ -176,19 +178,13 @@ V16_FN v16 v16_from_e4m3(__m128i b)
 
 /* Lane j: the two bytes that hold code j of `bits` <= 7, shifted so that it starts at bit 0. What
  * lies above the code is not cleared. `src` holds 16 codes in its first 2 * bits bytes. */
-#define CODE_BYTES(j, bits)                                                                        \
-    (int)(0x80800000u | (unsigned)(((j) * (bits) / 8 + 1) << 8) | (unsigned)((j) * (bits) / 8))
-#define CODE_SHIFT(j, bits) ((j) * (bits) % 8)
-#define EACH_LANE(f, b)                                                                            \
-    f(0, b), f(1, b), f(2, b), f(3, b), f(4, b), f(5, b), f(6, b), f(7, b), f(8, b), f(9, b),      \
-        f(10, b), f(11, b), f(12, b), f(13, b), f(14, b), f(15, b)
 #define SETR(...) _mm512_setr_epi32(__VA_ARGS__)
 
 V16_FN v16i v16_spread(__m128i src, int bits)
 {
-    v16i pairs =
-        _mm512_shuffle_epi8(_mm512_broadcast_i32x4(src), SETR(EACH_LANE(CODE_BYTES, bits)));
-    return _mm512_srlv_epi32(pairs, SETR(EACH_LANE(CODE_SHIFT, bits)));
+    v16i pairs = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(src),
+                                     SETR(EACH_LO(CODE_BYTES, bits), EACH_HI(CODE_BYTES, bits)));
+    return _mm512_srlv_epi32(pairs, SETR(EACH_LO(CODE_SHIFT, bits), EACH_HI(CODE_SHIFT, bits)));
 }
 
 /* What turns the codes of one group into numbers. Up to 5 bits every possible value is worked out

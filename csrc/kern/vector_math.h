@@ -116,13 +116,19 @@ static void sigmoid_mul(float *x, const float *gate, int64_t n)
     }
 }
 
+static void axpy_rows(const float *a, const float *x, int64_t ldx, int n_rows, float *y, int64_t n)
+{
+    for (int64_t k = 0; k < n; k += KERN_LANES) {
+        v16 sum = v16_load_upto(y + k, n - k);
+        for (int r = 0; r < n_rows; r++)
+            sum = v16_fma(v16_set1(a[r]), v16_load_upto(x + r * ldx + k, n - k), sum);
+        v16_store_upto(y + k, sum, n - k);
+    }
+}
+
 static void axpy(float a, const float *x, float *y, int64_t n)
 {
-    v16 factor = v16_set1(a);
-    for (int64_t k = 0; k < n; k += KERN_LANES)
-        v16_store_upto(y + k,
-                       v16_fma(factor, v16_load_upto(x + k, n - k), v16_load_upto(y + k, n - k)),
-                       n - k);
+    axpy_rows(&a, x, n, 1, y, n);
 }
 
 static float top_of(const float *x, int64_t n)

@@ -14,6 +14,7 @@ const kern_ops V16_TABLE = {
     .silu_mul = silu_mul,
     .sigmoid_mul = sigmoid_mul,
     .axpy = axpy,
+    .axpy_rows = axpy_rows,
     .softmax = softmax,
     .conv_silu = conv_silu,
     .delta_step = delta_step,

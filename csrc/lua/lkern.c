@@ -269,6 +269,16 @@ static int run_axpy(lua_State *L, const kern_ops *ops)
     return push_floats(L, y, n);
 }
 
+/* {a [rows], x [rows][n], y [n]} -> y */
+static int run_axpy_rows(lua_State *L, const kern_ops *ops)
+{
+    int64_t n, n_rows;
+    float *y = arg_array(L, "y", sizeof *y, &n);
+    const float *a = arg_array(L, "a", sizeof *a, &n_rows);
+    ops->axpy_rows(a, arg_floats(L, "x", n_rows * n), n, (int)n_rows, y, n);
+    return push_floats(L, y, n);
+}
+
 /* {x} -> probabilities, max + ln(sum) */
 static int run_softmax(lua_State *L, const kern_ops *ops)
 {
@@ -337,6 +347,7 @@ static const struct op {
     run_fn *run;
 } op_list[] = {
     {"axpy", run_axpy},
+    {"axpy_rows", run_axpy_rows},
     {"conv_silu", run_conv_silu},
     {"decode", run_decode},
     {"delta_step", run_delta_step},

@@ -141,9 +141,8 @@ static void attend(void *ctx, int64_t begin, int64_t end, int worker)
         for (int64_t p = 0; p < n; p += KERN_ROWS) {
             int rows = n - p < KERN_ROWS ? (int)(n - p) : KERN_ROWS;
             const float *values = kv_head_rows(s, l->kv->value, p, rows, h, tmp, &ld);
-            for (int r = 0; r < rows; r++)
-                for (int64_t g = 0; g < group; g++)
-                    ops->axpy(scores[g * s->n_ctx + p + r], values + r * ld, out + g * D, D);
+            for (int64_t g = 0; g < group; g++)
+                ops->axpy_rows(scores + g * s->n_ctx + p, values, ld, rows, out + g * D, D);
         }
         for (int64_t g = 0; g < group; g++) ops->sigmoid_mul(out + g * D, q + g * 2 * D + D, D);
     }

@@ -119,6 +119,30 @@ describe("dots", function()
   end)
 end)
 
+describe("axpy", function()
+  it("adds rows one after the other, each product rounded once with its sum", function()
+    local rng = numbers.rng(8)
+    local n, rows = 37, 5
+    local x, y, a = rng.floats(n * rows), rounded(rng.floats(n)), rounded(rng.floats(rows))
+    x = rounded(x)
+    each_variant(function(run)
+      local got = numbers.pack(y)
+      for r = 0, rows - 1 do
+        got = run("axpy",
+          { a = a[r + 1], x = numbers.pack({ table.unpack(x, r * n + 1, r * n + n) }), y = got })
+      end
+      assert.equal(got, (run("axpy_rows",
+        { a = numbers.pack(a), x = numbers.pack(x), y = numbers.pack(y) })))
+      for i, v in ipairs(numbers.unpack(got)) do
+        local e = y[i]
+        for r = 0, rows - 1 do e = f32(e + a[r + 1] * x[r * n + i]) end
+        -- a double holds the product but not always the sum: once in 2^29 it rounds twice
+        assert.equal(e, v)
+      end
+    end)
+  end)
+end)
+
 describe("norms", function()
   it("are what they are called", function()
     local rng = numbers.rng(3)

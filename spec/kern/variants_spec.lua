@@ -76,7 +76,12 @@ describe("every variant agrees to the bit on", function()
   end)
 
   it("axpy", function()
-    each_input(function(some, n) compare("axpy", { a = 0.3, x = some(), y = some() }, n) end)
+    each_input(function(some, n)
+      compare("axpy", { a = 0.3, x = some(), y = some() }, n)
+      for rows = 1, 8 do
+        compare("axpy_rows", { a = some(rows), x = some(rows * n), y = some() }, n)
+      end
+    end)
   end)
 
   it("softmax", function()
