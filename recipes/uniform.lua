@@ -5,12 +5,12 @@
 local ROUTERS = { router = true, shared_gate = true }
 
 return function(options, kit)
-  assert(not options.mxfp, "uniform takes mode = mxfp4 or mxfp8 instead of mxfp")
+  kit.expect(not options.mxfp, "uniform takes mode = mxfp4 or mxfp8 instead of mxfp")
   local mode = options.mode or "affine"
   local bits = options.bits or mode == "affine" and 4 or nil
   local group = options.group
     or ({ affine = 64, mxfp4 = 32, mxfp8 = 32, nvfp4 = 16 })[mode]
-  assert(group, "mode must be affine, mxfp4, mxfp8 or nvfp4")
+  kit.expect(group, "mode must be affine, mxfp4, mxfp8 or nvfp4")
 
   return function(tensor)
     if tensor.class == "mtp" then return kit.drop() end

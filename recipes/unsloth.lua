@@ -26,15 +26,15 @@ local AFFINE_ONLY = { embed = true, lm_head = true }
 return function(options, kit)
   local mode = options.mode or "affine"
   local nvfp4 = mode == "nvfp4"
-  assert(nvfp4 or mode == "affine", "mode must be affine or nvfp4")
-  assert(not (nvfp4 and options.mxfp), "mxfp goes with mode affine")
-  assert(not (nvfp4 and (options.bits or 4) ~= 4), "nvfp4 has 4 bits")
-  assert(not (nvfp4 and (options.group or 16) ~= 16), "nvfp4 has groups of 16")
+  kit.expect(nvfp4 or mode == "affine", "mode must be affine or nvfp4")
+  kit.expect(not (nvfp4 and options.mxfp), "mxfp goes with mode affine")
+  kit.expect(not (nvfp4 and (options.bits or 4) ~= 4), "nvfp4 has 4 bits")
+  kit.expect(not (nvfp4 and (options.group or 16) ~= 16), "nvfp4 has groups of 16")
 
   local bits = options.bits or nvfp4 and 4 or 3
-  assert(kit.contains(BITS, bits), "bits must be one of " .. table.concat(BITS, " "))
+  kit.expect(kit.contains(BITS, bits), "bits must be one of " .. table.concat(BITS, " "))
   local group = not nvfp4 and options.group or 64
-  assert(kit.contains({ 32, 64, 128 }, group), "group must be 32, 64 or 128")
+  kit.expect(kit.contains({ 32, 64, 128 }, group), "group must be 32, 64 or 128")
 
   local promotion = {}
   if nvfp4 then promotion = { [4] = "nvfp4" } end

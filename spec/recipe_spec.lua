@@ -229,7 +229,7 @@ describe("recipe", function()
       for options, pattern in pairs(cases) do
         local loaded, message, code = recipe.load("unsloth", options)
         assert.is_nil(loaded)
-        assert.matches("recipe unsloth: .*" .. pattern, message)
+        assert.matches("^recipe unsloth: " .. pattern, message)
         assert.equal("format", code)
       end
     end)

@@ -6,6 +6,7 @@
 -- that a decision that comes out of `recipe:decide` can be carried out.
 
 local options = require "moonlet.options"
+local sys = require "moonlet.sys"
 
 local recipe = {}
 
@@ -127,6 +128,11 @@ end
 -- True if the value is in the list.
 kit.contains = contains
 
+-- Refuses options: the message reaches the user without a place in the file.
+function kit.expect(ok, message)
+  if not ok then error(message, 0) end
+end
+
 -- ---- sandbox -----------------------------------------------------------------------------------
 
 -- A decision takes a few dozen instructions; this stops loops, within milliseconds.
@@ -159,29 +165,21 @@ end
 
 -- ---- loading -----------------------------------------------------------------------------------
 
--- Directories with recipes: of the source tree, or beside the installed modules.
-local function recipe_dirs()
-  local here = debug.getinfo(1, "S").source:match("^@(.*)moonlet/recipe%.lua$") or "./"
-  return { here .. "moonlet/recipes/", here .. "../recipes/" }
+-- A name is a file of its own or one of moonlet's recipes.
+local function path_of(name)
+  if name:find("%.lua$") or name:find("/", 1, true) then return name end
+  local dir = name:find("^[%w_-]+$") and sys.data_dir("recipes")
+  return dir and ("%s/%s.lua"):format(dir, name)
 end
 
 local function read_source(name)
-  local paths = {}
-  if name:find("%.lua$") or name:find("/", 1, true) then
-    paths[1] = name
-  elseif name:find("^[%w_-]+$") then
-    for _, dir in ipairs(recipe_dirs()) do paths[#paths + 1] = dir .. name .. ".lua" end
-  end
-  for _, path in ipairs(paths) do
-    local f = io.open(path, "rb")
-    if f then
-      local text, problem = f:read("a")
-      f:close()
-      if text then return text, path end
-      return nil, ("recipe %s: %s"):format(path, problem), "io"
-    end
-  end
-  return nil, ("no recipe named %s (and no such file)"):format(name), "io"
+  local path = path_of(name)
+  local f = path and io.open(path, "rb")
+  if not f then return nil, ("no recipe named %s (and no such file)"):format(name), "io" end
+  local text, problem = f:read("a")
+  f:close()
+  if text then return text, path end
+  return nil, ("recipe %s: %s"):format(path, problem), "io"
 end
 
 ---@class moonlet.Recipe
