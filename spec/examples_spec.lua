@@ -44,12 +44,13 @@ describe("the README's tour", function()
     it("block " .. n .. " runs as written", function()
       local path = os.tmpname()
       local script = assert(io.open(path, "w"))
-      script:write(kind == "sh" and "set -e\n" or "", block)
+      -- Another run of the specs may be at the same place.
+      local out = path .. "-tour"
+      script:write(kind == "sh" and "set -e\n" or "", (block:gsub("/tmp/moonlet%-tour", out)))
       script:close()
-      run("rm -rf /tmp/moonlet-tour; " .. ENV .. (kind == "sh" and "sh " or "lua5.4 ") .. path)
-      os.remove(path)
+      run((kind == "sh" and "sh " or "lua5.4 ") .. path)
+      os.execute("rm -rf " .. path .. " " .. out)
     end)
   end
   it("has blocks", function() assert.equal(3, n) end)
-  os.execute("rm -rf /tmp/moonlet-tour")
 end)

@@ -1,6 +1,7 @@
 local cases = require "spec.support.sampling"
 local core = require "moonlet.core"
 local json = require "moonlet.json"
+local oracle = require "spec.support.oracle"
 local sampler = require "moonlet.sampler"
 
 local inf, nan = math.huge, 0 / 0
@@ -27,7 +28,7 @@ describe("sampling as transformers does it", function()
   it("covers all cases", function() assert.equal(389, #doc.cases) end)
 
   it("and on vectors never seen before #oracle", function()
-    local python, path = os.getenv("MOONLET_PYTHON") or "python3", os.tmpname()
+    local python, path = oracle.python(), os.tmpname()
     for seed = 1, 3 do
       assert(os.execute(("%s spec/golden/sampling/make.py %s --seed %d > %s.log 2>&1")
         :format(python, path, seed, path)))

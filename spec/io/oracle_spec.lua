@@ -1,4 +1,5 @@
 local json = require "moonlet.json"
+local oracle = require "spec.support.oracle"
 local safetensors = require "moonlet.safetensors"
 
 local function write(path, bytes)
@@ -8,8 +9,8 @@ local function write(path, bytes)
 end
 
 local function ask(command, path)
-  local python = os.getenv "MOONLET_PYTHON" or "python3"
-  local pipe = assert(io.popen(("%s spec/golden/io/oracle.py %s %s"):format(python, command, path)))
+  local script = oracle.python() .. " spec/golden/io/oracle.py"
+  local pipe = assert(io.popen(("%s %s %s"):format(script, command, path)))
   local lines = {}
   for line in pipe:lines() do
     lines[#lines + 1] = line

@@ -2,6 +2,7 @@
 -- it decodes. The README beside that file says what the rows are.
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
+local oracle = require "spec.support.oracle"
 
 local GOLDEN = "spec/golden/num"
 local ELEMENT_BYTES = { U32 = 4, U8 = 1, F32 = 4, BF16 = 2 }
@@ -144,8 +145,7 @@ end)
 
 describe("MLX itself #oracle", function()
   it("agrees on inputs of another seed", function()
-    local dir = assert(os.getenv "MOONLET_ORACLE", "MOONLET_ORACLE is not set: see CONTRIBUTING.md")
-    local path, python = os.tmpname(), os.getenv "PYTHON" or dir .. "/venv/bin/python"
+    local path, python = os.tmpname(), oracle.python()
     local command = "%s %s/make.py --out %s --seed 7 --cols 512 >/dev/null"
     assert(os.execute(command:format(python, GOLDEN, path)))
     local tensors = checkpoint.read(path)

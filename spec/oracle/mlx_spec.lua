@@ -4,6 +4,7 @@
 
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
+local oracle = require "spec.support.oracle"
 local quantize = require "moonlet.quantize"
 
 local VARIANTS = {
@@ -32,9 +33,8 @@ local function quantize_all(source, dir)
 end
 
 local function run_mlx(outs)
-  local python = assert(os.getenv("MOONLET_ORACLE"), "MOONLET_ORACLE") .. "/venv/bin/python"
-  local p = assert(io.popen(("%s spec/oracle/mlx_logits.py %s %s 2>&1"):format(python,
-    table.concat(ids, ","), table.concat(outs, " "))))
+  local p = assert(io.popen(("%s spec/oracle/mlx_logits.py %s %s 2>&1"):format(
+    oracle.python(), table.concat(ids, ","), table.concat(outs, " "))))
   local said = p:read("a")
   assert(p:close(), said)
 end

@@ -1,18 +1,17 @@
 -- The full-size vocabularies against Hugging Face tokenizers; see spec/golden/text/README.md.
+local oracle = require "spec.support.oracle"
 local tokenizer = require "moonlet.tokenizer"
 local vectors = require "spec.text.vectors"
 
 describe("full-size tokenizers #oracle", function()
-  local dir = os.getenv("MOONLET_ORACLE")
-
   for key, known in pairs {
     qwen35 = { n_vocab = 248070, hello = 9419 },
     qwen3s = { n_vocab = 151669, hello = 9707 },
   } do
     it(key .. " agrees on every vector", function()
-      assert(dir, "MOONLET_ORACLE is not set: see CONTRIBUTING.md")
       local begin = os.clock()
-      local tok <close> = assert(tokenizer.open(("%s/tokenizer-%s.json"):format(dir, key)))
+      local tok <close> = assert(tokenizer.open(("%s/tokenizer-%s.json"):format(oracle.dir(),
+        key)))
       assert.truthy(os.clock() - begin < 5)
       assert.equal(known.n_vocab, tok:n_vocab())
       assert.same({ known.hello }, tok:encode("Hello"))
@@ -27,8 +26,7 @@ describe("full-size tokenizers #oracle", function()
   end
 
   it("the chat prompt of the released model has its known ids", function()
-    assert(dir, "MOONLET_ORACLE is not set: see CONTRIBUTING.md")
-    local tok <close> = assert(tokenizer.open(dir .. "/tokenizer-qwen35.json"))
+    local tok <close> = assert(tokenizer.open(oracle.dir() .. "/tokenizer-qwen35.json"))
     local prompt = "<|im_start|>user\nHello, how are you?<|im_end|>\n<|im_start|>assistant\n" ..
       "<think>\n\n</think>\n\n"
     assert.same({ 248045, 846, 198, 9419, 11, 1204, 513, 488, 30, 248046, 198, 248045, 74455, 198,
