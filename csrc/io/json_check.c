@@ -7,7 +7,6 @@ typedef struct scanner {
     const char *name;
     err_info *e;
     json_facts *facts;
-    json_marks marks;
 } scanner;
 
 static err_code fail(const scanner *s, const uint8_t *at, const char *what)
@@ -52,14 +51,14 @@ int json_utf8_step(const uint8_t *p, const uint8_t *end)
     return n;
 }
 
-static void mark_edit(scanner *s, const uint8_t *at)
+/* A string or number has been read since `from`. */
+static void note_leaf(const scanner *s, const uint8_t *from)
 {
-    if (s->marks.edits) s->marks.edits[s->facts->n_edits] = (size_t)(at - s->begin);
-    s->facts->n_edits++;
+    size_t n = (size_t)(s->p - from);
+    if (n > s->facts->longest_leaf) s->facts->longest_leaf = n;
 }
 
-/* The value of \uXXXX at p, -1 if it is not there. */
-static int escape_value(const uint8_t *p, const uint8_t *end)
+int json_escape_value(const uint8_t *p, const uint8_t *end)
 {
     int v = 0;
     if (end - p < 6 || p[0] != '\\' || p[1] != 'u') return -1;
@@ -75,15 +74,6 @@ static int escape_value(const uint8_t *p, const uint8_t *end)
     return v;
 }
 
-unsigned json_surrogate(const uint8_t *p, const uint8_t *end, int *n_bytes)
-{
-    int high = escape_value(p, end), low = escape_value(p + 6, end);
-    int is_pair = (high & 0xfc00) == 0xd800 && low >= 0 && (low & 0xfc00) == 0xdc00;
-    *n_bytes = is_pair ? 12 : 6;
-    return is_pair ? 0x10000u + ((unsigned)(high & 0x3ff) << 10) + (unsigned)(low & 0x3ff)
-                   : 0xfffdu;
-}
-
 static err_code check_escape(scanner *s, int is_key)
 {
     const uint8_t *at = s->p++;
@@ -91,15 +81,11 @@ static err_code check_escape(scanner *s, int is_key)
     uint8_t c = *s->p++;
     if (c != 'u')
         return c && strchr("\"\\/bfnrt", c) ? ERR_NONE : fail(s, at, "invalid escape in string");
-    int v = escape_value(at, s->end), n_bytes = 6;
+    int v = json_escape_value(at, s->end);
     if (v < 0) return fail(s, at, "\\u without four hexadecimal digits");
     /* json-c keeps keys as C strings and would cut this one short. */
     if (v == 0 && is_key) return fail(s, at, "U+0000 in an object key");
-    if ((v & 0xf800) == 0xd800) {
-        mark_edit(s, at);
-        json_surrogate(at, s->end, &n_bytes);
-    }
-    s->p = at + n_bytes;
+    s->p = at + 6;
     return ERR_NONE;
 }
 
@@ -113,6 +99,7 @@ static err_code check_string(scanner *s, int is_key)
         uint8_t c = *s->p;
         if (c == '"') {
             s->p++;
+            note_leaf(s, open);
             return ERR_NONE;
         }
         if (c < 0x20) return fail(s, s->p, "raw control character in string");
@@ -127,37 +114,28 @@ static err_code check_string(scanner *s, int is_key)
     }
 }
 
-static int fits_int64(const uint8_t *digits, size_t n, int negative)
-{
-    const char *limit = negative ? "9223372036854775808" : "9223372036854775807";
-    return n < 19 || (n == 19 && memcmp(digits, limit, 19) <= 0);
-}
-
 static err_code check_number(scanner *s)
 {
-    int negative = *s->p == '-', is_int = 1;
-    s->p += negative;
+    const uint8_t *begin = s->p;
+    s->p += *s->p == '-';
     const uint8_t *digits = s->p;
     if (!is_digit(s)) return fail_here(s, "digit expected");
     if (*s->p == '0') s->p++;
     else
         while (is_digit(s)) s->p++;
     if (is_digit(s)) return fail(s, digits, "number with a leading zero");
-    const uint8_t *digits_end = s->p;
     if (s->p < s->end && *s->p == '.') {
-        is_int = 0;
         s->p++;
         if (!is_digit(s)) return fail_here(s, "digit expected after the point");
         while (is_digit(s)) s->p++;
     }
     if (s->p < s->end && (*s->p == 'e' || *s->p == 'E')) {
-        is_int = 0;
         s->p++;
         if (s->p < s->end && (*s->p == '+' || *s->p == '-')) s->p++;
         if (!is_digit(s)) return fail_here(s, "digit expected in the exponent");
         while (is_digit(s)) s->p++;
     }
-    if (is_int && !fits_int64(digits, (size_t)(digits_end - digits), negative)) mark_edit(s, s->p);
+    note_leaf(s, begin);
     return ERR_NONE;
 }
 
@@ -185,14 +163,9 @@ static err_code check_leaf(scanner *s)
 }
 
 /* `"key" :` and the space behind it. */
-static err_code check_key(scanner *s, int depth)
+static err_code check_key(scanner *s)
 {
     if (s->p == s->end || *s->p != '"') return fail_here(s, "key in double quotes expected");
-    if (depth == 1) {
-        if (s->marks.root_keys)
-            s->marks.root_keys[s->facts->n_root_members] = (size_t)(s->p - s->begin);
-        s->facts->n_root_members++;
-    }
     err_code code = check_string(s, 1);
     if (code) return code;
     skip_space(s);
@@ -218,7 +191,7 @@ static err_code check_next(scanner *s, const char *closers, int *depth)
             return fail(s, s->p, closer == '}' ? "',' or '}' expected" : "',' or ']' expected");
         s->p++;
         skip_space(s);
-        return closer == '}' ? check_key(s, *depth) : ERR_NONE;
+        return closer == '}' ? check_key(s) : ERR_NONE;
     }
     return ERR_NONE;
 }
@@ -242,7 +215,7 @@ static err_code check_value(scanner *s, int max_depth)
                 s->p++;
                 depth--;
             } else {
-                if (closer == '}' && (code = check_key(s, depth)) != ERR_NONE) return code;
+                if (closer == '}' && (code = check_key(s)) != ERR_NONE) return code;
                 continue;
             }
         } else if ((code = check_leaf(s)) != ERR_NONE) {
@@ -254,10 +227,10 @@ static err_code check_value(scanner *s, int max_depth)
 }
 
 err_code json_check(const char *text, size_t n_bytes, const char *name, int max_depth,
-                    json_facts *facts, json_marks marks, err_info *e)
+                    json_facts *facts, err_info *e)
 {
     const uint8_t *begin = (const uint8_t *)text;
-    scanner s = {begin, begin, begin + n_bytes, name, e, facts, marks};
+    scanner s = {begin, begin, begin + n_bytes, name, e, facts};
     *facts = (json_facts){0};
     if (max_depth < 1 || max_depth > JSON_MAX_DEPTH)
         return err_set(e, ERR_RANGE, "%s: nesting limit %d is not between 1 and %d", name,
@@ -266,7 +239,6 @@ err_code json_check(const char *text, size_t n_bytes, const char *name, int max_
     facts->begin = (size_t)(s.p - begin);
     err_code code = check_value(&s, max_depth);
     if (code) return code;
-    facts->end = (size_t)(s.p - begin);
     skip_space(&s);
     return s.p < s.end ? fail(&s, s.p, "text behind the JSON value") : ERR_NONE;
 }
