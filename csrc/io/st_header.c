@@ -126,6 +126,7 @@ static int read_member(void *ctx, const char *key, size_t key_bytes, json_value 
 {
     reader *r = ctx;
     if (strcmp(key, "__metadata__") != 0) return (int)read_tensor(r, key, key_bytes, v);
+    if (json_type_of(v) == JSON_NULL) return 0; /* mx.save_safetensors without metadata */
     if (json_type_of(v) != JSON_OBJECT)
         return (int)err_set(r->e, ERR_FORMAT, "__metadata__ is not an object");
     return json_each(v, read_metadata, r);

@@ -88,6 +88,13 @@ describe("a safetensors file", function()
     assert.equal("abcdefghijkl", file:read(12))
   end)
 
+  it("takes the null that mx.save_safetensors writes in the place of metadata", function()
+    local set <close> = assert(safetensors.open(write("n.safetensors", image(
+      '{"__metadata__":null,"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}', "x"))))
+    assert.same({ "t" }, set:names())
+    assert.is_nil(set:metadata("format"))
+  end)
+
   it("knows every dtype", function()
     local bytes = {
       BOOL = 1, U8 = 1, I8 = 1, F8_E4M3 = 1, F8_E5M2 = 1, F8_E8M0 = 1, U16 = 2, I16 = 2, F16 = 2,
