@@ -12,10 +12,11 @@ return function(options, kit)
     or ({ affine = 64, mxfp4 = 32, mxfp8 = 32, nvfp4 = 16 })[mode]
   kit.expect(group, "mode must be affine, mxfp4, mxfp8 or nvfp4")
 
+  local base = { mode = mode, bits = bits, group = group }
   return function(tensor)
     if tensor.class == "mtp" then return kit.drop() end
     if not tensor.matrix then return kit.keep() end
     if ROUTERS[tensor.class] then return kit.fit(tensor, kit.affine(8, 64)) end
-    return kit.fit(tensor, { mode = mode, bits = bits, group = group })
-  end
+    return kit.fit(tensor, base)
+  end, base
 end

@@ -48,5 +48,5 @@ return function(options, kit)
     local decision = kit.affine(kit.snap(bits + OFFSETS[class]), group)
     if not AFFINE_ONLY[class] then decision = kit.promote(decision, promotion) end
     return kit.fit(tensor, decision)
-  end
+  end, nvfp4 and { mode = mode } or kit.affine(bits, group)
 end

@@ -370,6 +370,26 @@ describe("quantize", function()
       end)
   end)
 
+  it("puts the widths that were asked for at the top of the block", function()
+    local function top(o, wanted)
+      o.source = MOE .. "hf"
+      quantized(o, function(out)
+        local b = assert(json.read(out .. "/config.json")).quantization
+        assert.equal(wanted, ("%s %d %d"):format(b.mode, b.bits, b.group_size))
+      end)
+    end
+    top({ recipe = "unsloth" }, "affine 3 64")
+    top({ recipe = "unsloth", bits = 4, group = 32 }, "affine 4 32")
+    top({ recipe = "unsloth", bits = 4, mxfp = true }, "affine 4 64")
+    top({ recipe = "unsloth", mode = "nvfp4" }, "nvfp4 4 16")
+    top({ recipe = "uniform", mode = "mxfp8" }, "mxfp8 8 32")
+    -- a function asks for nothing: what most matrices have
+    top({ recipe = function(t)
+      if not t.matrix then return { keep = "bf16" } end
+      return { mode = "affine", bits = t.class == "embed" and 8 or 5, group = 32 }
+    end }, "affine 5 32")
+  end)
+
   describe("leaves nothing behind", function()
     local function refused(o, pattern, code_wanted)
       with_out(function(out, dir)

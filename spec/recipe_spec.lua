@@ -159,6 +159,8 @@ describe("recipe", function()
         ["return 4"] = "must return function%(options, kit%), returned number",
         ["return function() return {} end"] = "must return a function, returned table",
         ["x = y.z"] = "attempt to index a nil value",
+        ["return function() return function() end, { mode = 'affine', bits = 7 } end"] =
+          "base decision: affine has no 7%-bit form",
       }
       for source, pattern in pairs(cases) do
         local d, message, code = decide(source)
@@ -176,6 +178,16 @@ describe("recipe", function()
         assert.equal("io", code)
       end
     end)
+  end)
+
+  it("may give the decision that its options ask for", function()
+    local function base(name, options) return assert(recipe.load(name, options)).base end
+    assert.same({ mode = "affine", bits = 3, group = 64 }, base("unsloth"))
+    assert.same({ mode = "affine", bits = 8, group = 128 },
+      base("unsloth", { bits = 8, group = 128, mxfp = true }))
+    assert.same({ mode = "nvfp4", bits = 4, group = 16 }, base("unsloth", { mode = "nvfp4" }))
+    assert.same({ mode = "mxfp4", bits = 4, group = 32 }, base("uniform", { mode = "mxfp4" }))
+    assert.is_nil(base("keep_bf16"))
   end)
 
   it("takes a function as a recipe", function()

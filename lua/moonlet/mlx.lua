@@ -134,7 +134,7 @@ end
 
 local function setting(d) return { group_size = d.group, bits = d.bits, mode = d.mode } end
 
--- The most frequent decision: what the block says for tensors without an entry of their own.
+-- The most frequent decision.
 local function most_frequent(quantized)
   local counts, best = {}, nil
   for _, d in ipairs(quantized) do
@@ -145,18 +145,21 @@ local function most_frequent(quantized)
   return best
 end
 
----The block that goes into config.json as `quantization` and `quantization_config`: the most
----frequent setting, and an entry with its mode for every module that differs. nil when nothing is
----quantized. (An entry without a mode means affine, whatever the block says.)
+---The block that goes into config.json as `quantization` and `quantization_config`: one setting,
+---and an entry with its mode for every module that differs. The one setting is the recipe's base,
+---which is what stock converters put there (the widths on the command line, even where hardly a
+---module has them), or the most frequent decision. nil when nothing is quantized. (An entry
+---without a mode means affine, whatever the block says.)
 ---@param decided { tensor: moonlet.Tensor, decision: table }[]
+---@param base table?  moonlet.Recipe's
 ---@return table?
-function mlx.quantization(decided)
+function mlx.quantization(decided, base)
   local quantized = {}
   for _, d in ipairs(decided) do
     if d.decision.mode then quantized[#quantized + 1] = d end
   end
-  local common = most_frequent(quantized)
-  if not common then return nil end
+  if #quantized == 0 then return nil end
+  local common = base and base.mode and base or most_frequent(quantized)
   local keys = { "group_size", "bits", "mode" }
   local block = json.object(setting(common), keys)
   for _, d in ipairs(quantized) do
@@ -238,10 +241,11 @@ end
 ---@param numbers table  moonlet.core.model_config of it
 ---@param tied boolean  as the files have it
 ---@param decided { tensor: moonlet.Tensor, decision: table }[]
+---@param base table?  moonlet.Recipe's
 ---@return string? text
 ---@return string? message
 ---@return string? code
-function mlx.config(config, numbers, tied, decided)
+function mlx.config(config, numbers, tied, decided, base)
   local interval = interval_of(numbers.layer_types)
   if not interval then
     return nil, "layer_types has no regular interval of full attention; MLX cannot express it",
@@ -252,7 +256,7 @@ function mlx.config(config, numbers, tied, decided)
   spell_out(text, numbers, tied)
   text.full_attention_interval = interval
   config.tie_word_embeddings = tied
-  local block = mlx.quantization(decided)
+  local block = mlx.quantization(decided, base)
   config.quantization, config.quantization_config = block, block
   return json.encode(config, { indent = 4 }) .. "\n"
 end

@@ -226,7 +226,7 @@ function quantize.run(given)
   decisions, decided, code = plan.decide(rule, inventory.source.tensors)
   if not decisions then return nil, decided, code end
   config, message, code = mlx.config(inventory.config, inventory.numbers, inventory.source.tied,
-    decided)
+    decided, rule.base)
   if not config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
   ok, message, code = check_space(parent, out, decisions.total_bytes)
   if not ok then return nil, message, code end

@@ -1,9 +1,10 @@
 -- recipe: loads a recipe, asks it for decisions, and checks what it answers.
 --
 -- A recipe file is a text chunk that returns function(options, kit), which returns
--- function(tensor) -> decision. It runs with the pure part of the standard library only, under an
--- instruction limit; see docs/recipes.md. What a number format can express is checked here, so
--- that a decision that comes out of `recipe:decide` can be carried out.
+-- function(tensor) -> decision and, if it likes, its base decision. It runs with the pure part of
+-- the standard library only, under an instruction limit; see docs/recipes.md. What a number format
+-- can express is checked here, so that a decision that comes out of `recipe:decide` can be carried
+-- out.
 
 local options = require "moonlet.options"
 local sys = require "moonlet.sys"
@@ -153,13 +154,14 @@ local function environment()
   return env
 end
 
--- f(...) under the instruction limit; nil and the error's text if it raises.
+-- true and the first two results of f(...), run under the instruction limit; false and the
+-- error's text if it raises.
 local function limited(f, ...)
   local hook, mask, count = debug.gethook()
   debug.sethook(function() error("runs too long", 0) end, "", MAX_INSTRUCTIONS)
-  local ok, result = pcall(f, ...)
+  local ok, result, second = pcall(f, ...)
   if hook then debug.sethook(hook, mask, count) else debug.sethook() end
-  if ok then return true, result end
+  if ok then return true, result, second end
   return false, tostring(result)
 end
 
@@ -185,6 +187,7 @@ end
 ---@class moonlet.Recipe
 ---@field name string
 ---@field options table
+---@field base table?  the decision that its options ask for, before any rule of its own
 local Recipe = {}
 Recipe.__index = Recipe
 
@@ -207,6 +210,9 @@ function Recipe:decide(tensor)
   end
   return decision
 end
+
+-- What a base decision has to suit.
+local ANY_MATRIX = { part = "text", matrix = true, cols = 128 }
 
 local OPTIONS = { bits = "integer", group = "integer", mode = "string", mxfp = "boolean" }
 
@@ -236,18 +242,23 @@ function recipe.load(source, given)
   if ok and type(build) ~= "function" then
     ok, build = false, "must return function(options, kit), returned " .. type(build)
   end
-  local decider
+  local decider, base
   if ok then
-    ok, decider = limited(build, copy(given), copy(kit))
+    ok, decider, base = limited(build, copy(given), copy(kit))
     if ok and type(decider) ~= "function" then
       ok, decider = false, "function(options, kit) must return a function, returned "
         .. type(decider)
     end
   end
+  if ok and base ~= nil then
+    base, problem = checked(ANY_MATRIX, base)
+    if not base then ok, decider = false, "base decision: " .. problem end
+  end
   if not ok then
     return nil, ("recipe %s: %s"):format(source, decider or build), "format"
   end
-  return setmetatable({ name = source, options = copy(given), decider = decider }, Recipe)
+  return setmetatable({ name = source, options = copy(given), decider = decider, base = base },
+    Recipe)
 end
 
 return recipe
