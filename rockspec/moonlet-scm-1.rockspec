@@ -6,7 +6,7 @@ description = {
   summary = "Run and quantize Qwen3.5 / Qwen3.6 models from Lua",
   license = "Apache-2.0",
 }
-dependencies = { "lua ~> 5.4", "lpeg", "argparse" }
+dependencies = { "lua ~> 5.4", "argparse" }
 build = {
   type = "cmake",
   variables = {
