@@ -2,7 +2,7 @@
 --- Lua arguments of one function, by a signature such as "value width? first?".
 ---
 ---   name    required          name?   optional, nil when not given
----   /name   no parameter from here on can be given by keyword
+---   /name   cannot be given by keyword
 ---   *       the rest: the function gets the remaining arguments as an array and the keyword dict
 
 local errors = require("moonlet.jinja.errors")
@@ -19,9 +19,8 @@ local function parse(signature)
       s.rest = true
     else
       local slash, name, optional = word:match("^(/?)([%w_]+)(%??)$")
-      if slash == "/" then s.positional = true end
       s.names[#s.names + 1] = name
-      if not s.positional then s.at[name] = #s.names end
+      if slash == "" then s.at[name] = #s.names end
       if optional == "" then s.required = #s.names end
     end
   end

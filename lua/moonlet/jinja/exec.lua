@@ -47,6 +47,13 @@ local function emit_value(rt, v)
   rt:emit(rt.autoescape and markup.escaped(v) or value.str(v))
 end
 
+--- Filter and call blocks must make text; nothing is converted for them.
+local function emit_text(rt, v)
+  local s = value.text(v)
+  if not s then raise("TypeError", "expected str instance, " .. value.typename(v) .. " found") end
+  rt:emit(s)
+end
+
 -- Output and assignment -----------------------------------------------------------------------
 
 function KINDS.Output(rt, node, scope)
@@ -223,7 +230,7 @@ function KINDS.FilterBlock(rt, node, scope)
   local inner = new_scope(scope, node.unset)
   local out, signal = capture(rt, node.body, inner)
   if signal then return signal end
-  emit_value(rt, eval.filter(rt, node.filter, inner, maybe_markup(rt, out)))
+  emit_text(rt, eval.filter(rt, node.filter, inner, maybe_markup(rt, out)))
 end
 
 -- Macros --------------------------------------------------------------------------------------
@@ -253,7 +260,7 @@ end
 
 function KINDS.CallBlock(rt, node, scope)
   local caller = new_macro(node, scope, invoke)
-  emit_value(rt, eval.call(rt, node.call, scope, caller))
+  emit_text(rt, eval.call(rt, node.call, scope, caller))
 end
 
 -- Blocks and other templates ------------------------------------------------------------------
@@ -289,6 +296,7 @@ function KINDS.NoLoader(rt, node)
 end
 
 local SelfReference = value.new_type("TemplateReference")
+SelfReference.repr = function() return "<TemplateReference None>" end
 SelfReference.attribute = function(reference, name)
   local node = reference.blocks[name]
   if not node then return nil end

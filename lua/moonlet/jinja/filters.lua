@@ -5,6 +5,7 @@
 local access = require("moonlet.jinja.access")
 local bind = require("moonlet.jinja.bind")
 local errors = require("moonlet.jinja.errors")
+local markup = require("moonlet.jinja.markup")
 local number = require("moonlet.jinja.number")
 local text = require("moonlet.jinja.text")
 local text_filters = require("moonlet.jinja.text_filters")
@@ -347,16 +348,17 @@ define("groupby", "value attribute default? case_sensitive?",
 define("batch", "value linecount fill_with?", function(rt, v, size, fill)
   size = bind.int(size)
   value.check_items(size)
-  local out, row = {}, nil
+  local out, row = {}, {}
   for _, item in ipairs(collect(rt, v)) do
-    if not row or #row == size then
-      row = value.list({})
-      out[#out + 1] = row
+    if #row == size then
+      out[#out + 1] = value.list(row)
+      row = {}
     end
     row[#row + 1] = item
   end
-  if row and given(fill) then
-    for _ = #row + 1, size do row[#row + 1] = fill end
+  if row[1] ~= nil then
+    for _ = #row + 1, given(fill) and size or 0 do row[#row + 1] = fill end
+    out[#out + 1] = value.list(row)
   end
   return value.generator(value.iter(value.list(out)))
 end)
@@ -379,15 +381,22 @@ define("slice", "value slices fill_with?", function(rt, v, slices, fill)
 end)
 
 define("join", "value d? attribute?", function(rt, v, separator, attribute)
-  separator = value.str(separator == nil and "" or separator)
-  local parts, bytes, get = {}, 0, getter(attribute)
-  for item in value.iter(v) do
-    parts[#parts + 1] = value.str(get(item))
-    bytes = bytes + #parts[#parts] + #separator
+  separator = separator == nil and "" or separator
+  local items, get, escape = collect(rt, v), getter(attribute), value.is(separator, value.Markup)
+  for i, item in ipairs(items) do
+    items[i] = get(item)
+    escape = escape or value.is(items[i], value.Markup)
+  end
+  escape = escape and rt.autoescape
+  local write = escape and markup.escaped or value.str
+  local glue, bytes = write(separator), 0
+  for i, item in ipairs(items) do
+    items[i] = write(item)
+    bytes = bytes + #items[i] + #glue
     value.check_bytes(bytes)
   end
-  rt:charge(#parts)
-  return table.concat(parts, separator)
+  local out = table.concat(items, glue)
+  return escape and value.markup(out) or out
 end)
 
 -- map, select and their kin -------------------------------------------------------------------

@@ -52,6 +52,13 @@ local function write_int(n, kind, prefixed)
   return n < 0 and "-" or "", base and prefixed and base[2] or "", digits
 end
 
+local function code_char(code)
+  if code < 0 or code > 0x10ffff or code >= 0xd800 and code < 0xe000 then
+    raise("OverflowError", "%c arg not in range(0x110000)")
+  end
+  return utf8.char(code)
+end
+
 -- Format specifications -----------------------------------------------------------------------
 
 local ALIGN = "^([<>=^])(.*)$"
@@ -125,8 +132,7 @@ end
 
 local function format_int(v, s)
   if s.kind == "c" then
-    if v < 0 or v > 0x10ffff then raise("OverflowError", "%c arg not in range(0x110000)") end
-    return place(s, "", utf8.char(v), "<")
+    return place(s, "", code_char(v), "<")
   end
   if s.precision then
     raise("ValueError", "Precision not allowed in integer format specifier")
@@ -231,7 +237,7 @@ end
 local CONVERSIONS = {
   s = value.str,
   r = value.repr,
-  a = function(v) return text.ascii(type(v) == "string" and v or value.repr(v)) end,
+  a = function(v) return text.ascii(value.repr(v)) end,
 }
 
 --- Splits "name.attr[key]" into the first name and the steps that follow.
@@ -385,10 +391,8 @@ local function percent_int(v, flags, kind, precision)
 end
 
 local function percent_char(v)
-  if math.type(v) == "integer" then
-    if v < 0 or v > 0x10ffff then raise("OverflowError", "%c arg not in range(0x110000)") end
-    return utf8.char(v)
-  end
+  local n = value.number(v)
+  if math.type(n) == "integer" then return code_char(n) end
   local s = value.text(v)
   if not s or text.len(s) ~= 1 then raise("TypeError", "%c requires int or char") end
   return s
@@ -479,8 +483,9 @@ function format.percent(template, values)
     at = stop
   end
   out[#out + 1] = template:sub(at)
-  -- A list or dict on its own may stay unused; anything else must be printed.
+  -- What has items by key may stay unused; anything else must be printed.
   local may_stay = mapping or keyed or value.is(values, value.List)
+    or value.is(values, value.Undefined) or value.is(values, value.Range)
   if used < #args and not may_stay then
     raise("TypeError", "not all arguments converted during string formatting")
   end

@@ -228,15 +228,15 @@ local function string_end(source, at)
   end
 end
 
---- The last byte of a name that begins at `at`, or nil. Digits may not come first, but Jinja
---- reports that as a bad name, and only for digits that no number begins with.
+--- The last byte of a name that begins at `at`, or nil: a Python identifier.
 local function name_end(source, at)
   local _, last = find(source, "^[%a_][%w_]*", at)
   local from = last and last + 1 or at
-  while find(source, "^[\xc2-\xf4]", from) or last and find(source, "^[%w_]", from) do
-    local _, stop = find(source, "^" .. utf8.charpattern, from)
-    if not text.is_word(utf8.codepoint(source, from)) then break end
-    last, from = stop, stop + 1
+  while find(source, last and "^[%w_\xc2-\xf4]" or "^[\xc2-\xf4]", from) do
+    local class = last and "id_continue" or "id_start"
+    if not text.is(class, utf8.codepoint(source, from)) then break end
+    _, last = find(source, "^" .. utf8.charpattern, from)
+    from = last + 1
   end
   return last
 end
@@ -307,11 +307,8 @@ function Lexer:tag(kind)
   end
 end
 
---- The tokens of a template, the last one "eof". The source must be valid UTF-8.
-function lexer.tokenize(source)
-  source = source:gsub("\r\n?", "\n"):gsub("\n$", "")
-  local self = setmetatable({ source = source, at = 1, line = 1, tokens = {},
-    at_line_start = true }, Lexer)
+function Lexer:run()
+  local source = self.source
   while self.at <= #source do
     local start, _, mark, sign = find(source, "{([{%%#])([-+]?)", self.at)
     if not start then
@@ -331,6 +328,17 @@ function lexer.tokenize(source)
     end
   end
   self:emit("eof")
+end
+
+--- The tokens of a template. The last one is "eof", or "error" with the failure as its value: the
+--- parser raises it when it gets there, so that mistakes are reported in the order they stand.
+--- The source must be valid UTF-8.
+function lexer.tokenize(source)
+  source = source:gsub("\r\n?", "\n"):gsub("\n$", "")
+  local self = setmetatable({ source = source, at = 1, line = 1, tokens = {},
+    at_line_start = true }, Lexer)
+  local ok, failure = pcall(self.run, self)
+  if not ok then self:emit("error", failure) end
   return self.tokens
 end
 

@@ -2,6 +2,7 @@
 --- is escaped first (markupsafe/__init__.py).
 
 local methods = require("moonlet.jinja.methods")
+local text = require("moonlet.jinja.text")
 local value = require("moonlet.jinja.value")
 
 local markup = {}
@@ -100,7 +101,7 @@ local function unescape(s)
 end
 
 --- Removes tags and comments, joins white space to single spaces and decodes entities.
-function markup.striptags(s, split_space)
+function markup.striptags(s)
   local parts, at = {}, 1
   while true do
     local start = s:find("<", at, true)
@@ -112,7 +113,7 @@ function markup.striptags(s, split_space)
     at = stop + 1
   end
   parts[#parts + 1] = s:sub(at)
-  return unescape(table.concat(split_space(table.concat(parts)), " "))
+  return unescape(table.concat(text.split_space(table.concat(parts)), " "))
 end
 
 return markup

@@ -42,11 +42,7 @@ local QUESTIONS = {
   istitle = text.istitle,
   isascii = text.is_ascii,
   isidentifier = function(s)
-    if s == "" or text.is("numeric", utf8.codepoint(s)) then return false end
-    for _, c in utf8.codes(s) do
-      if not text.is_word(c) then return false end
-    end
-    return true
+    return s ~= "" and text.is("id_start", utf8.codepoint(s)) and text.all(s, "id_continue")
   end,
 }
 for name, ask in pairs(QUESTIONS) do

@@ -151,7 +151,7 @@ number.plain_digits = plain_digits
 
 --- Python's int(text, base); nil when the text is not such a number.
 function number.parse_int(s, base)
-  local sign, rest = text.strip(s):match("^([+-]?)(%w[%w_]*)$")
+  local sign, rest = text.plain_digits(text.strip(s)):match("^([+-]?)(%w[%w_]*)$")
   if not sign then return nil end
   local letter, body = rest:match("^0([bBoOxX])_?(.*)$")
   local named = letter and PREFIX[letter:lower()]
@@ -172,7 +172,7 @@ end
 
 --- Python's float(text); nil when the text is not such a number.
 function number.parse_float(s)
-  local sign, rest = text.strip(s):match("^([+-]?)(.*)$")
+  local sign, rest = text.plain_digits(text.strip(s)):match("^([+-]?)(.*)$")
   local word = rest:lower()
   local value
   if word == "inf" or word == "infinity" then

@@ -49,6 +49,7 @@ function Parser:next()
   if token.type ~= "eof" then
     self.index = self.index + 1
     self.current = self.tokens[self.index]
+    if self.current.type == "error" then error(self.current.value, 0) end
   end
   return token
 end
@@ -763,8 +764,9 @@ Parser.STATEMENTS = {
 --- The tree of a template: {kind="Scope", body=, blocks=}.
 function parser.parse(source)
   local tokens = lexer.tokenize(source)
-  local self = setmetatable({ tokens = tokens, index = 1, current = tokens[1], depth = 0,
+  local self = setmetatable({ tokens = tokens, index = 0, current = {}, depth = 0,
     loops = 0, tags = {}, open = {}, blocks = {} }, Parser)
+  self:next()
   local body = self:statements(nil)
   return node("Scope", 1, { body = body, blocks = self.blocks })
 end

@@ -12,7 +12,7 @@ local function sort_keys(d)
   for i in ipairs(d.keys) do order[i] = i end
   local kinds = {}
   for i, key in ipairs(d.keys) do
-    kinds[i] = value.tuple({ value.number(key) and "0" or value.typename(key), key })
+    kinds[i] = value.tuple({ value.number(key) and "int" or value.typename(key), key })
   end
   return value.sort(order, kinds)
 end

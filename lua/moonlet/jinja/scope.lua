@@ -222,12 +222,23 @@ local function find_loop_store(node)
   each_child(node, find_loop_store)
 end
 
+local function has_scoped_block(nodes)
+  local found = false
+  local function visit(node)
+    found = found or node.kind == "Block" and node.scoped
+    each_child(node, visit)
+  end
+  for _, node in ipairs(nodes) do visit(node) end
+  return found
+end
+
 function Checker:For(node, symbols, soft)
   find_loop_store(node)
   self:expression(node.iter, soft)
   self:expression(node.test)
   local inner = new_symbols(symbols)
   node.extended = node.recursive or undeclared(node.body, { "loop" }).loop
+    or has_scoped_block(node.body)
   if node.extended then inner:parameter("loop") end
   local function targets(target)
     if target.kind == "Name" then inner:parameter(target.name) end

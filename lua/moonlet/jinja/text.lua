@@ -280,6 +280,22 @@ local function is(name, c)
 end
 text.is = is
 
+--- The text with the decimal digits of every script as 0 to 9, which is how int() reads them.
+--- Each script has its ten digits in a row.
+function text.plain_digits(s)
+  if is_ascii(s) then return s end
+  local list = boundaries("decimal")
+  return (s:gsub("[\xc2-\xf4][\x80-\xbf]+", function(digit)
+    local c = codepoint(digit)
+    if not is("decimal", c) then return nil end
+    local start
+    for _, boundary in ipairs(list) do
+      if boundary <= c then start = boundary end
+    end
+    return tostring((c - start) % 10)
+  end))
+end
+
 --- Code point -> replacement text for one mapping.
 local function mapping(name)
   local map = decoded[name]
@@ -422,7 +438,7 @@ function text.isspace(s)
   return s ~= "" and skip_space(s, 1) > #s
 end
 
---- Whether one character may stand in a name: a letter, digit or underscore.
+--- Whether code point `c` is what `\w` matches.
 function text.is_word(c)
   return c == 0x5f or is("alpha", c) or is("numeric", c)
 end
@@ -450,9 +466,9 @@ function text.repr(s)
   return table.concat(out)
 end
 
---- Python's ascii(): repr with every other character escaped.
-function text.ascii(s)
-  return (string.gsub(text.repr(s), "[\xc2-\xf4][\x80-\xbf]+", function(c)
+--- Python's ascii(): a repr with everything outside ASCII escaped.
+function text.ascii(repr)
+  return (string.gsub(repr, "[\xc2-\xf4][\x80-\xbf]+", function(c)
     local code = codepoint(c)
     return string.format(code < 0x100 and "\\x%02x" or code < 0x10000 and "\\u%04x"
       or "\\U%08x", code)

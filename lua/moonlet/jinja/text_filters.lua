@@ -158,8 +158,15 @@ return function(define)
     return on_text(v, function(s) return text.pad(s, width, " ", "center") end)
   end)
 
-  define("replace", "s old new count?", function(_, s, old, new, count)
-    return methods.replace(value.str(s), value.str(old), value.str(new), bind.int(count, -1))
+  define("replace", "s old new count?", function(rt, s, old, new, count)
+    count = bind.int(count, -1)
+    local is_markup = value.is(s, value.Markup)
+    local escapes = value.is(old, value.Markup) or value.is(new, value.Markup) and not is_markup
+    if rt.autoescape and (escapes or is_markup) then
+      return value.markup(methods.replace(markup.escaped(s), value.str(old),
+        markup.escaped(new), count))
+    end
+    return methods.replace(value.str(s), value.str(old), value.str(new), count)
   end)
 
   define("format", "value *", function(_, v, args, kwargs)
@@ -181,10 +188,11 @@ return function(define)
 
   define("truncate", "s length? killwords? end? leeway?",
     function(_, v, length, killwords, ending, leeway)
+      length, leeway, ending = bind.int(length, 255), bind.int(leeway, 5), bind.text(ending, "...")
+      if not value.text(v) and (value.length(v) or math.huge) <= length + leeway then return v end
       need_text(v, "truncate")
       return on_text(v, function(s)
-        return truncate(s, bind.int(length, 255), flag(killwords), bind.text(ending, "..."),
-          bind.int(leeway, 5))
+        return truncate(s, length, flag(killwords), ending, leeway)
       end)
     end)
 
@@ -197,13 +205,14 @@ return function(define)
 
   define("wordcount", "s", function(_, v) return wordcount(value.str(v)) end)
   define("striptags", "value", function(_, v)
-    return value.markup(markup.striptags(value.str(v), text.split_space))
+    return markup.striptags(value.str(v))
   end)
   define("urlencode", "value", function(_, v) return urlencode(v) end)
   define("urlize", "value *", function()
     raise("NotImplementedError", "filter 'urlize' is not supported")
   end)
-  define("xmlattr", "d autospace?", function(_, v, autospace)
-    return xmlattr(v, autospace == nil or value.truth(autospace))
+  define("xmlattr", "d autospace?", function(rt, v, autospace)
+    local s = xmlattr(v, autospace == nil or value.truth(autospace))
+    return rt.autoescape and value.markup(s) or s
   end)
 end

@@ -25,6 +25,8 @@ CLASSES = {
     "upper": str.isupper,
     "title": lambda c: unicodedata.category(c) == "Lt",
     "printable": str.isprintable,
+    "id_start": str.isidentifier,
+    "id_continue": lambda c: ("a" + c).isidentifier(),
     "ignorable": lambda c: unicodedata.category(c) in ("Mn", "Me", "Cf", "Lm", "Sk") or c in MID,
 }
 MAPPINGS = {

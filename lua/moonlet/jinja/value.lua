@@ -99,7 +99,8 @@ function value.is_sequence(v) return is(v, List) or is(v, Tuple) end
 
 -- How Jinja names an object in "... has no attribute ...".
 local MODULES = { Markup = "markupsafe.", Macro = "jinja2.runtime.",
-  LoopContext = "jinja2.runtime.", Cycler = "jinja2.utils.", Joiner = "jinja2.utils.",
+  LoopContext = "jinja2.runtime.", TemplateReference = "jinja2.runtime.",
+  Cycler = "jinja2.utils.", Joiner = "jinja2.utils.",
   Namespace = "transformers.utils.chat_template_utils.Template" }
 local function describe(v)
   if v == none then return "None" end
@@ -223,15 +224,6 @@ local function over(items)
   end
 end
 
-local function over_text(s, wrap)
-  local next_char = string.gmatch(s, utf8.charpattern)
-  if not wrap then return next_char end
-  return function()
-    local c = next_char()
-    return c and value.markup(c)
-  end
-end
-
 local function over_range(r)
   local i = -1
   return function()
@@ -250,14 +242,14 @@ end
 
 --- A function that yields the items one by one and then nil; nil for what cannot be iterated.
 function value.try_iter(v)
-  if type(v) == "string" then return over_text(v) end
+  if type(v) == "string" then return string.gmatch(v, utf8.charpattern) end
   if type(v) ~= "table" or v == none then return nil end
   local mt = getmetatable(v)
   if mt == List or mt == Tuple then return over(v) end
   if mt == Dict then return over(v.keys) end
   if mt == Undefined then return function() end end
   if mt == Generator then return v.next end
-  if mt == Markup then return over_text(v.s, true) end
+  if mt == Markup then return string.gmatch(v.s, utf8.charpattern) end
   if mt == Range then return over_range(v) end
   if mt == View.keys then return over(v.of.keys) end
   if mt == View.values then return over(v.of.vals) end
