@@ -1,9 +1,10 @@
 --- Mutates the golden Jinja templates and renders what comes out.
 ---
----   lua5.4 fuzz/jinja_fuzz.lua [SEED [COUNT]]      from the root of the source tree, after a build
+---   lua5.4 fuzz/jinja_fuzz.lua [SECONDS [SEED]]    from the root of the source tree, after a build
 ---
 --- Every result must be a text or one clear line with the code "template", within a bound of time
 --- and memory; a Lua error that shows through is a finding. Prints the template and exits 1.
+--- The seed decides which templates are tried, the seconds how many of them.
 
 package.path = "./lua/?.lua;./lua/?/init.lua;" .. package.path
 package.cpath = "./build/?.so;" .. package.cpath
@@ -98,15 +99,17 @@ local function try(template, context)
   return why
 end
 
-local seed, count = tonumber(arg[1] or 1), tonumber(arg[2] or 10000)
+local seconds, seed = tonumber(arg[1] or 10), tonumber(arg[2] or 1)
 math.randomseed(seed)
-local corpus = read_corpus()
-for i = 1, count do
+local corpus, count = read_corpus(), 0
+while os.clock() < seconds do
+  count = count + 1
   local case = corpus[math.random(#corpus)]
   local template = mutate(case.template, corpus)
   local why = try(template, case.context)
   if why then
-    io.stderr:write(("seed %d, round %d: %s\n%s\n"):format(seed, i, why, json.encode(template)))
+    io.stderr:write(("seed %d, round %d: %s\n%s\n"):format(seed, count, why,
+      json.encode(template)))
     os.exit(1)
   end
 end

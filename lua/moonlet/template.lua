@@ -160,11 +160,15 @@ local function with_reasoning(message)
   return json.object(copy, keys)
 end
 
+--- The messages as templates get them; nil and a message when they are no list of objects.
 local function prepare(messages)
+  if json.is_object(messages) and next(messages) ~= nil then
+    return nil, "messages must be a list"
+  end
   local out = {}
   for i, message in ipairs(messages) do
-    if type(message) ~= "table" then
-      error("render: messages[" .. i .. "] must be a table", 3)
+    if not json.is_object(message) then
+      return nil, ("messages[%d] must be an object"):format(i - 1)
     end
     out[i] = with_reasoning(message)
   end
@@ -189,10 +193,12 @@ end
 ---@return string? code "template"
 function Template:render(messages, options)
   if type(messages) ~= "table" then error("render: messages must be a list of tables", 2) end
+  local prepared, problem = prepare(messages)
+  if not prepared then return nil, problem, "template" end
   local context = {}
   for name, token in pairs(self.tokens) do context[name] = token end
   for name, option in pairs(options or {}) do context[name] = option end
-  context.messages = prepare(messages)
+  context.messages = prepared
   if context.tools == nil then context.tools = json.null end
   if context.documents == nil then context.documents = json.null end
   if context.add_generation_prompt == nil then context.add_generation_prompt = true end

@@ -25,9 +25,18 @@ local function check_failure(case, text, message, code, detail)
   end
 end
 
+local function rows()
+  local out = {}
+  for _, name in ipairs({ "cases", "language" }) do
+    for line in io.lines("spec/golden/jinja/" .. name .. ".jsonl") do
+      out[#out + 1] = assert(json.decode(line))
+    end
+  end
+  return out
+end
+
 describe("jinja renders as jinja2 does:", function()
-  for line in io.lines("spec/golden/jinja/cases.jsonl") do
-    local case = assert(json.decode(line))
+  for _, case in ipairs(rows()) do
     it(case.tier .. " " .. case.name, function()
       local text, message, code, detail = render(case)
       if REFUSED[case.name] then

@@ -18,8 +18,11 @@ end
 
 local function method(object, kind, name, call)
   return value.func(name, function(rt, args, kwargs)
+    rt:charge(value.cost(object))
     if kind == "Markup" then return markup.call(rt, name, object, args, kwargs) end
-    return call(rt, object, args, kwargs)
+    local result = call(rt, object, args, kwargs)
+    rt:charge(value.cost(result))
+    return result
   end)
 end
 

@@ -93,7 +93,7 @@ function KINDS.Concat(rt, node, scope)
   local values = evaluate_all(rt, node.nodes, scope)
   rt.line = node.line
   local out = operators.concat(values, rt.autoescape)
-  rt:charge(value.size(out) // 1024)
+  rt:charge(value.cost(out))
   return out
 end
 
@@ -102,6 +102,7 @@ function KINDS.Compare(rt, node, scope)
   for i, op in ipairs(node.operators) do
     local right = evaluate(rt, node.operands[i], scope)
     rt.line = node.line
+    rt:charge(math.min(value.cost(left), value.cost(right)))
     local holds
     if op == "==" then
       holds = value.eq(left, right)
@@ -134,6 +135,7 @@ function KINDS.Getitem(rt, node, scope)
     local stop = arg.stop and evaluate(rt, arg.stop, scope)
     local step = arg.step and evaluate(rt, arg.step, scope)
     rt.line = node.line
+    rt:charge(value.cost(object))
     return access.slice(object, start, stop, step)
   end
   local key = evaluate(rt, arg, scope)
@@ -210,8 +212,10 @@ function eval.filter(rt, node, scope, v)
   if not call then
     raise("TemplateRuntimeError", "No filter named '" .. node.name .. "' found.")
   end
-  rt:charge(1)
-  return call(rt, args, kwargs)
+  rt:charge(1 + value.cost(v))
+  local result = call(rt, args, kwargs)
+  rt:charge(value.cost(result))
+  return result
 end
 
 function KINDS.Filter(rt, node, scope) return eval.filter(rt, node, scope) end

@@ -271,8 +271,11 @@ local function run_block(rt, node, scope)
     raise("TemplateRuntimeError", "Required block " .. value.repr(node.name) .. " not found")
   end
   local inner = new_scope(scope, node.unset)
-  inner.vars.super = value.undefined("super", nil,
-    "there is no parent block called " .. value.repr(node.name) .. ".")
+  if node.takes.self then inner.vars.self = rt.self_reference end
+  if node.takes.super then
+    inner.vars.super = value.undefined("super", nil,
+      "there is no parent block called " .. value.repr(node.name) .. ".")
+  end
   return run(rt, node.body, inner)
 end
 
@@ -315,9 +318,8 @@ end
 --- Runs a whole template; `context` is the scope of the render context.
 function exec.template(rt, tree, context)
   rt.root = new_scope(context, tree.unset)
-  if tree.uses_self then
-    rt.root.vars.self = setmetatable({ blocks = tree.blocks }, SelfReference)
-  end
+  rt.self_reference = setmetatable({ blocks = tree.blocks }, SelfReference)
+  if tree.uses_self then rt.root.vars.self = rt.self_reference end
   run(rt, tree.body, rt.root)
 end
 

@@ -107,7 +107,7 @@ define("tojson", "x ensure_ascii? indent? separators? sort_keys?",
       options.item_separator, options.key_separator = bind.text(pair[1]), bind.text(pair[2])
     end
     local out = tojson(v, options)
-    rt:charge(#out // 64)
+    rt:charge(#out // 8)
     return out
   end)
 

@@ -107,13 +107,11 @@ local function place(s, sign, body, default_align)
   return fill:rep(missing // 2) .. all .. fill:rep(missing - missing // 2)
 end
 
---- Puts `mark` between groups of `size` digits, with zeros up to `width` when they are grouped too.
+--- Puts `mark` between groups of `size` digits, after zeros that make the whole at least `width`.
 local function group(digits, mark, size, width)
-  local pad = width and math.max(0, width - #digits - (#digits - 1) // size) or 0
-  while pad > 0 do
-    digits = "0" .. digits
-    pad = width - #digits - (#digits - 1) // size
-  end
+  local n = math.max(#digits, (width or 0) * size // (size + 1))
+  while n + (n - 1) // size < (width or 0) do n = n + 1 end
+  digits = ("0"):rep(n - #digits) .. digits
   local first = (#digits - 1) % size + 1
   local out = { digits:sub(1, first) }
   for at = first + 1, #digits, size do out[#out + 1] = digits:sub(at, at + size - 1) end

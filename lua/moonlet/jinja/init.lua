@@ -22,10 +22,11 @@ local value = require("moonlet.jinja.value")
 
 local jinja = {}
 
---- How deep macros and recursive loops may call each other, and how much work one rendering may do
---- (one unit is a round of a loop, a call, an item looked at or a kilobyte joined).
+--- How deep macros and recursive loops may call each other, and how many steps one rendering may
+--- take: a round of a loop, a call, an item looked at, 32 bytes gone through. A prompt of a
+--- thousand messages takes some ten thousand; the limit takes some ten seconds.
 local MAX_CALLS = 180
-local MAX_WORK = 20 * 1000 * 1000
+local MAX_STEPS = 20 * 1000 * 1000
 
 -- The render in progress ----------------------------------------------------------------------
 
@@ -40,9 +41,10 @@ function Runtime:emit(s)
 end
 
 function Runtime:charge(n)
-  self.work = self.work + n
-  if self.work > MAX_WORK then
-    errors.raise("RuntimeError", "template takes too long: the limit is " .. MAX_WORK .. " steps")
+  self.steps = self.steps + n
+  if self.steps > self.max_steps then
+    errors.raise("RuntimeError", ("template takes too long: the limit is %d steps"):format(
+      self.max_steps))
   end
 end
 
@@ -69,7 +71,7 @@ end
 
 function Runtime:binary(op, a, b)
   local result = operators.binary(op, a, b)
-  if type(result) ~= "number" then self:charge(value.size(result) // 1024) end
+  if type(result) ~= "number" then self:charge(value.cost(result)) end
   return result
 end
 
@@ -109,8 +111,8 @@ Template.__index = Template
 ---@return string|nil code "template"
 ---@return table|nil detail {kind = Python exception name, message, line}
 function Template:render(context)
-  local rt = setmetatable({ out = { bytes = 0 }, line = 1, calls = 0, work = 0,
-    autoescape = false }, Runtime)
+  local rt = setmetatable({ out = { bytes = 0 }, line = 1, calls = 0, steps = 0,
+    max_steps = self.max_steps, autoescape = false }, Runtime)
   local ok, e = pcall(function()
     local vars = convert.context(context or {})
     exec.template(rt, self.tree, { vars = vars, parent = { vars = globals.names } })
@@ -121,17 +123,21 @@ end
 
 --- Compiles a template.
 ---@param source string UTF-8
----@param options? {name: string} the name that messages begin with
+---@param options? {name?: string, max_steps?: integer} name: what messages begin with ("template");
+--- max_steps: how long a rendering may take (20,000,000)
 ---@return moonlet.jinja.Template|nil template
 ---@return string|nil message
 ---@return string|nil code "template"
 ---@return table|nil detail
 function jinja.compile(source, options)
   if type(source) ~= "string" then error("jinja.compile: source must be a string", 2) end
-  for key in pairs(options or {}) do
-    if key ~= "name" then error("jinja.compile: unknown option '" .. tostring(key) .. "'", 2) end
+  options = options or {}
+  for key in pairs(options) do
+    if key ~= "name" and key ~= "max_steps" then
+      error("jinja.compile: unknown option '" .. tostring(key) .. "'", 2)
+    end
   end
-  local name = options and options.name or "template"
+  local name = options.name or "template"
   local valid, at = utf8.len(source)
   if not valid then
     return failure(name, errors.new("UnicodeDecodeError", "not valid UTF-8 at byte " .. at), 1)
@@ -142,7 +148,8 @@ function jinja.compile(source, options)
     return tree
   end)
   if not ok then return failure(name, result, 1) end
-  return setmetatable({ tree = result, name = name }, Template)
+  return setmetatable({ tree = result, name = name,
+    max_steps = options.max_steps or MAX_STEPS }, Template)
 end
 
 return jinja

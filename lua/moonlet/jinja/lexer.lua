@@ -46,12 +46,9 @@ end
 
 --- Moves to byte `at`, counting the lines passed.
 function Lexer:advance(at)
-  local from = self.at
-  while true do
-    local newline = find(self.source, "\n", from, true)
-    if not newline or newline >= at then break end
+  while self.newline < at do
     self.line = self.line + 1
-    from = newline + 1
+    self.newline = find(self.source, "\n", self.newline + 1, true) or math.huge
   end
   self.at = at
 end
@@ -336,7 +333,7 @@ end
 function lexer.tokenize(source)
   source = source:gsub("\r\n?", "\n"):gsub("\n$", "")
   local self = setmetatable({ source = source, at = 1, line = 1, tokens = {},
-    at_line_start = true }, Lexer)
+    newline = find(source, "\n", 1, true) or math.huge, at_line_start = true }, Lexer)
   local ok, failure = pcall(self.run, self)
   if not ok then self:emit("error", failure) end
   return self.tokens

@@ -62,6 +62,7 @@ for _, name in ipairs({ "split", "rsplit" }) do
     sep = optional(sep)
     if not sep then return list_of(text[name .. "_space"](s, max)) end
     if sep == "" then raise("ValueError", "empty separator") end
+    value.check_items(text.count(s, sep))
     return list_of(text[name](s, sep, max))
   end)
 end
@@ -123,7 +124,7 @@ end)
 
 define("str", "rpartition", "/sep", function(_, s, sep)
   sep = separator(sep)
-  local at = text.rfind_byte(s, sep, #s)
+  local at = text.rfind_byte(s, sep)
   if not at then return value.tuple({ "", "", s }) end
   return value.tuple({ s:sub(1, at - 1), sep, s:sub(at + #sep) })
 end)
@@ -169,7 +170,7 @@ local function search(s, needle, start, stop, from_right)
   local part, first, empty = window(s, start, stop)
   if not part or empty then return -1 end
   local at
-  if from_right then at = text.rfind_byte(part, needle, #part) else
+  if from_right then at = text.rfind_byte(part, needle) else
     at = part:find(needle, 1, true)
   end
   return at and first + text.position(part, at) or -1

@@ -94,7 +94,7 @@ function operators.contains(container, item, charge)
       raise("TypeError", "'in <string>' requires string as left operand, not "
         .. value.typename(item))
     end
-    charge(#s // 1024)
+    charge(#s // 32)
     return s:find(part, 1, true) ~= nil
   end
   if value.is(container, value.Dict) then return value.get(container, item) ~= nil end

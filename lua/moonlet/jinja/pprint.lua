@@ -1,10 +1,12 @@
 --- Python's pprint.pformat at its default width: what fits on a line is the repr with sorted keys,
 --- the rest is broken up one item per line.
 
+local errors = require("moonlet.jinja.errors")
 local text = require("moonlet.jinja.text")
 local value = require("moonlet.jinja.value")
 
 local WIDTH = 80
+local MAX_BYTES = 256 * 1024
 
 -- Keys that cannot be compared sort by the name of their class.
 local function sort_keys(d)
@@ -128,6 +130,10 @@ function write(out, v, indent, allowance, level)
 end
 
 return function(v)
+  -- Every level is written out to see whether it fits on a line.
+  if #value.repr(v) > MAX_BYTES then
+    errors.raise("OverflowError", "value is too large for pprint")
+  end
   local out = {}
   write(out, sorted(v, 1), 0, 0, 1)
   return table.concat(out)

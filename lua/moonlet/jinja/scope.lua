@@ -201,7 +201,8 @@ end
 
 function Checker:Block(node)
   local inner = new_symbols(nil)
-  for name in pairs(undeclared(node.body, { "self", "super" })) do inner:parameter(name) end
+  node.takes = undeclared(node.body, { "self", "super" })
+  for name in pairs(node.takes) do inner:parameter(name) end
   track_all(node.body, inner)
   self:body(node.body, inner, false)
   node.unset = inner:unset()

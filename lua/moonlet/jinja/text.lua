@@ -137,13 +137,12 @@ function text.rsplit_space(s, max)
   local words = text.split_space(s)
   if not max or #words <= max then return words end
   -- What is left of the last `max` words keeps its inner white space.
-  local rest = rstrip_space(s)
-  local out = {}
-  for i = #words, #words - max + 1, -1 do
-    table.insert(out, 1, words[i])
-    rest = rstrip_space(sub(rest, 1, #rest - #words[i]))
+  local first, last = #words - max + 1, #rstrip_space(s)
+  for i = #words, first, -1 do
+    last = #rstrip_space(sub(s, 1, last - #words[i]))
   end
-  table.insert(out, 1, text.lstrip(rest))
+  local out = table.move(words, first, #words, 2, {})
+  out[1] = text.lstrip(sub(s, 1, last))
   return out
 end
 
@@ -159,22 +158,16 @@ function text.split(s, sep, max)
   return out
 end
 
---- The byte position of the last `needle` that ends at or before byte `last`, or nil.
-function text.rfind_byte(s, needle, last)
-  for at = last - #needle + 1, 1, -1 do
-    if sub(s, at, at + #needle - 1) == needle then return at end
-  end
+--- The byte position of the last `needle`, or nil.
+function text.rfind_byte(s, needle)
+  local at = find(s:reverse(), needle:reverse(), 1, true)
+  return at and #s - at - #needle + 2
 end
 
 function text.rsplit(s, sep, max)
-  local out, last = {}, #s
-  while not max or #out < max do
-    local at = text.rfind_byte(s, sep, last)
-    if not at then break end
-    table.insert(out, 1, sub(s, at + #sep, last))
-    last = at - 1
-  end
-  table.insert(out, 1, sub(s, 1, last))
+  local parts = text.split(s:reverse(), sep:reverse(), max)
+  local out = {}
+  for i, part in ipairs(parts) do out[#parts + 1 - i] = part:reverse() end
   return out
 end
 

@@ -79,7 +79,7 @@ local function truncate(s, length, killwords, ending, leeway)
   if text.len(s) <= length + leeway then return s end
   local cut = text.sub(s, 0, length - text.len(ending))
   if not killwords then
-    local space = text.rfind_byte(cut, " ", #cut)
+    local space = text.rfind_byte(cut, " ")
     if space then cut = cut:sub(1, space - 1) end
   end
   return cut .. ending

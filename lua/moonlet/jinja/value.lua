@@ -18,12 +18,13 @@ local raise = errors.raise
 local none = json.null
 value.none = none
 
---- The longest text in bytes, the longest list and the deepest nesting a template can build.
-value.MAX_BYTES = 64 * 1024 * 1024
-value.MAX_ITEMS = 4 * 1000 * 1000
+--- The longest text in bytes, the longest list and the deepest nesting a template can build. A
+--- prompt of a million tokens has about 5 MB.
+value.MAX_BYTES = 16 * 1024 * 1024
+value.MAX_ITEMS = 1000 * 1000
 value.MAX_DEPTH = 400
 -- Comparing values that share parts can take exponential time.
-local MAX_COMPARES = 10 * 1000 * 1000
+local MAX_COMPARES = 1000 * 1000
 
 local function new_type(name)
   return { type = name }
@@ -154,7 +155,9 @@ local function hash(v)
       parts[i] = type(h) == "string" and "s" .. #h .. ":" .. h
         or type(h) == "number" and string.format("n%.17g", h) or tostring(h)
     end
-    return TUPLE_KEY .. table.concat(parts, ",")
+    local key = TUPLE_KEY .. table.concat(parts, ",")
+    value.check_bytes(#key)
+    return key
   end
   if mt == List or mt == Dict or is_view(v) then
     raise("TypeError", "unhashable type: '" .. mt.type .. "'")
@@ -264,10 +267,11 @@ function value.iter(v)
   return next_item
 end
 
---- Roughly how much memory a text or list takes, in bytes and items.
-function value.size(v)
+--- What it costs to go through a text or list once, in steps of a rendering: text outside ASCII is
+--- handled character by character.
+function value.cost(v)
   local s = value.text(v)
-  if s then return #s end
+  if s then return text.is_ascii(s) and #s // 32 or #s // 8 end
   return value.is_sequence(v) and #v or 0
 end
 
@@ -276,9 +280,9 @@ function value.items(v)
   local out, n = {}, 0
   for item in value.iter(v) do
     n = n + 1
+    if n > value.MAX_ITEMS then value.check_items(n) end
     out[n] = item
   end
-  value.check_items(n)
   return out
 end
 
@@ -409,7 +413,8 @@ function equal(a, b, state)
     return sa ~= nil and sa == sb
   end
   if ma ~= mb or not ma then return false end
-  state.compares, state.depth = state.compares + 1, state.depth + 1
+  state.compares = state.compares + 1 + (value.length(a) or 0)
+  state.depth = state.depth + 1
   if state.compares > MAX_COMPARES then
     raise("RecursionError", "comparison is too large")
   end

@@ -64,7 +64,7 @@ end
 local function split_point(chunk, room, hyphens)
   if hyphens then
     local head = text.sub(chunk, 0, math.min(room, text.len(chunk)))
-    local hyphen = text.rfind_byte(head, "-", #head)
+    local hyphen = text.rfind_byte(head, "-")
     if hyphen and hyphen > 1 and head:sub(1, hyphen - 1):find("[^-]") then
       return text.position(chunk, hyphen) + 1
     end
