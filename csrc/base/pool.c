@@ -4,6 +4,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -23,6 +24,7 @@ enum { OPEN = 1, ENTRY = 2 };
 
 struct pool {
     int n_threads;
+    pid_t process; /* the one that has the workers */
     worker *workers;
 
     pool_fn fn;
@@ -105,12 +107,18 @@ static void *worker_main(void *arg)
     }
 }
 
+/* In a forked child the lock may be held, and the condition awaited, by threads that are gone. */
+static int is_ours(const pool *p)
+{
+    return getpid() == p->process;
+}
+
 static void announce(pool *p)
 {
     atomic_fetch_add(&p->epoch, 1);
     /* A worker counts itself as a sleeper under the lock and re-reads the epoch there, so either
      * it sees the new epoch or we see the sleeper. */
-    if (atomic_load(&p->sleepers) > 0) {
+    if (atomic_load(&p->sleepers) > 0 && is_ours(p)) {
         pthread_mutex_lock(&p->lock);
         pthread_cond_broadcast(&p->wake);
         pthread_mutex_unlock(&p->lock);
@@ -140,8 +148,8 @@ static err_code start_workers(pool *p, err_info *e)
 
 pool *pool_open(int n_threads, err_info *e)
 {
-    if (n_threads < 1 || n_threads > 1024) {
-        err_set(e, ERR_RANGE, "threads: %d is not between 1 and 1024", n_threads);
+    if (n_threads < 1 || n_threads > POOL_MAX_THREADS) {
+        err_set(e, ERR_RANGE, "threads: %d is not between 1 and %d", n_threads, POOL_MAX_THREADS);
         return NULL;
     }
     pool *p = mem_array(1, sizeof *p, e);
@@ -152,6 +160,7 @@ pool *pool_open(int n_threads, err_info *e)
         return NULL;
     }
     p->n_threads = n_threads;
+    p->process = getpid();
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
     if (start_workers(p, e) != ERR_NONE) {
@@ -164,11 +173,13 @@ pool *pool_open(int n_threads, err_info *e)
 void pool_close(pool *p)
 {
     if (!p) return;
-    atomic_store(&p->quit, 1);
-    announce(p);
-    for (int i = 1; i < p->n_threads; i++) pthread_join(p->workers[i].thread, NULL);
-    pthread_cond_destroy(&p->wake);
-    pthread_mutex_destroy(&p->lock);
+    if (is_ours(p)) {
+        atomic_store(&p->quit, 1);
+        announce(p);
+        for (int i = 1; i < p->n_threads; i++) pthread_join(p->workers[i].thread, NULL);
+        pthread_cond_destroy(&p->wake);
+        pthread_mutex_destroy(&p->lock);
+    }
     mem_free(p->workers);
     mem_free(p);
 }
@@ -195,7 +206,7 @@ void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx)
     announce(p);
     take_items(p, 0);
     atomic_fetch_and_explicit(&p->gate, ~(unsigned)OPEN, memory_order_acq_rel);
-    for (int i = 1; atomic_load_explicit(&p->gate, memory_order_acquire) != 0; i++) {
+    for (unsigned i = 1; atomic_load_explicit(&p->gate, memory_order_acquire) != 0; i++) {
         cpu_relax();
         if (i % ROUNDS_PER_YIELD == 0) sched_yield(); /* somebody has that worker's processor */
     }

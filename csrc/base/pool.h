@@ -3,7 +3,10 @@
  * The calling thread is worker 0 and takes part, so a pool of one starts no thread. Workers spin
  * briefly between loops (a decode step is hundreds of short loops), then sleep. One caller at a
  * time; the pool is not reentrant. Nothing here depends on which worker runs an item, and callers
- * must not either: results may not depend on the number of threads. */
+ * must not either: results may not depend on the number of threads.
+ *
+ * A process forked between two loops may go on using its copy: the workers are not there, and the
+ * calling thread does everything. */
 #ifndef BASE_POOL_H
 #define BASE_POOL_H
 
@@ -13,7 +16,9 @@
 
 typedef struct pool pool;
 
-/* n_threads >= 1. NULL on failure. Closed with pool_close, which joins the threads. */
+enum { POOL_MAX_THREADS = 1024 };
+
+/* 1 <= n_threads <= POOL_MAX_THREADS. NULL on failure. Closed with pool_close, which joins the threads. */
 pool *pool_open(int n_threads, err_info *e);
 void pool_close(pool *p);
 int pool_n_threads(const pool *p);

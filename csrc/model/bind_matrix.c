@@ -212,7 +212,7 @@ static err_code bind_mlx(binder *b, const char *module, const st_tensor *weight,
     m->bits = bind_code_bits(words, m->cols);
     if (!m->bits) words = m->cols / 8; /* what 4 bits would take, for the message */
     if (check_stack(b, weight, n, rows, words)) return b->e->code;
-    if (groups < 1 || m->cols % groups) groups = m->cols / 64;
+    if (groups < 1 || m->cols % groups) groups = m->cols < 64 ? 1 : m->cols / 64;
     if (check_stack(b, scales, n, rows, groups)) return b->e->code;
     m->group = m->cols / groups;
     m->row_bytes = words * 4;
@@ -294,15 +294,13 @@ err_code bind_matrix(binder *b, const char *module, int64_t rows, int64_t cols, 
 
 num_matrix bind_slice(const bind_stack *s, int64_t i, int64_t rows, int64_t first, int64_t n_rows)
 {
-    static const int sizes[] = {[NUM_DT_F32] = 4, [NUM_DT_F16] = 2, [NUM_DT_BF16] = 2,
-                                [NUM_DT_U8] = 1};
     num_matrix m = s->all;
     int64_t from = i * rows + first;
     int64_t groups = (m.cols + m.group - 1) / m.group;
     m.rows = n_rows;
     m.codes += from * m.row_bytes;
-    if (m.scales) m.scales += from / m.tile_rows * groups * sizes[m.scale_dtype];
-    if (m.biases) m.biases += from * groups * sizes[m.bias_dtype];
+    if (m.scales) m.scales += from / m.tile_rows * groups * num_dtype_bytes(m.scale_dtype);
+    if (m.biases) m.biases += from * groups * num_dtype_bytes(m.bias_dtype);
     if (s->scale) m.divisor = 2688.0f / bind_float_at(s->scale, i);
     return m;
 }

@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "num/fp.h"
 
 /* ---- arena ---------------------------------------------------------------------------------- */
 
@@ -130,14 +129,7 @@ int bind_float(st_dtype dtype)
 
 float bind_float_at(const st_tensor *t, int64_t i)
 {
-    uint16_t half;
-    float f;
-    if (t->dtype == ST_F32) {
-        memcpy(&f, t->data + 4 * i, 4);
-        return f;
-    }
-    memcpy(&half, t->data + 2 * i, 2);
-    return t->dtype == ST_F16 ? fp_f16_decode(half) : fp_bf16_decode(half);
+    return num_element(t->data, (num_dtype)bind_float(t->dtype), i);
 }
 
 err_code bind_vector(binder *b, const char *name, int n_dims, const int64_t *dims, float add,

@@ -12,16 +12,16 @@
 
 #include "base/mem.h"
 
-/* Far above any published model; low enough that no product of two widths leaves an int and no
- * table of layers or experts exhausts memory because of a typo. */
+/* Far above any published model; low enough that heads times head_dim fits an int, that the number
+ * of all weights, 3 * layers * experts * two widths at most, fits an int64, and that no table of
+ * layers or experts exhausts memory because of a typo. */
 enum {
     MAX_VOCAB = 1 << 24,
-    MAX_WIDTH = 1 << 20,
+    MAX_WIDTH = 1 << 18,
     MAX_LAYERS = 4096,
     MAX_HEADS = 4096,
     MAX_HEAD_DIM = 8192,
-    MAX_EXPERTS = 1 << 16,
-    MAX_CONV = 64,
+    MAX_EXPERTS = 4096,
 };
 
 typedef struct reader {
@@ -131,7 +131,7 @@ static err_code read_sizes(model_config *c, const reader *r)
         read_int(r, "linear_num_value_heads", 32, 1, MAX_HEADS, &c->lin_v_heads) ||
         read_int(r, "linear_key_head_dim", 128, 1, MAX_HEAD_DIM, &c->lin_k_dim) ||
         read_int(r, "linear_value_head_dim", 128, 1, MAX_HEAD_DIM, &c->lin_v_dim) ||
-        read_int(r, "linear_conv_kernel_dim", 4, 2, MAX_CONV, &c->conv_kernel) ||
+        read_int(r, "linear_conv_kernel_dim", 4, 2, CONFIG_MAX_TAPS, &c->conv_kernel) ||
         read_int(r, "mtp_num_hidden_layers", 0, 0, MAX_LAYERS, &c->n_mtp_layers) ||
         read_number(r, r->text, "rms_norm_eps", 1e-6, 0, 1, &eps))
         return r->e->code;

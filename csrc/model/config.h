@@ -11,6 +11,9 @@
 #include "base/err.h"
 #include "io/json.h"
 
+/* Taps of the convolution at most: what the mixer has room for. */
+enum { CONFIG_MAX_TAPS = 16 };
+
 typedef struct model_config {
     int vocab_size; /* V, rows of the embedding, padding included */
     int hidden_size; /* H */
@@ -29,7 +32,7 @@ typedef struct model_config {
 
     /* Gated DeltaNet */
     int lin_k_heads, lin_v_heads, lin_k_dim, lin_v_dim;
-    int conv_kernel;
+    int conv_kernel; /* taps, 2..CONFIG_MAX_TAPS */
 
     /* feed-forward: dense has n_experts == 0 */
     int intermediate_size;

@@ -19,8 +19,6 @@ typedef struct gdn_loop {
     int64_t n;
 } gdn_loop;
 
-enum { MAX_TAPS = 16 }; /* config_read holds conv_kernel to this */
-
 /* Convolution, SiLU and norms for heads [begin, end) of the Nk query, Nk key and Nv value heads. */
 static void prepare_heads(void *ctx, int64_t begin, int64_t end, int worker)
 {
@@ -36,7 +34,7 @@ static void prepare_heads(void *ctx, int64_t begin, int64_t end, int worker)
         int64_t is_value = h >= 2 * Nk, width = is_value ? Dv : Dk;
         int64_t at = is_value ? 2 * Nk * Dk + (h - 2 * Nk) * Dv : h * Dk;
         for (int64_t i = 0; i < l->n; i++) {
-            const float *rows[MAX_TAPS];
+            const float *rows[CONFIG_MAX_TAPS];
             for (int j = 0; j < K; j++) rows[j] = t->conv_in + (i + j) * C + at;
             float *out = t->conv_out + i * C + at;
             ops->conv_silu(rows, l->w->conv + at * K, K, width, out);

@@ -593,3 +593,40 @@ describe("a broken checkpoint", function()
       end))
   end)
 end)
+
+describe("a module with sizes of zero", function()
+  it("has no groups, which divides nothing", function()
+    local dir = checkpoint.directory()
+    checkpoint.spit(dir .. "/config.json", "{}")
+    checkpoint.write(dir .. "/model.safetensors", {
+      ["m.weight"] = { dtype = "U32", shape = { 2, 4 }, data = ("\0"):rep(32) },
+      ["m.scales"] = { dtype = "BF16", shape = { 2, 0 }, data = "" },
+      ["m.biases"] = { dtype = "BF16", shape = { 2, 0 }, data = "" },
+    })
+    local m, message, code = core.model_module(dir, "m", 2, 32)
+    checkpoint.remove(dir)
+    assert.is_nil(m)
+    assert.matches("tensor m.scales: shape %[2, 0%], expected %[2, 1%]", message)
+    assert.equal("format", code)
+  end)
+end)
+
+describe("block sizes of FP8 that config.json makes up", function()
+  for _, size in ipairs { "9223372036854775807", "-9223372036854775808", "0" } do
+    it("are no sizes: " .. size, function()
+      local tensors = {
+        ["m.weight"] = { dtype = "F8_E4M3", shape = { 4, 32 }, data = ("\56"):rep(128) },
+        ["m.weight_scale_inv"] = { dtype = "F32", shape = { 3, 3 }, data = ("\0"):rep(36) },
+      }
+      local dir = checkpoint.directory()
+      checkpoint.spit(dir .. "/config.json", (
+        '{"quantization_config": {"quant_method": "fp8", "weight_block_size": [%s, %s]}}'):format(
+        size, size))
+      checkpoint.write(dir .. "/model.safetensors", tensors)
+      local m, message = core.model_module(dir, "m", 4, 32)
+      checkpoint.remove(dir)
+      assert.is_nil(m)
+      assert.matches("tensor m.weight_scale_inv: shape %[3, 3%], expected %[1, 1%]", message)
+    end)
+  end
+end)

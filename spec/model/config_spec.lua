@@ -152,6 +152,7 @@ describe("config", function()
       { { num_experts = "2000000000" }, "num_experts", "range" },
       { { num_experts_per_tok = "9" }, "num_experts_per_tok", "range" },
       { { linear_conv_kernel_dim = "1" }, "linear_conv_kernel_dim", "range" },
+      { { linear_conv_kernel_dim = "17" }, "linear_conv_kernel_dim .* from 2 to 16", "range" },
       { { rms_norm_eps = '"small"' }, "rms_norm_eps", "range" },
       { { text_config = "[]" }, "text_config", "format" },
     }
@@ -166,6 +167,16 @@ describe("config", function()
         assert.equal(code, got)
       end)
     end
+
+    it("nothing at the limits, where the number of weights still fits an integer", function()
+      local c = assert(read { hidden_size = "262144", num_hidden_layers = "4096",
+        num_experts = "4096", moe_intermediate_size = "262144" })
+      assert.equal(62, math.floor(math.log(c.n_parameters, 2) + 0.5))
+      for key, value in pairs { hidden_size = 262145, moe_intermediate_size = 262145,
+          num_hidden_layers = 4097, num_experts = 4097 } do
+        assert.is_nil(read { [key] = tostring(value) })
+      end
+    end)
 
     it("what is no object", function()
       assert.same({ nil, "config.json: an object is expected", "format" },
