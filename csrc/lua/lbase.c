@@ -21,6 +21,7 @@ static int pool_counts(lua_State *L)
 {
     lua_Integer threads = luaL_checkinteger(L, 1), items = luaL_checkinteger(L, 2);
     lua_Integer grain = luaL_checkinteger(L, 3), loops = luaL_checkinteger(L, 4);
+    luaL_argcheck(L, threads >= INT32_MIN && threads <= INT32_MAX, 1, "out of range");
     luaL_argcheck(L, items >= 0 && items <= 1 << 20, 2, "out of range");
     count c = {.n_threads = (int)threads};
     c.hits = lua_newuserdatauv(L, (size_t)items + 1, 0);

@@ -244,10 +244,10 @@ static int32_t *scratch(lua_State *L, int64_t n)
 /* The last n ids of the array at `arg`. */
 static void read_ids(lua_State *L, int arg, int64_t n, int32_t *ids)
 {
-    lua_Integer first = luaL_len(L, arg) - n + 1;
+    lua_Integer first = lml_len(L, arg, INT32_MAX) - n + 1;
     for (lua_Integer i = 0; i < n; i++) {
         int ok;
-        lua_geti(L, arg, first + i);
+        lua_rawgeti(L, arg, first + i);
         lua_Integer id = lua_tointegerx(L, -1, &ok);
         if (!ok) luaL_error(L, "bad argument #%d: entry %I is not a token id", arg, first + i);
         ids[i] = id >= 0 && id <= INT32_MAX ? (int32_t)id : -1;
@@ -258,11 +258,10 @@ static void read_ids(lua_State *L, int arg, int64_t n, int32_t *ids)
 /* c:repetition_penalty(r, prompt_ids, output_ids, last): of both together the last ids count. */
 static int l_repetition(lua_State *L)
 {
-    cands *c = check(L);
     double r = check_range(L, 2, 1e-6, 1e6);
     luaL_checktype(L, 3, LUA_TTABLE);
     luaL_checktype(L, 4, LUA_TTABLE);
-    lua_Integer prompt = luaL_len(L, 3), output = luaL_len(L, 4);
+    lua_Integer prompt = lml_len(L, 3, INT32_MAX), output = lml_len(L, 4, INT32_MAX);
     lua_Integer last = luaL_optinteger(L, 5, prompt + output);
     luaL_argcheck(L, last >= 0, 5, "0 or more expected");
     if (output > last) output = last;
@@ -270,27 +269,25 @@ static int l_repetition(lua_State *L)
     int32_t *ids = scratch(L, prompt + output);
     read_ids(L, 3, prompt, ids);
     read_ids(L, 4, output, ids + prompt);
-    cands_repetition(c, ids, prompt + output, r);
+    cands_repetition(check(L), ids, prompt + output, r);
     return 0;
 }
 
 /* c:penalty(output_ids, presence, frequency) */
 static int l_penalty(lua_State *L)
 {
-    cands *c = check(L);
     luaL_checktype(L, 2, LUA_TTABLE);
     double presence = check_range(L, 3, -1e6, 1e6), frequency = check_range(L, 4, -1e6, 1e6);
-    lua_Integer n = luaL_len(L, 2);
+    lua_Integer n = lml_len(L, 2, INT32_MAX);
     int32_t *ids = scratch(L, n);
     read_ids(L, 2, n, ids);
-    cands_penalty(c, ids, n, presence, frequency);
+    cands_penalty(check(L), ids, n, presence, frequency);
     return 0;
 }
 
 /* c:bias{[id] = x}: -inf rules out. */
 static int l_bias(lua_State *L)
 {
-    cands *c = check(L);
     luaL_checktype(L, 2, LUA_TTABLE);
     size_t n = 0;
     for (lua_pushnil(L); lua_next(L, 2); lua_pop(L, 1)) n++;
@@ -306,7 +303,7 @@ static int l_bias(lua_State *L)
             luaL_error(L, "bias of id %I is not a number below inf", id);
         ids[i] = (int32_t)id;
     }
-    cands_bias(c, ids, x, (int64_t)n);
+    cands_bias(check(L), ids, x, (int64_t)i);
     return 0;
 }
 

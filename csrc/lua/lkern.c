@@ -58,7 +58,7 @@ static void *guard_copy(lua_State *L, const void *bytes, size_t n)
 static void *arg_array(lua_State *L, const char *key, size_t size, int64_t *n)
 {
     size_t n_bytes;
-    if (lua_getfield(L, 3, key) == LUA_TNIL && !n) return NULL;
+    if (lml_get(L, 3, key) == LUA_TNIL && !n) return NULL;
     if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "'%s': string expected", key);
     const char *bytes = lua_tolstring(L, -1, &n_bytes);
     if (n_bytes % size != 0) luaL_error(L, "'%s': not a whole number of elements", key);
@@ -173,7 +173,7 @@ static int run_jobs(lua_State *L, const kern_ops *ops)
     int matrices = lua_gettop(L) - 1, xs = matrices + 1;
     luaL_checktype(L, matrices, LUA_TTABLE);
     luaL_checktype(L, xs, LUA_TTABLE);
-    int64_t n = luaL_len(L, matrices), max_cols = 1, threads = arg_count(L, "threads", 1);
+    int64_t n = lml_len(L, matrices, 1024), max_cols = 1, threads = arg_count(L, "threads", 1);
     num_matrix *m = guard_new(L, (size_t)n * sizeof *m);
     kern_job *jobs = guard_new(L, (size_t)n * sizeof *jobs);
     luaL_checkstack(L, (int)(4 * n) + 8, NULL);

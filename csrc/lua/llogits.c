@@ -82,6 +82,7 @@ static int logits_topk(lua_State *L)
     err_info e;
     int64_t n;
     cand *list = lua_newuserdatauv(L, (size_t)k * sizeof *list, 0);
+    v = check(L, 1);
     if (sample_topk(v->data, v->n, k, list, &n, &e)) return lml_fail(L, &e);
     lua_createtable(L, (int)n, 0);
     lua_createtable(L, (int)n, 0);
@@ -151,10 +152,10 @@ static int logits_bias(lua_State *L)
     return 1;
 }
 
-/* One byte per id, 1 where the array at `arg` names it; left on the stack. */
-static const char *push_flags(lua_State *L, int arg, int64_t n)
+/* One byte for each id of the view at 1, 1 where the array at `arg` names it; left on the stack. */
+static const char *push_flags(lua_State *L, int arg)
 {
-    int64_t n_ids;
+    int64_t n = check(L, 1)->n, n_ids;
     const int32_t *ids = lml_check_ids(L, arg, &n_ids);
     char *flags = lua_newuserdatauv(L, (size_t)n + 1, 0);
     memset(flags, 0, (size_t)n);
@@ -172,14 +173,15 @@ static const char *push_flags(lua_State *L, int arg, int64_t n)
  * what lies behind its end is ruled out. */
 static int logits_mask(lua_State *L)
 {
-    logits *v = check(L, 1);
     if (lua_type(L, 2) == LUA_TSTRING) {
         size_t n_bytes;
+        logits *v = check(L, 1);
         const char *bits = lua_tolstring(L, 2, &n_bytes);
         for (int64_t i = 0; i < v->n; i++)
             if ((uint64_t)i / 8 >= n_bytes || !(bits[i / 8] >> (i % 8) & 1)) v->data[i] = -INFINITY;
     } else {
-        const char *flags = push_flags(L, 2, v->n);
+        const char *flags = push_flags(L, 2);
+        logits *v = check(L, 1);
         for (int64_t i = 0; i < v->n; i++)
             if (!flags[i]) v->data[i] = -INFINITY;
     }
@@ -190,13 +192,14 @@ static int logits_mask(lua_State *L)
 /* ban(ids), or ban(first, last) with both ends included */
 static int logits_ban(lua_State *L)
 {
-    logits *v = check(L, 1);
     if (lua_isinteger(L, 2)) {
+        logits *v = check(L, 1);
         int64_t first = check_id(L, 2, v->n);
         int64_t last = lua_isnoneornil(L, 3) ? first : check_id(L, 3, v->n);
         for (int64_t i = first; i <= last; i++) v->data[i] = -INFINITY;
     } else {
-        const char *flags = push_flags(L, 2, v->n);
+        const char *flags = push_flags(L, 2);
+        logits *v = check(L, 1);
         for (int64_t i = 0; i < v->n; i++)
             if (flags[i]) v->data[i] = -INFINITY;
     }

@@ -2,7 +2,11 @@
  *
  * Handles are userdata created closed, then opened, so that a failure in between frees nothing
  * twice; __gc and __close are the same idempotent function. Failures of the world return
- * nil, message, code; misuse raises. Option tables are checked: an unknown key raises. */
+ * nil, message, code; misuse raises. Option tables are checked: an unknown key raises.
+ *
+ * Tables are read raw: what they hold stays alive in them, and no metamethod runs between a check
+ * and what rests on it. Finalizers still do wherever Lua allocates, and may close any handle, so a
+ * binding checks its handle once its arguments are read. */
 #ifndef LUA_LML_H
 #define LUA_LML_H
 
@@ -23,6 +27,12 @@ void lml_class(lua_State *L, const char *name, const luaL_Reg *methods, lua_CFun
 
 /* Raises unless every key of the table at `arg` is in the NULL-ended list. nil is fine. */
 void lml_check_keys(lua_State *L, int arg, const char *const *keys);
+
+/* Pushes table[key] and returns its type. */
+int lml_get(lua_State *L, int table, const char *key);
+
+/* The length of a table; raises above `max`, which sparse tables exceed without using memory. */
+lua_Integer lml_len(lua_State *L, int table, int max);
 
 /* Fields of an option table at `arg` (may be nil or none). */
 lua_Integer lml_opt_int(lua_State *L, int arg, const char *key, lua_Integer fallback);
@@ -46,6 +56,10 @@ void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch
 float *lml_check_logits(lua_State *L, int arg, int64_t *n);
 
 struct num_matrix;
+struct st_entry;
+
+/* {name=, dtype=, shape=} at `arg`, which keeps the name alive; i: its number, for messages. */
+void lml_check_entry(lua_State *L, int arg, lua_Integer i, struct st_entry *t);
 
 /* A matrix described by the table at `arg`, all sizes checked against its byte strings: mode,
  * rows, cols, group, codes, and by mode scales, biases, bits, tile_rows, row_bytes, divisor,
@@ -67,20 +81,20 @@ num_format lml_check_format(lua_State *L, int arg);
 cancel_flag *lml_cancel_flag(void);
 
 /* Each adds its functions and classes to the core table on top of the stack. */
-void lml_open_file(lua_State *L);
 void lml_open_base(lua_State *L);
+void lml_open_cands(lua_State *L);
+void lml_open_file(lua_State *L);
 void lml_open_json(lua_State *L);
-void lml_open_st(lua_State *L);
-void lml_open_tok(lua_State *L);
-void lml_open_num(lua_State *L);
 void lml_open_kern(lua_State *L);
 void lml_open_layout(lua_State *L);
-void lml_open_model(lua_State *L);
-void lml_open_tensor(lua_State *L);
 void lml_open_logits(lua_State *L);
-void lml_open_cands(lua_State *L);
-void lml_open_rng(lua_State *L);
+void lml_open_model(lua_State *L);
+void lml_open_num(lua_State *L);
 void lml_open_quant(lua_State *L);
+void lml_open_rng(lua_State *L);
+void lml_open_st(lua_State *L);
 void lml_open_sys(lua_State *L);
+void lml_open_tensor(lua_State *L);
+void lml_open_tok(lua_State *L);
 
 #endif

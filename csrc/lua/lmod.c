@@ -40,11 +40,25 @@ void lml_check_keys(lua_State *L, int arg, const char *const *keys)
     }
 }
 
+int lml_get(lua_State *L, int table, const char *key)
+{
+    table = lua_absindex(L, table);
+    lua_pushstring(L, key);
+    return lua_rawget(L, table);
+}
+
+lua_Integer lml_len(lua_State *L, int table, int max)
+{
+    lua_Unsigned n = lua_rawlen(L, table);
+    if (n > (lua_Unsigned)max) luaL_error(L, "a table of more than %d entries", max);
+    return (lua_Integer)n;
+}
+
 /* Pushes options[key]; 0 and nothing pushed when it is absent. */
 static int push_option(lua_State *L, int arg, const char *key)
 {
     if (lua_isnoneornil(L, arg)) return 0;
-    if (lua_getfield(L, arg, key) != LUA_TNIL) return 1;
+    if (lml_get(L, arg, key) != LUA_TNIL) return 1;
     lua_pop(L, 1);
     return 0;
 }
@@ -92,11 +106,11 @@ const char *lml_opt_string(lua_State *L, int arg, const char *key, const char *f
 const int32_t *lml_check_ids(lua_State *L, int arg, int64_t *n)
 {
     luaL_checktype(L, arg, LUA_TTABLE);
-    lua_Integer len = luaL_len(L, arg);
+    lua_Integer len = lml_len(L, arg, INT32_MAX);
     int32_t *ids = lua_newuserdatauv(L, (size_t)len * sizeof *ids + 1, 0);
     for (lua_Integer i = 1; i <= len; i++) {
         int ok;
-        lua_geti(L, arg, i);
+        lua_rawgeti(L, arg, i);
         lua_Integer id = lua_tointegerx(L, -1, &ok);
         if (!ok || id < INT32_MIN || id > INT32_MAX)
             luaL_error(L, "bad argument #%d: entry %I is not a token id", arg, i);
@@ -121,9 +135,9 @@ __attribute__((visibility("default"))) int luaopen_moonlet_core(lua_State *L);
 int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
+    lml_open_base(L);
     lml_open_cands(L);
     lml_open_file(L);
-    lml_open_base(L);
     lml_open_json(L);
     lml_open_kern(L);
     lml_open_layout(L);

@@ -44,7 +44,8 @@ static int open_model(lua_State *L)
     const char *dir = luaL_checkstring(L, 1);
     lml_check_keys(L, 2, keys);
     lua_Integer n_threads = lml_opt_int(L, 2, "threads", 0);
-    luaL_argcheck(L, n_threads >= 0 && n_threads <= 1024, 2, "threads: 1 to 1024 expected");
+    luaL_argcheck(L, n_threads >= 0 && n_threads <= POOL_MAX_THREADS, 2,
+                  "threads: 0 to 1024 expected");
     model_options options = {.n_threads = (int)n_threads, .level = lml_cpu_level(L)};
 
     model_box *box = lua_newuserdatauv(L, sizeof *box, 0);
@@ -78,8 +79,8 @@ static int read_want(lua_State *L, int arg)
     static const char *const names[] = {"logits", "hidden", "router", "mtp", NULL};
     luaL_checktype(L, arg, LUA_TTABLE);
     int want = 0;
-    for (lua_Integer i = 1, n = luaL_len(L, arg); i <= n; i++) {
-        lua_geti(L, arg, i);
+    for (lua_Integer i = 1, n = lml_len(L, arg, INT32_MAX); i <= n; i++) {
+        lua_rawgeti(L, arg, i);
         want |= 1 << luaL_checkoption(L, -1, NULL, names);
         lua_pop(L, 1);
     }
@@ -129,11 +130,12 @@ static err_code push_mtp(lua_State *L, ses *s, const model *m, const int32_t *id
 static int forward(lua_State *L)
 {
     lua_settop(L, 3);
-    const model *m = lmodel_check(L, 1)->m;
-    const model_config *c = &m->config;
-    int64_t n, L1 = c->n_layers + 1, H = c->hidden_size, k = c->n_experts_used;
+    int64_t n;
     const int32_t *ids = lml_check_ids(L, 2, &n);
     int want = read_want(L, 3);
+    const model *m = lmodel_check(L, 1)->m;
+    const model_config *c = &m->config;
+    int64_t L1 = c->n_layers + 1, H = c->hidden_size, k = c->n_experts_used;
     err_info e;
     if (n == 0) {
         err_set(&e, ERR_RANGE, "no tokens to evaluate");

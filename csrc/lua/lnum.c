@@ -6,7 +6,7 @@
 #include "num/format.h"
 #include "num/fp.h"
 
-/* Also bounds every product of a row count and a row's bytes below 2^62. */
+/* Also bounds the product of two sides below 2^62. */
 enum { MAX_SIDE = 0x7fffffff };
 
 /* ---- option tables ---------------------------------------------------------------------- */
@@ -71,7 +71,7 @@ static const uint8_t *check_bytes(lua_State *L, int arg, const char *what, int64
 static const uint8_t *check_part(lua_State *L, int arg, const char *key, int64_t expected)
 {
     const uint8_t *bytes = NULL;
-    if (lua_getfield(L, arg, key) == LUA_TNIL) {
+    if (lml_get(L, arg, key) == LUA_TNIL) {
         if (expected) luaL_error(L, "'%s' is missing", key);
     } else {
         if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "'%s': string expected", key);
@@ -202,17 +202,18 @@ void lml_check_matrix(lua_State *L, int arg, num_matrix *m)
     if (mode != NUM_FP8 && m->cols % m->group != 0) luaL_error(L, "'group' must divide 'cols'");
     int64_t least = (m->cols * m->bits + 7) / 8;
     m->row_bytes = lml_opt_int(L, arg, "row_bytes", least);
-    if (m->row_bytes < least || m->row_bytes > 4 * (int64_t)MAX_SIDE)
+    if (m->row_bytes < least || m->row_bytes > INT64_MAX / m->rows)
         luaL_error(L, "option 'row_bytes': out of range");
     if (mode == NUM_AFFINE || mode == NUM_FP8)
         m->scale_dtype = check_dtype(L, arg, "scale_dtype", "bf16");
     if (mode == NUM_AFFINE) m->bias_dtype = check_dtype(L, arg, "bias_dtype", "bf16");
     m->divisor = (float)lml_opt_number(L, arg, "divisor", 1);
+    /* Codes that are there also bound the number of scales. */
+    m->codes = check_part(L, arg, "codes", m->rows * m->row_bytes);
     int64_t n_scales =
         (m->rows + m->tile_rows - 1) / m->tile_rows * ((m->cols + m->group - 1) / m->group);
     int64_t scale_bytes = plain ? 0 : num_dtype_bytes(m->scale_dtype);
     int64_t bias_bytes = mode == NUM_AFFINE ? num_dtype_bytes(m->bias_dtype) : 0;
-    m->codes = check_part(L, arg, "codes", m->rows * m->row_bytes);
     m->scales = check_part(L, arg, "scales", n_scales * scale_bytes);
     m->biases = check_part(L, arg, "biases", n_scales * bias_bytes);
 }

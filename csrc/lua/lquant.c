@@ -46,7 +46,8 @@ static int quant_open(lua_State *L)
     err_info e = {0};
     const char *path = luaL_checkstring(L, 1);
     lua_Integer threads = luaL_checkinteger(L, 2);
-    luaL_argcheck(L, threads >= 0 && threads <= 4096, 2, "0 to 4096 threads expected");
+    luaL_argcheck(L, threads >= 0 && threads <= POOL_MAX_THREADS, 2,
+                  "0 to 1024 threads expected");
     quantizer *q = lua_newuserdatauv(L, sizeof *q, 0);
     memset(q, 0, sizeof *q);
     luaL_setmetatable(L, QUANT);
@@ -55,10 +56,10 @@ static int quant_open(lua_State *L)
     return q->pool ? 1 : lml_fail(L, &e);
 }
 
-static lua_Integer field_int(lua_State *L, int table, const char *key)
+static lua_Integer get_int(lua_State *L, int table, const char *key)
 {
     int ok;
-    lua_getfield(L, table, key);
+    lml_get(L, table, key);
     lua_Integer n = lua_tointegerx(L, -1, &ok);
     if (!ok) luaL_error(L, "field '%s': integer expected, got %s", key, luaL_typename(L, -1));
     lua_pop(L, 1);
@@ -66,35 +67,13 @@ static lua_Integer field_int(lua_State *L, int table, const char *key)
 }
 
 /* The string stays alive in its table. */
-static const char *field_string(lua_State *L, int table, const char *key)
+static const char *get_string(lua_State *L, int table, const char *key)
 {
-    if (lua_getfield(L, table, key) != LUA_TSTRING)
+    if (lml_get(L, table, key) != LUA_TSTRING)
         luaL_error(L, "field '%s': string expected, got %s", key, luaL_typename(L, -1));
     const char *s = lua_tostring(L, -1);
     lua_pop(L, 1);
     return s;
-}
-
-/* {name=, dtype=, shape=} on top of the stack. */
-static void read_entry(lua_State *L, st_entry *entry)
-{
-    int table = lua_gettop(L);
-    luaL_checktype(L, table, LUA_TTABLE);
-    entry->name = field_string(L, table, "name");
-    int dtype = st_dtype_parse(field_string(L, table, "dtype"));
-    if (dtype < 0) luaL_error(L, "tensor %s: unknown dtype", entry->name);
-    entry->dtype = (st_dtype)dtype;
-    if (lua_getfield(L, table, "shape") != LUA_TTABLE)
-        luaL_error(L, "tensor %s: shape expected", entry->name);
-    lua_Integer n = luaL_len(L, -1);
-    if (n > ST_MAX_DIMS) luaL_error(L, "tensor %s: too many dimensions", entry->name);
-    entry->n_dims = (int)n;
-    for (int i = 0; i < entry->n_dims; i++) {
-        lua_geti(L, -1, i + 1);
-        entry->shape[i] = luaL_checkinteger(L, -1);
-        lua_pop(L, 1);
-    }
-    lua_pop(L, 1);
 }
 
 /* q:create(path, {{name=, dtype=, shape=}, ...}, format) -> true
@@ -103,18 +82,18 @@ static void read_entry(lua_State *L, st_entry *entry)
 static int quant_create(lua_State *L)
 {
     err_info e = {0};
-    quantizer *q = check_open(L);
     const char *path = luaL_checkstring(L, 2);
     luaL_checktype(L, 3, LUA_TTABLE);
     const char *metadata[] = {"format", luaL_checkstring(L, 4), NULL};
-    if (q->writer) return luaL_error(L, "a file is being written already");
-    lua_Integer n = luaL_len(L, 3);
+    lua_Integer n = lml_len(L, 3, INT32_MAX);
     st_entry *entries = lua_newuserdatauv(L, (size_t)n * sizeof *entries + 1, 0);
     for (lua_Integer i = 0; i < n; i++) {
-        lua_geti(L, 3, i + 1);
-        read_entry(L, &entries[i]);
+        lua_rawgeti(L, 3, i + 1);
+        lml_check_entry(L, lua_gettop(L), i + 1, &entries[i]);
         lua_pop(L, 1);
     }
+    quantizer *q = check_open(L);
+    if (q->writer) return luaL_error(L, "a file is being written already");
     q->writer = st_writer_open(path, entries, n, metadata, &e);
     if (!q->writer) return lml_fail(L, &e);
     q->n_entries = n;
@@ -123,20 +102,20 @@ static int quant_create(lua_State *L)
 }
 
 /* parts[i] = {name=, first_row=}; the array is a userdata left on the stack. */
-static void read_parts(lua_State *L, int job_table, const quantizer *q, quant_job *job)
+static void read_parts(lua_State *L, int job_table, quant_job *job)
 {
-    lua_getfield(L, job_table, "parts");
+    lml_get(L, job_table, "parts");
     luaL_checktype(L, -1, LUA_TTABLE);
     int list = lua_gettop(L);
-    job->n_parts = luaL_len(L, list);
+    job->n_parts = lml_len(L, list, INT32_MAX);
     quant_part *parts = lua_newuserdatauv(L, (size_t)job->n_parts * sizeof *parts + 1, 0);
     for (int64_t i = 0; i < job->n_parts; i++) {
-        lua_geti(L, list, i + 1);
+        lua_rawgeti(L, list, i + 1);
         luaL_checktype(L, -1, LUA_TTABLE);
-        const char *name = field_string(L, lua_gettop(L), "name");
-        parts[i].tensor = st_find(q->source, name);
+        const char *name = get_string(L, -1, "name");
+        parts[i].tensor = st_find(check_open(L)->source, name);
         if (!parts[i].tensor) luaL_error(L, "no tensor %s", name);
-        parts[i].first_row = field_int(L, lua_gettop(L), "first_row");
+        parts[i].first_row = get_int(L, -1, "first_row");
         lua_pop(L, 1);
     }
     job->parts = parts;
@@ -145,7 +124,7 @@ static void read_parts(lua_State *L, int job_table, const quantizer *q, quant_jo
 /* Index of the first of n_arrays entries that take the job's output. */
 static int64_t read_entries(lua_State *L, int job_table, const quantizer *q, int n_arrays)
 {
-    int64_t first = field_int(L, job_table, "entry") - 1;
+    int64_t first = get_int(L, job_table, "entry") - 1;
     if (first < 0 || first > q->n_entries - n_arrays) luaL_error(L, "no such entry");
     return first;
 }
@@ -160,24 +139,24 @@ static int quant_put(lua_State *L)
                                        "group", "flavour", "mx_rule", NULL};
     static const char *const ops[] = {"copy", "bf16", "bf16_plus_one", "encode", NULL};
     err_info e = {0};
-    quantizer *q = check_writing(L);
     quant_job job = {.scales = -1, .biases = -1};
     luaL_checktype(L, 2, LUA_TTABLE);
     lml_check_keys(L, 2, keys);
-    lua_getfield(L, 2, "op");
+    lml_get(L, 2, "op");
     job.op = (quant_op)luaL_checkoption(L, -1, NULL, ops);
-    job.part_rows = field_int(L, 2, "part_rows");
-    job.cols = field_int(L, 2, "cols");
+    job.part_rows = get_int(L, 2, "part_rows");
+    job.cols = get_int(L, 2, "cols");
     int n_arrays = 1;
     if (job.op == QUANT_ENCODE) {
         job.format = lml_check_format(L, 2);
         if (num_format_check(&job.format, job.cols, &e)) return lml_fail(L, &e);
         n_arrays = job.format.mode == NUM_AFFINE ? 3 : 2;
     }
+    read_parts(L, 2, &job);
+    const quantizer *q = check_writing(L);
     job.weight = read_entries(L, 2, q, n_arrays);
     if (n_arrays > 1) job.scales = job.weight + 1;
     if (n_arrays > 2) job.biases = job.weight + 2;
-    read_parts(L, 2, q, &job);
     if (quant_run(&job, q->writer, q->pool, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;

@@ -62,9 +62,9 @@ int lsession_new(lua_State *L)
 /* session:eval(ids) -> true */
 static int eval(lua_State *L)
 {
-    session_box *box = check_session(L);
     int64_t n;
     const int32_t *ids = lml_check_ids(L, 2, &n);
+    session_box *box = check_session(L);
     err_info e;
     box->epoch++;
     if (ses_eval(box->s, ids, n, NULL, lml_cancel_flag(), &e)) return lml_fail(L, &e);
@@ -76,11 +76,11 @@ static int eval(lua_State *L)
  * should follow ids[i]; a negative target scores nothing. */
 static int score(lua_State *L)
 {
-    session_box *box = check_session(L);
     int64_t n, n_targets;
     const int32_t *ids = lml_check_ids(L, 2, &n), *targets = lml_check_ids(L, 3, &n_targets);
     luaL_argcheck(L, n == n_targets, 3, "one target for each id expected");
     ses_want want = {.targets = targets, .nll = lml_push_tensor(L, 'f', 1, &n)};
+    session_box *box = check_session(L);
     err_info e;
     box->epoch++;
     if (ses_eval(box->s, ids, n, &want, lml_cancel_flag(), &e)) return lml_fail(L, &e);
@@ -91,21 +91,21 @@ static int score(lua_State *L)
  * See ses_mtp. */
 static int mtp(lua_State *L)
 {
-    session_box *box = check_session(L);
-    const model_config *c = &box->owner->m->config;
     lua_Integer first = luaL_checkinteger(L, 2);
     size_t n_bytes;
     int64_t n;
     const char *final = luaL_checklstring(L, 3, &n_bytes);
     const int32_t *next_ids = lml_check_ids(L, 4, &n);
-    luaL_argcheck(L, n_bytes == (size_t)n * (size_t)c->hidden_size * sizeof(float), 3,
+    const model_config *c = &check_session(L)->owner->m->config;
+    int64_t H = c->hidden_size, V = c->vocab_size;
+    luaL_argcheck(L, n_bytes == (size_t)n * (size_t)H * sizeof(float), 3,
                   "one row of f32 for each id expected");
-    float *rows = lml_push_tensor(L, 'f', 2, (int64_t[]){n, c->hidden_size});
+    float *rows = lml_push_tensor(L, 'f', 2, (int64_t[]){n, H});
     memcpy(rows, final, n_bytes);
-    float *hidden = lml_push_tensor(L, 'f', 2, (int64_t[]){n, c->hidden_size});
-    float *out = lml_push_tensor(L, 'f', 2, (int64_t[]){n, c->vocab_size});
+    float *hidden = lml_push_tensor(L, 'f', 2, (int64_t[]){n, H});
+    float *out = lml_push_tensor(L, 'f', 2, (int64_t[]){n, V});
     err_info e;
-    if (ses_mtp(box->s, first, rows, next_ids, n, hidden, out, &e)) return lml_fail(L, &e);
+    if (ses_mtp(check_session(L)->s, first, rows, next_ids, n, hidden, out, &e)) return lml_fail(L, &e);
     return 2;
 }
 
@@ -140,9 +140,10 @@ static int push_past_ids(lua_State *L)
 /* session:common_prefix(ids) -> how many leading ids are what was evaluated */
 static int common_prefix(lua_State *L)
 {
-    const ses *s = check_session(L)->s;
     int64_t n, same = 0;
-    const int32_t *ids = lml_check_ids(L, 2, &n), *past = ses_ids(s);
+    const int32_t *ids = lml_check_ids(L, 2, &n);
+    const ses *s = check_session(L)->s;
+    const int32_t *past = ses_ids(s);
     while (same < n && same < ses_n_past(s) && ids[same] == past[same]) same++;
     lua_pushinteger(L, same);
     return 1;

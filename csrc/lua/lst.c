@@ -100,25 +100,16 @@ static int set_metadata(lua_State *L)
 
 /* ---- writing ---------------------------------------------------------------------------- */
 
-static const char *field_string(lua_State *L, int entry, const char *key, size_t *n, int64_t i)
+static void read_shape(lua_State *L, int arg, st_entry *t)
 {
-    if (lua_getfield(L, entry, key) != LUA_TSTRING)
-        luaL_error(L, "entry %I: field '%s' is not a string", (lua_Integer)i + 1, key);
-    const char *s = lua_tolstring(L, -1, n);
-    lua_pop(L, 1); /* the entry keeps it alive */
-    return s;
-}
-
-static void read_shape(lua_State *L, int entry, st_entry *t)
-{
-    if (lua_getfield(L, entry, "shape") != LUA_TTABLE)
+    if (lml_get(L, arg, "shape") != LUA_TTABLE)
         luaL_error(L, "tensor %s: field 'shape' is not a table", t->name);
-    lua_Integer n = luaL_len(L, -1);
+    lua_Unsigned n = lua_rawlen(L, -1);
     if (n > ST_MAX_DIMS) luaL_error(L, "tensor %s: more than %d dimensions", t->name, ST_MAX_DIMS);
     t->n_dims = (int)n;
     for (int d = 0; d < t->n_dims; d++) {
         int ok;
-        lua_geti(L, -1, d + 1);
+        lua_rawgeti(L, -1, d + 1);
         t->shape[d] = lua_tointegerx(L, -1, &ok);
         if (!ok || t->shape[d] < 0) luaL_error(L, "tensor %s: shape is no list of sizes", t->name);
         lua_pop(L, 1);
@@ -126,18 +117,33 @@ static void read_shape(lua_State *L, int entry, st_entry *t)
     lua_pop(L, 1);
 }
 
-/* entries[i] at the top of the stack; *data is borrowed from it. */
-static void read_entry(lua_State *L, int64_t i, st_entry *t, const char **data, size_t *n_bytes)
+static const char *field_string(lua_State *L, int entry, const char *key, size_t *n, lua_Integer i)
 {
-    static const char *const keys[] = {"name", "dtype", "shape", "data", NULL};
-    int entry = lua_gettop(L);
-    lml_check_keys(L, entry, keys);
-    t->name = field_string(L, entry, "name", NULL, i);
-    const char *dtype_name = field_string(L, entry, "dtype", NULL, i);
+    if (lml_get(L, entry, key) != LUA_TSTRING)
+        luaL_error(L, "entry %I: field '%s' is not a string", i, key);
+    const char *s = lua_tolstring(L, -1, n);
+    lua_pop(L, 1);
+    return s;
+}
+
+void lml_check_entry(lua_State *L, int arg, lua_Integer i, st_entry *t)
+{
+    if (!lua_istable(L, arg)) luaL_error(L, "entry %I is not a table", i);
+    t->name = field_string(L, arg, "name", NULL, i);
+    const char *dtype_name = field_string(L, arg, "dtype", NULL, i);
     int dtype = st_dtype_parse(dtype_name);
     if (dtype < 0) luaL_error(L, "tensor %s: unknown dtype '%s'", t->name, dtype_name);
     t->dtype = (st_dtype)dtype;
-    read_shape(L, entry, t);
+    read_shape(L, arg, t);
+}
+
+/* {name=, dtype=, shape=, data=} at the top of the stack; *data is borrowed from it. */
+static void read_entry(lua_State *L, lua_Integer i, st_entry *t, const char **data, size_t *n_bytes)
+{
+    static const char *const keys[] = {"name", "dtype", "shape", "data", NULL};
+    int entry = lua_gettop(L);
+    lml_check_entry(L, entry, i, t);
+    lml_check_keys(L, entry, keys);
     *data = field_string(L, entry, "data", n_bytes, i);
     lua_Integer expected = st_dtype_bytes(t->dtype);
     for (int d = 0; d < t->n_dims; d++)
@@ -181,16 +187,15 @@ static int write_file(lua_State *L)
     const char *path = luaL_checkstring(L, 1);
     luaL_checktype(L, 2, LUA_TTABLE);
     lua_settop(L, 3);
-    lua_Integer n = luaL_len(L, 2);
+    lua_Integer n = lml_len(L, 2, INT32_MAX);
     const char *const *metadata = read_metadata(L, 3);
     lua_settop(L, metadata ? 4 : 3);
     st_entry *entries = lua_newuserdatauv(L, (size_t)n * sizeof *entries + 1, 0);
     const char **data = lua_newuserdatauv(L, (size_t)n * sizeof *data + 1, 0);
     size_t *n_bytes = lua_newuserdatauv(L, (size_t)n * sizeof *n_bytes + 1, 0);
     for (lua_Integer i = 0; i < n; i++) {
-        if (lua_geti(L, 2, i + 1) != LUA_TTABLE)
-            return luaL_error(L, "entry %I is not a table", i + 1);
-        read_entry(L, i, &entries[i], &data[i], &n_bytes[i]);
+        lua_rawgeti(L, 2, i + 1);
+        read_entry(L, i + 1, &entries[i], &data[i], &n_bytes[i]);
         lua_pop(L, 1);
     }
     /* Nothing below can raise, so the writer cannot be lost. */

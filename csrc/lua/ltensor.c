@@ -142,11 +142,11 @@ static int tensor_new(lua_State *L)
     luaL_checktype(L, 2, LUA_TTABLE);
     const char *bytes = luaL_checklstring(L, 3, &n_bytes);
     int64_t shape[MAX_DIMS];
-    lua_Integer n_dims = luaL_len(L, 2);
+    lua_Unsigned n_dims = lua_rawlen(L, 2);
     luaL_argcheck(L, n_dims >= 1 && n_dims <= MAX_DIMS, 2, "1 to 8 dimensions expected");
-    for (int d = 0; d < n_dims; d++) {
+    for (int d = 0; d < (int)n_dims; d++) {
         int ok;
-        lua_geti(L, 2, d + 1);
+        lua_rawgeti(L, 2, d + 1);
         shape[d] = lua_tointegerx(L, -1, &ok);
         luaL_argcheck(L, ok && shape[d] >= 0, 2, "sizes expected");
         lua_pop(L, 1);

@@ -54,7 +54,7 @@ static int tok_gc(lua_State *L)
 static lua_Integer range_end(lua_State *L, lua_Integer k, int side)
 {
     int ok;
-    lua_geti(L, -1, side);
+    lua_rawgeti(L, -1, side);
     lua_Integer i = lua_tointegerx(L, -1, &ok);
     if (!ok) luaL_error(L, "option 'plain': entry %I: two integers expected", k);
     lua_pop(L, 1);
@@ -66,13 +66,13 @@ static const tok_range *check_plain(lua_State *L, int arg, size_t *n)
 {
     *n = 0;
     if (lua_isnoneornil(L, arg)) return NULL;
-    if (lua_getfield(L, arg, "plain") == LUA_TNIL) return NULL;
+    if (lml_get(L, arg, "plain") == LUA_TNIL) return NULL;
     if (lua_type(L, -1) != LUA_TTABLE) luaL_error(L, "option 'plain': table expected");
-    lua_Integer len = luaL_len(L, -1);
+    lua_Integer len = lml_len(L, -1, INT32_MAX);
     tok_range *plain = lua_newuserdatauv(L, (size_t)len * sizeof *plain + 1, 0);
     lua_insert(L, -2);
     for (lua_Integer k = 1; k <= len; k++) {
-        if (lua_geti(L, -1, k) != LUA_TTABLE)
+        if (lua_rawgeti(L, -1, k) != LUA_TTABLE)
             luaL_error(L, "option 'plain': entry %I: two integers expected", k);
         lua_Integer first = range_end(L, k, 1), last = range_end(L, k, 2);
         if (first < 1 || last < first - 1)
@@ -91,12 +91,12 @@ static int l_encode(lua_State *L)
     err_info e;
     size_t n_bytes, n_plain, n_ids;
     int32_t *ids;
-    const tok *t = check_tok(L, 1);
     const char *text = luaL_checklstring(L, 2, &n_bytes);
     lml_check_keys(L, 3, keys);
     int special = lml_opt_bool(L, 3, "special", 1);
     const tok_range *plain = check_plain(L, 3, &n_plain);
     void **box = push_box(L);
+    const tok *t = check_tok(L, 1);
     err_code c = tok_encode(t, text, n_bytes, special, plain, n_plain, &ids, &n_ids, &e);
     if (c == ERR_RANGE) return luaL_error(L, "option 'plain': %s", e.text);
     if (c) return lml_fail(L, &e);
@@ -114,12 +114,11 @@ static int l_decode(lua_State *L)
     int64_t n;
     char *text;
     size_t n_bytes;
-    const tok *t = check_tok(L, 1);
     lml_check_keys(L, 3, keys);
     int skip = lml_opt_bool(L, 3, "skip_special", 0);
     const int32_t *ids = lml_check_ids(L, 2, &n);
     void **box = push_box(L);
-    if (tok_decode(t, ids, (size_t)n, skip, &text, &n_bytes, &e)) return lml_fail(L, &e);
+    if (tok_decode(check_tok(L, 1), ids, (size_t)n, skip, &text, &n_bytes, &e)) return lml_fail(L, &e);
     *box = text;
     lua_pushlstring(L, text, n_bytes);
     mem_free(text);
@@ -218,7 +217,6 @@ static int l_stream(lua_State *L)
 {
     static const char *const keys[] = {"skip_special", NULL};
     err_info e;
-    const tok *t = check_tok(L, 1);
     lml_check_keys(L, 2, keys);
     int skip = lml_opt_bool(L, 2, "skip_special", 0);
     tok_stream **s = lua_newuserdatauv(L, sizeof *s, 1);
@@ -226,7 +224,7 @@ static int l_stream(lua_State *L)
     luaL_setmetatable(L, STREAM);
     lua_pushvalue(L, 1);
     lua_setiuservalue(L, -2, 1);
-    *s = tok_stream_open(t, skip, &e);
+    *s = tok_stream_open(check_tok(L, 1), skip, &e);
     return *s ? 1 : lml_fail(L, &e);
 }
 

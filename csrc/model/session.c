@@ -274,6 +274,7 @@ void ses_reset(ses *s)
     memset(s->conv, 0, (size_t)ses_conv_floats(s) * sizeof *s->conv);
     s->n_past = 0;
     s->n_mtp = 0;
+    s->logits_at = 0;
 }
 
 struct ses_snap {
