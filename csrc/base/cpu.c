@@ -43,5 +43,5 @@ int cpu_count(void)
     cpu_set_t set; /* too small for the kernel's mask on machines with more than 1024 processors */
     int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set)
                                                         : (int)sysconf(_SC_NPROCESSORS_ONLN);
-    return n > 0 ? n : 1;
+    return n < 1 ? 1 : n < CPU_SETSIZE ? n : CPU_SETSIZE;
 }

@@ -11,7 +11,8 @@ cpu_level cpu_detect(void);
 /* "scalar", "avx2", "avx512", "amx" */
 const char *cpu_level_name(cpu_level level);
 
-/* Processors this process may run on (its affinity mask), at least 1. */
+/* Processors this process may run on (its affinity mask), from 1 to 1024: a pool of all of them can
+ * always be opened. */
 int cpu_count(void);
 
 #endif

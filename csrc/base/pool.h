@@ -18,7 +18,8 @@ typedef struct pool pool;
 
 enum { POOL_MAX_THREADS = 1024 };
 
-/* 1 <= n_threads <= POOL_MAX_THREADS. NULL on failure. Closed with pool_close, which joins the threads. */
+/* 1 <= n_threads <= POOL_MAX_THREADS. NULL on failure. Closed with pool_close, which joins the
+ * threads. */
 pool *pool_open(int n_threads, err_info *e);
 void pool_close(pool *p);
 int pool_n_threads(const pool *p);
