@@ -15,7 +15,7 @@ static uint64_t rotl(uint64_t x, int k)
     return (x << k) | (x >> (64 - k));
 }
 
-uint64_t rng_next(rng *r)
+static uint64_t next(rng *r)
 {
     uint64_t *s = r->s, result = rotl(s[1] * 5, 7) * 9, t = s[1] << 17;
     s[2] ^= s[0];
@@ -29,5 +29,5 @@ uint64_t rng_next(rng *r)
 
 double rng_uniform(rng *r)
 {
-    return (double)(rng_next(r) >> 11) * 0x1p-53;
+    return (double)(next(r) >> 11) * 0x1p-53;
 }

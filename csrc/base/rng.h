@@ -10,7 +10,6 @@ typedef struct rng {
 } rng;
 
 void rng_seed(rng *r, uint64_t seed);
-uint64_t rng_next(rng *r);
 double rng_uniform(rng *r); /* in [0, 1), 53 bits */
 
 #endif

@@ -103,8 +103,12 @@ static int real_path(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_write", write_whole}, {"free_bytes", free_bytes}, {"list_dir", list_dir},
-        {"make_dir", make_dir},      {"real_path", real_path},   {"sync_dir", sync_dir},
+        {"file_write", write_whole},
+        {"free_bytes", free_bytes},
+        {"list_dir", list_dir},
+        {"make_dir", make_dir},
+        {"real_path", real_path},
+        {"sync_dir", sync_dir},
         {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);

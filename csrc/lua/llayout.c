@@ -6,7 +6,6 @@
  *   core.model_module(dir, name, rows, cols) one matrix by its name in the file, with values */
 #include "lua/llayout.h"
 
-#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -14,6 +13,7 @@
 #include "io/st.h"
 #include "model/bind.h"
 #include "model/config.h"
+#include "model/model.h"
 #include "model/weights.h"
 
 #define CLASS "moonlet.layout"
@@ -50,10 +50,7 @@ static layout *push_layout(lua_State *L)
 
 static err_code open_dir(layout *o, const char *dir, err_info *e)
 {
-    char path[4096];
-    if (snprintf(path, sizeof path, "%s/config.json", dir) >= (int)sizeof path)
-        return err_set(e, ERR_RANGE, "%.100s...: path too long", dir);
-    o->json = json_read_file(path, e);
+    o->json = model_read_config(dir, e);
     if (!o->json) return e->code;
     o->set = st_open(dir, e);
     return o->set ? ERR_NONE : e->code;
@@ -125,8 +122,8 @@ static void push_config(lua_State *L, const model_config *c)
 
 static const char *dtype_name(num_dtype dtype)
 {
-    static const char *const names[] = {[NUM_DT_F32] = "f32", [NUM_DT_F16] = "f16",
-                                        [NUM_DT_BF16] = "bf16", [NUM_DT_U8] = "u8"};
+    static const char *const names[] = {
+        [NUM_DT_F32] = "f32", [NUM_DT_F16] = "f16", [NUM_DT_BF16] = "bf16", [NUM_DT_U8] = "u8"};
     return names[dtype];
 }
 

@@ -95,8 +95,7 @@ static void push_router(lua_State *L, const model_config *c, int64_t n, const in
     lua_createtable(L, c->n_layers, 0);
     for (int layer = 0; layer < c->n_layers; layer++) {
         lua_createtable(L, 0, 2);
-        memcpy(lml_push_tensor(L, 'i', 2, shape), ids + layer * size,
-               (size_t)size * sizeof *ids);
+        memcpy(lml_push_tensor(L, 'i', 2, shape), ids + layer * size, (size_t)size * sizeof *ids);
         lua_setfield(L, -2, "ids");
         memcpy(lml_push_tensor(L, 'f', 2, shape), weights_of + layer * size,
                (size_t)size * sizeof *weights_of);

@@ -46,8 +46,7 @@ static int quant_open(lua_State *L)
     err_info e = {0};
     const char *path = luaL_checkstring(L, 1);
     lua_Integer threads = luaL_checkinteger(L, 2);
-    luaL_argcheck(L, threads >= 0 && threads <= POOL_MAX_THREADS, 2,
-                  "0 to 1024 threads expected");
+    luaL_argcheck(L, threads >= 0 && threads <= POOL_MAX_THREADS, 2, "0 to 1024 threads expected");
     quantizer *q = lua_newuserdatauv(L, sizeof *q, 0);
     memset(q, 0, sizeof *q);
     luaL_setmetatable(L, QUANT);
@@ -135,8 +134,8 @@ static int64_t read_entries(lua_State *L, int job_table, const quantizer *q, int
  * entry of the weight; scales and biases are the entries behind it. */
 static int quant_put(lua_State *L)
 {
-    static const char *const keys[] = {"op", "parts", "part_rows", "cols", "entry", "mode", "bits",
-                                       "group", "flavour", "mx_rule", NULL};
+    static const char *const keys[] = {"op",   "parts", "part_rows", "cols",    "entry", "mode",
+                                       "bits", "group", "flavour",   "mx_rule", NULL};
     static const char *const ops[] = {"copy", "bf16", "bf16_plus_one", "encode", NULL};
     err_info e = {0};
     quant_job job = {.scales = -1, .biases = -1};

@@ -105,7 +105,8 @@ static int mtp(lua_State *L)
     float *hidden = lml_push_tensor(L, 'f', 2, (int64_t[]){n, H});
     float *out = lml_push_tensor(L, 'f', 2, (int64_t[]){n, V});
     err_info e;
-    if (ses_mtp(check_session(L)->s, first, rows, next_ids, n, hidden, out, &e)) return lml_fail(L, &e);
+    if (ses_mtp(check_session(L)->s, first, rows, next_ids, n, hidden, out, &e))
+        return lml_fail(L, &e);
     return 2;
 }
 
@@ -268,22 +269,15 @@ static int kv_row(lua_State *L)
 
 void lsession_open(lua_State *L)
 {
-    static const luaL_Reg session_methods[] = {{"close", close_session},
-                                               {"common_prefix", common_prefix},
-                                               {"eval", eval},
-                                               {"ids", push_past_ids},
-                                               {"kv_row", kv_row},
-                                               {"linear_state", linear_state},
-                                               {"logits", logits},
-                                               {"mtp", mtp},
-                                               {"n_ctx", n_ctx},
-                                               {"n_past", n_past},
-                                               {"reset", reset},
-                                               {"restore", restore},
-                                               {"score", score},
-                                               {"snapshot", snapshot},
-                                               {"stats", stats},
-                                               {NULL, NULL}};
+    static const luaL_Reg session_methods[] = {
+        {"close", close_session}, {"common_prefix", common_prefix},
+        {"eval", eval},           {"ids", push_past_ids},
+        {"kv_row", kv_row},       {"linear_state", linear_state},
+        {"logits", logits},       {"mtp", mtp},
+        {"n_ctx", n_ctx},         {"n_past", n_past},
+        {"reset", reset},         {"restore", restore},
+        {"score", score},         {"snapshot", snapshot},
+        {"stats", stats},         {NULL, NULL}};
     static const luaL_Reg snap_methods[] = {
         {"close", close_snap}, {"n_past", snap_n_past}, {NULL, NULL}};
     lml_class(L, LSESSION_CLASS, session_methods, close_session);

@@ -56,8 +56,10 @@ static int seconds(lua_State *L)
 
 void lml_open_sys(lua_State *L)
 {
-    static const luaL_Reg functions[] = {
-        {"catch_interrupt", catch_interrupt}, {"interrupted", was_interrupted},
-        {"isatty", is_terminal}, {"seconds", seconds}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"catch_interrupt", catch_interrupt},
+                                         {"interrupted", was_interrupted},
+                                         {"isatty", is_terminal},
+                                         {"seconds", seconds},
+                                         {NULL, NULL}};
     luaL_setfuncs(L, functions, 0);
 }

@@ -118,7 +118,8 @@ static int l_decode(lua_State *L)
     int skip = lml_opt_bool(L, 3, "skip_special", 0);
     const int32_t *ids = lml_check_ids(L, 2, &n);
     void **box = push_box(L);
-    if (tok_decode(check_tok(L, 1), ids, (size_t)n, skip, &text, &n_bytes, &e)) return lml_fail(L, &e);
+    if (tok_decode(check_tok(L, 1), ids, (size_t)n, skip, &text, &n_bytes, &e))
+        return lml_fail(L, &e);
     *box = text;
     lua_pushlstring(L, text, n_bytes);
     mem_free(text);
@@ -260,10 +261,11 @@ static int stream_finish(lua_State *L)
 void lml_open_tok(lua_State *L)
 {
     static const luaL_Reg tok_methods[] = {
-        {"encode", l_encode},       {"decode", l_decode},           {"split", l_split},
-        {"stream", l_stream},       {"id", l_id},                   {"token_bytes", l_token_bytes},
-        {"n_vocab", l_n_vocab},     {"is_special", l_is_special},   {"close", tok_gc},
-        {NULL, NULL},
+        {"encode", l_encode},   {"decode", l_decode},
+        {"split", l_split},     {"stream", l_stream},
+        {"id", l_id},           {"token_bytes", l_token_bytes},
+        {"n_vocab", l_n_vocab}, {"is_special", l_is_special},
+        {"close", tok_gc},      {NULL, NULL},
     };
     static const luaL_Reg stream_methods[] = {
         {"step", stream_step}, {"finish", stream_finish}, {"close", stream_gc}, {NULL, NULL}};

@@ -21,7 +21,7 @@ int64_t kv_row_bytes(const ses *s)
     return kv_width(s) * (s->codec == KV_F32 ? 4 : 2);
 }
 
-void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value)
+static void write_row(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value)
 {
     int64_t width = kv_width(s), bytes = kv_row_bytes(s);
     char *k = (char *)kv->key + pos * bytes, *v = (char *)kv->value + pos * bytes;
@@ -102,7 +102,7 @@ static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
             ops->rms_norm(k, l->w->k_norm, D, c->rms_eps, k);
             rotate(k, cosines, sines, half);
         }
-        kv_write(l->s, l->kv, l->pos + i, t->k + i * width, t->v + i * width);
+        write_row(l->s, l->kv, l->pos + i, t->k + i * width, t->v + i * width);
     }
 }
 

@@ -12,8 +12,18 @@
 /* ---- places --------------------------------------------------------------------------------- */
 
 typedef enum width {
-    W_ONE, W_HIDDEN, W_CONV, W_VALUE, W_V_HEADS, W_QUERY_GATE, W_QUERY, W_KV, W_DENSE, W_SHARED,
-    W_EXPERTS, W_EXPERT
+    W_ONE,
+    W_HIDDEN,
+    W_CONV,
+    W_VALUE,
+    W_V_HEADS,
+    W_QUERY_GATE,
+    W_QUERY,
+    W_KV,
+    W_DENSE,
+    W_SHARED,
+    W_EXPERTS,
+    W_EXPERT
 } width;
 
 static int64_t width_of(const model_config *c, width w)
@@ -178,8 +188,10 @@ static err_code bind_fused_experts(const layer_job *job, mlp_weights *experts)
     bind_join(name, job->prefix, "mlp.experts.down_proj");
     if (bind_fused(job->b, name, E, H, I, &down)) return job->b->e->code;
     if (gate_up.all.tile_rows > 1 && I % gate_up.all.tile_rows)
-        return err_set(job->b->e, ERR_UNSUPPORTED, "%smlp.experts.gate_up_proj: tiles of %lld rows "
-                       "straddle gate and up", job->prefix, (long long)gate_up.all.tile_rows);
+        return err_set(job->b->e, ERR_UNSUPPORTED,
+                       "%smlp.experts.gate_up_proj: tiles of %lld rows "
+                       "straddle gate and up",
+                       job->prefix, (long long)gate_up.all.tile_rows);
     for (int64_t i = 0; i < E; i++) {
         experts[i].gate_proj = bind_slice(&gate_up, i, 2 * I, 0, I);
         experts[i].up_proj = bind_slice(&gate_up, i, 2 * I, I, I);

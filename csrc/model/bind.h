@@ -31,8 +31,8 @@ typedef struct binder {
     char prefix[64];       /* of the text stack: "model." */
     uint8_t *used;         /* [st_count(set)] */
     bind_arena *arena;
-    int n_mlx, n_packed;   /* modules met in formats of MLX and compressed-tensors */
-    int says_untied;       /* config.json denies tying in so many words */
+    int n_mlx, n_packed; /* modules met in formats of MLX and compressed-tensors */
+    int says_untied;     /* config.json denies tying in so many words */
     err_info *e;
 } binder;
 

@@ -77,7 +77,8 @@ static err_code check_scheme(binder *b, const char *module, const scheme *s)
     if (q.found) return ERR_NONE;
     return err_set(b->e, ERR_FORMAT,
                    "%s: the tensors are %s with %d bits, group %lld; no group of "
-                   "quantization_config says so", module, s->type, s->bits, (long long)s->group);
+                   "quantization_config says so",
+                   module, s->type, s->bits, (long long)s->group);
 }
 
 /* ---- fp4 ------------------------------------------------------------------------------------ */
@@ -314,7 +315,8 @@ err_code bind_fp8(binder *b, const char *module, const st_tensor *weight, const 
         if (n && rows % m->tile_rows)
             return err_set(b->e, ERR_UNSUPPORTED,
                            "tensor %s: stacked matrices of %lld rows with tiles of %lld rows are "
-                           "not supported", scale->name, (long long)rows, (long long)h);
+                           "not supported",
+                           scale->name, (long long)rows, (long long)h);
     }
     return check_scheme(b, module, &(scheme){.bits = 8, .type = "float", .group = 0});
 }

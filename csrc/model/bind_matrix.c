@@ -45,7 +45,8 @@ static err_code read_quant_blocks(binder *b, const json_value *root)
     }
     return err_set(b->e, ERR_UNSUPPORTED,
                    "config.json: quant_method \"%.60s\" is not supported (MLX, compressed-tensors "
-                   "and fp8 are)", method ? method : "");
+                   "and fp8 are)",
+                   method ? method : "");
 }
 
 err_code bind_open(binder *b, const st_set *set, const json_value *root, err_info *e)
@@ -112,8 +113,9 @@ static err_code mlx_check(binder *b, const char *module, const num_matrix *m)
         return ERR_NONE;
     return err_set(b->e, ERR_FORMAT,
                    "%s: the tensors are %s with %d bits, group %lld; config.json says %.20s with "
-                   "%lld bits, group %lld", module, num_mode_name(m->mode), m->bits,
-                   (long long)m->group, mode, (long long)bits, (long long)group);
+                   "%lld bits, group %lld",
+                   module, num_mode_name(m->mode), m->bits, (long long)m->group, mode,
+                   (long long)bits, (long long)group);
 }
 
 /* ---- plain ---------------------------------------------------------------------------------- */
@@ -128,8 +130,8 @@ static err_code check_stack(binder *b, const st_tensor *t, int64_t n, int64_t ro
 static err_code bind_plain(binder *b, const st_tensor *t, int64_t n, int64_t rows, int64_t cols,
                            num_matrix *m)
 {
-    static const num_mode modes[] = {[NUM_DT_F32] = NUM_F32, [NUM_DT_F16] = NUM_F16,
-                                     [NUM_DT_BF16] = NUM_BF16};
+    static const num_mode modes[] = {
+        [NUM_DT_F32] = NUM_F32, [NUM_DT_F16] = NUM_F16, [NUM_DT_BF16] = NUM_BF16};
     int dtype = bind_float(t->dtype);
     if (dtype < 0) return bind_wrong_dtype(b, t, "F32, F16 or BF16");
     if (check_stack(b, t, n, rows, cols)) return b->e->code;
@@ -252,19 +254,18 @@ err_code bind_module(binder *b, const char *module, int64_t n, int64_t rows, int
     num_matrix *m = &out->all;
     if (refuse_if(b, module, ".weight_g_idx", "activation order") ||
         refuse_if(b, module, ".weight_scale_2", "ModelOpt NVFP4") ||
-        refuse_if(b, module, ".qweight", "GPTQ or AWQ") ||
-        refuse_if(b, module, ".bias", "a bias"))
+        refuse_if(b, module, ".qweight", "GPTQ or AWQ") || refuse_if(b, module, ".bias", "a bias"))
         return b->e->code;
     int packed = bind_has(b, module, ".weight_packed"), plain = bind_has(b, module, ".weight");
     if (packed && plain)
-        return err_set(b->e, ERR_FORMAT, "tensor %s.weight: stands beside %s.weight_packed",
-                       module, module);
+        return err_set(b->e, ERR_FORMAT, "tensor %s.weight: stands beside %s.weight_packed", module,
+                       module);
     if (packed && !n) return bind_packed(b, module, m);
     const st_tensor *weight = bind_find(b, module, ".weight");
     if (!weight) return bind_missing(b, module, ".weight");
     if (weight->dtype == ST_F8_E4M3) {
-        const char *scale = bind_has(b, module, ".weight_scale_inv") ? ".weight_scale_inv"
-                                                                     : ".weight_scale";
+        const char *scale =
+            bind_has(b, module, ".weight_scale_inv") ? ".weight_scale_inv" : ".weight_scale";
         return bind_fp8(b, module, weight, scale, n, rows, m);
     }
     err_code code = bind_has(b, module, ".scales") || weight->dtype == ST_U32
@@ -279,8 +280,7 @@ err_code bind_fused(binder *b, const char *name, int64_t n, int64_t rows, int64_
     start_stack(out, n, rows, cols);
     const st_tensor *t = bind_find(b, name, "");
     if (!t) return bind_missing(b, name, "");
-    if (t->dtype == ST_F8_E4M3)
-        return bind_fp8(b, name, t, "_scale_inv", n, rows, &out->all);
+    if (t->dtype == ST_F8_E4M3) return bind_fp8(b, name, t, "_scale_inv", n, rows, &out->all);
     return bind_plain(b, t, n, rows, cols, &out->all);
 }
 

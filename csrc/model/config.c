@@ -35,8 +35,7 @@ static int is_given(const json_value *object, const char *key)
     return json_type_of(json_get(object, key)) != JSON_NULL;
 }
 
-static err_code read_int(const reader *r, const char *key, int fallback, int min, int max,
-                         int *out)
+static err_code read_int(const reader *r, const char *key, int fallback, int min, int max, int *out)
 {
     const json_value *v = json_get(r->text, key);
     json_type type = json_type_of(v);
@@ -88,7 +87,8 @@ static err_code read_model_type(model_config *c, const reader *r)
         }
     return err_set(r->e, ERR_UNSUPPORTED,
                    "config.json: model_type \"%.60s\" is not supported (qwen3_5, qwen3_5_moe and "
-                   "their text parts are)", type);
+                   "their text parts are)",
+                   type);
 }
 
 static int is_silu(const json_value *v)
@@ -136,8 +136,7 @@ static err_code read_sizes(model_config *c, const reader *r)
         read_number(r, r->text, "rms_norm_eps", 1e-6, 0, 1, &eps))
         return r->e->code;
     c->rms_eps = (float)eps;
-    if (!moe)
-        return read_int(r, "intermediate_size", 12288, 1, MAX_WIDTH, &c->intermediate_size);
+    if (!moe) return read_int(r, "intermediate_size", 12288, 1, MAX_WIDTH, &c->intermediate_size);
     if (read_int(r, "num_experts", 256, 1, MAX_EXPERTS, &c->n_experts) ||
         read_int(r, "num_experts_per_tok", 8, 1, c->n_experts, &c->n_experts_used) ||
         read_int(r, "moe_intermediate_size", 512, 1, MAX_WIDTH, &c->moe_intermediate_size) ||
@@ -152,11 +151,13 @@ static err_code check_sizes(const model_config *c, const reader *r)
     if (c->n_heads % c->n_kv_heads)
         return err_set(r->e, ERR_RANGE,
                        "config.json: num_attention_heads %d is no multiple of num_key_value_heads "
-                       "%d", c->n_heads, c->n_kv_heads);
+                       "%d",
+                       c->n_heads, c->n_kv_heads);
     if (c->lin_v_heads % c->lin_k_heads)
         return err_set(r->e, ERR_RANGE,
                        "config.json: linear_num_value_heads %d is no multiple of "
-                       "linear_num_key_heads %d", c->lin_v_heads, c->lin_k_heads);
+                       "linear_num_key_heads %d",
+                       c->lin_v_heads, c->lin_k_heads);
     return ERR_NONE;
 }
 
@@ -181,8 +182,10 @@ static err_code read_layer_types(model_config *c, const reader *r)
         const char *kind = json_string(json_at(types, (size_t)i), NULL);
         c->is_full[i] = kind && strcmp(kind, "full_attention") == 0;
         if (!c->is_full[i] && (!kind || strcmp(kind, "linear_attention") != 0))
-            return err_set(r->e, ERR_UNSUPPORTED, "config.json: layer_types[%d] \"%.60s\" is not "
-                           "supported", i, kind ? kind : "");
+            return err_set(r->e, ERR_UNSUPPORTED,
+                           "config.json: layer_types[%d] \"%.60s\" is not "
+                           "supported",
+                           i, kind ? kind : "");
     }
     return ERR_NONE;
 }
@@ -284,8 +287,8 @@ static err_code read_rope(model_config *c, const reader *r)
     if (c->rotary_dim < 2 || c->rotary_dim % 2)
         return err_set(r->e, ERR_RANGE,
                        "config.json: head_dim %d x partial_rotary_factor %g gives %d rotary "
-                       "dimensions, not a positive even number", c->head_dim, partial,
-                       c->rotary_dim);
+                       "dimensions, not a positive even number",
+                       c->head_dim, partial, c->rotary_dim);
     c->inv_freq = mem_array((size_t)c->rotary_dim / 2, sizeof *c->inv_freq, r->e);
     if (!c->inv_freq) return ERR_MEMORY;
     c->rope_scale = 1;
@@ -307,8 +310,8 @@ err_code config_read(model_config *c, const json_value *root, err_info *e)
     if (json_type_of(r.text) == JSON_NULL) r.text = root;
     if (json_type_of(r.text) != JSON_OBJECT)
         return err_set(r.e, ERR_FORMAT, "config.json: text_config must be an object");
-    c->tied = json_bool(json_get(is_given(root, "tie_word_embeddings") ? root : r.text,
-                                 "tie_word_embeddings"), 0);
+    c->tied = json_bool(
+        json_get(is_given(root, "tie_word_embeddings") ? root : r.text, "tie_word_embeddings"), 0);
     if (read_model_type(c, &r) || check_features(c, &r) || read_sizes(c, &r) ||
         check_sizes(c, &r) || read_layer_types(c, &r) || read_rope(c, &r)) {
         config_free(c);
@@ -329,8 +332,8 @@ int64_t config_parameters(const model_config *c)
     int64_t H = c->hidden_size, D = c->head_dim;
     int64_t full = H * c->n_heads * D * 3 + 2 * H * c->n_kv_heads * D + 2 * D;
     int64_t conv = config_conv_width(c), value = config_value_width(c), heads = c->lin_v_heads;
-    int64_t linear = H * (conv + 2 * value + 2 * heads) + conv * c->conv_kernel + 2 * heads +
-                     c->lin_v_dim;
+    int64_t linear =
+        H * (conv + 2 * value + 2 * heads) + conv * c->conv_kernel + 2 * heads + c->lin_v_dim;
     int64_t ffn = 3 * H * c->intermediate_size;
     if (c->is_moe)
         ffn = 3 * H * c->n_experts * c->moe_intermediate_size + H * c->n_experts +

@@ -15,9 +15,9 @@
 enum { CONFIG_MAX_TAPS = 16 };
 
 typedef struct model_config {
-    int vocab_size; /* V, rows of the embedding, padding included */
+    int vocab_size;  /* V, rows of the embedding, padding included */
     int hidden_size; /* H */
-    int n_layers; /* L, without MTP */
+    int n_layers;    /* L, without MTP */
     int max_positions;
     float rms_eps;
     int tied; /* as config.json says; the presence of lm_head.weight decides */
@@ -53,7 +53,10 @@ void config_free(model_config *c);
 int64_t config_parameters(const model_config *c);
 
 /* Derived widths. */
-static inline int config_key_width(const model_config *c) { return c->lin_k_heads * c->lin_k_dim; }
+static inline int config_key_width(const model_config *c)
+{
+    return c->lin_k_heads * c->lin_k_dim;
+}
 static inline int config_value_width(const model_config *c)
 {
     return c->lin_v_heads * c->lin_v_dim;

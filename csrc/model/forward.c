@@ -30,7 +30,8 @@ static void norm_rows(void *ctx, int64_t begin, int64_t end, int worker)
         l->s->m->ops->rms_norm(l->x + t * H, l->weight, H, c->rms_eps, l->out + t * H);
 }
 
-void pass_norm(ses *s, const float *x, const float *weight, int64_t n, float *out)
+/* out[t] = RMSNorm(x[t]) for n rows of width H. */
+static void norm_batch(ses *s, const float *x, const float *weight, int64_t n, float *out)
 {
     norm_loop l = {s, x, weight, out};
     pool_for(s->m->pool, n, 8, norm_rows, &l);
@@ -48,14 +49,14 @@ static void run_layer(ses *s, const layer_weights *w, int layer, kv_layer *kv, i
     const model_config *c = &s->m->config;
     int64_t H = c->hidden_size;
 
-    pass_norm(s, t->x, w->input_norm, n, t->u);
+    norm_batch(s, t->x, w->input_norm, n, t->u);
     if (kv)
         attn_mix(s, &w->attn, kv, pos, n);
     else
         gdn_mix(s, &w->gdn, s->slot[layer], n);
     add_rows(t->x, t->y, n * H);
 
-    pass_norm(s, t->x, w->post_norm, n, t->u);
+    norm_batch(s, t->x, w->post_norm, n, t->u);
     ffn_mix(s, w, n);
     add_rows(t->x, t->y, n * H);
 }
@@ -154,7 +155,7 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t 
 
     int last = t0 + n == total;
     float *final = rows_from(want->final, t0, H), *logits = rows_from(want->logits, t0, V);
-    if (final || logits || last || want->nll) pass_norm(s, t->x, m->weights.norm, n, t->u);
+    if (final || logits || last || want->nll) norm_batch(s, t->x, m->weights.norm, n, t->u);
     if (final) memcpy(final, t->u, (size_t)(n * H) * sizeof *final);
     if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
     if (last && logits)
@@ -221,7 +222,7 @@ static void run_mtp(ses *s, int64_t pos, const float *final, const int32_t *next
     pass_linear(s, &w->fc, t->mtp_in, n, t->x);
     rope_prepare(s, pos, n);
     run_layer(s, &w->layer, c->n_layers, &s->kv[c->n_layers], pos, n);
-    pass_norm(s, t->x, w->norm, n, t->u);
+    norm_batch(s, t->x, w->norm, n, t->u);
     if (hidden) memcpy(hidden, t->u, (size_t)(n * H) * sizeof *hidden);
     if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
 }

@@ -15,7 +15,7 @@
 typedef struct gdn_loop {
     ses *s;
     const gdn_weights *w;
-    float *S;  /* [Nv][Dv][Dk] of this layer */
+    float *S; /* [Nv][Dv][Dk] of this layer */
     int64_t n;
 } gdn_loop;
 
@@ -60,8 +60,8 @@ static void run_heads(void *ctx, int64_t begin, int64_t end, int worker)
             float *q = t->conv_out + i * C + key_head * Dk, *k = q + Nk * Dk;
             float *v = t->conv_out + i * C + 2 * Nk * Dk + h * Dv; /* its output replaces it */
             float beta = kern_sigmoidf(t->b[i * Nv + h]);
-            float decay = kern_expf(l->w->neg_exp_a[h] *
-                                    kern_softplusf(t->a[i * Nv + h] + l->w->dt_bias[h]));
+            float decay =
+                kern_expf(l->w->neg_exp_a[h] * kern_softplusf(t->a[i * Nv + h] + l->w->dt_bias[h]));
             ops->delta_step(l->S + h * Dv * Dk, q, k, v, Dk, Dv, decay, beta, v);
             ops->rms_norm(v, l->w->norm, Dv, c->rms_eps, v);
             ops->silu_mul(t->z + (i * Nv + h) * Dv, v, Dv);

@@ -6,7 +6,7 @@
 
 #include "base/mem.h"
 
-static json_doc *read_config(const char *dir, err_info *e)
+json_doc *model_read_config(const char *dir, err_info *e)
 {
     char path[4096];
     int n = snprintf(path, sizeof path, "%s/config.json", dir);
@@ -19,11 +19,11 @@ static json_doc *read_config(const char *dir, err_info *e)
 
 static err_code open_into(model *m, const char *dir, const model_options *options, err_info *e)
 {
-    if (!(m->config_json = read_config(dir, e))) return e->code;
+    if (!(m->config_json = model_read_config(dir, e))) return e->code;
     const json_value *root = json_root(m->config_json);
-    if (config_read(&m->config, root, e)) return err_prefix(e, "%s/config.json", dir);
+    if (config_read(&m->config, root, e)) return err_prefix(e, "%s", dir);
     if (!(m->files = st_open(dir, e))) return e->code;
-    if (weights_bind(&m->weights, &m->config, m->files, root, e)) return e->code;
+    if (weights_bind(&m->weights, &m->config, m->files, root, e)) return err_prefix(e, "%s", dir);
     m->ops = kern_select(options->level);
     m->pool = pool_open(options->n_threads ? options->n_threads : cpu_count(), e);
     return m->pool ? ERR_NONE : e->code;

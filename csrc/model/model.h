@@ -38,6 +38,9 @@ typedef struct model_options {
 model *model_open(const char *dir, const model_options *options, err_info *e);
 void model_close(model *m);
 
+/* The config.json of a checkpoint directory; the caller's to close. NULL on failure. */
+json_doc *model_read_config(const char *dir, err_info *e);
+
 /* ---- sessions ------------------------------------------------------------------------------ */
 
 typedef enum kv_codec { KV_F32, KV_F16, KV_N_CODECS } kv_codec;
@@ -58,11 +61,11 @@ void ses_close(ses *s);
 /* What an evaluation should hand out besides the last logits. NULL members are not computed.
  * The caller owns the arrays, sized for the n tokens of that call. */
 typedef struct ses_want {
-    float *logits;         /* [n][V] */
-    float *hidden;         /* [L+1][n][H] embeddings, then the residual stream after each layer */
-    float *final;          /* [n][H] after the last norm */
-    int32_t *router_ids;   /* [L][n][k] chosen experts, best first */
-    float *router_weights; /* [L][n][k] */
+    float *logits;          /* [n][V] */
+    float *hidden;          /* [L+1][n][H] embeddings, then the residual stream after each layer */
+    float *final;           /* [n][H] after the last norm */
+    int32_t *router_ids;    /* [L][n][k] chosen experts, best first */
+    float *router_weights;  /* [L][n][k] */
     const int32_t *targets; /* [n] for nll: the token to score after each one, < 0 for none */
     float *nll;             /* [n] -ln p(targets[i]) in nats, 0 where there is no target */
 } ses_want;

@@ -24,18 +24,18 @@ typedef struct kv_layer {
 } kv_layer;
 
 typedef struct scratch {
-    float *x;        /* [n][H] residual stream */
-    float *u;        /* [n][H] its norm: what the layer's matrices read */
-    float *y;        /* [n][H] what a mixer or FFN adds to x */
-    float *conv_in;  /* [K-1+n][C] rows that enter the convolution, oldest first */
-    float *conv_out; /* [n][C] q, k, v after convolution */
-    float *z;        /* [n][Nv*Dv] output gate, then the gated output */
-    float *b, *a;    /* [n][Nv] */
-    float *qg;       /* [n][Nq][2*D] queries and gates */
-    float *k, *v;    /* [n][Nkv*D] */
-    float *heads;    /* [n][Nq*D] attention output */
-    float *cos, *sin; /* [n][rotary/2] of the batch's positions */
-    float *router;   /* [n][E] */
+    float *x;              /* [n][H] residual stream */
+    float *u;              /* [n][H] its norm: what the layer's matrices read */
+    float *y;              /* [n][H] what a mixer or FFN adds to x */
+    float *conv_in;        /* [K-1+n][C] rows that enter the convolution, oldest first */
+    float *conv_out;       /* [n][C] q, k, v after convolution */
+    float *z;              /* [n][Nv*Dv] output gate, then the gated output */
+    float *b, *a;          /* [n][Nv] */
+    float *qg;             /* [n][Nq][2*D] queries and gates */
+    float *k, *v;          /* [n][Nkv*D] */
+    float *heads;          /* [n][Nq*D] attention output */
+    float *cos, *sin;      /* [n][rotary/2] of the batch's positions */
+    float *router;         /* [n][E] */
     int32_t *expert_ids;   /* [n][k] */
     float *expert_weights; /* [n][k] */
     int32_t *expert_rows;  /* [n][k] row of (token, slot) in the arrays below */
@@ -57,18 +57,18 @@ struct ses {
     model *m;
     kv_codec codec;
     int64_t n_ctx, n_past;
-    int32_t *ids;    /* [n_ctx] */
-    kv_layer *kv;    /* [n_layers + 1]; full layers only, the last is MTP's */
-    int64_t n_mtp;   /* rows in the MTP block's cache */
-    int *slot;       /* [n_layers] rank of a linear layer among the linear ones */
+    int32_t *ids;  /* [n_ctx] */
+    kv_layer *kv;  /* [n_layers + 1]; full layers only, the last is MTP's */
+    int64_t n_mtp; /* rows in the MTP block's cache */
+    int *slot;     /* [n_layers] rank of a linear layer among the linear ones */
     int n_linear;
-    float *S;        /* [n_linear][Nv][Dv][Dk] recurrent state, keys contiguous */
-    float *conv;     /* [n_linear][K-1][C] last raw rows, oldest first */
-    float *logits;   /* [V] after logits_at tokens */
+    float *S;      /* [n_linear][Nv][Dv][Dk] recurrent state, keys contiguous */
+    float *conv;   /* [n_linear][K-1][C] last raw rows, oldest first */
+    float *logits; /* [V] after logits_at tokens */
     int64_t logits_at;
-    float *saved;    /* S and conv before a batch that may be cancelled; pages */
+    float *saved; /* S and conv before a batch that may be cancelled; pages */
     scratch t;
-    void *arena;     /* everything small above, one allocation */
+    void *arena; /* everything small above, one allocation */
 };
 
 /* Floats of S and of conv. */
@@ -77,7 +77,6 @@ int64_t ses_conv_floats(const ses *s);
 
 /* Elements of one codec: bytes, and rows in and out. */
 int64_t kv_row_bytes(const ses *s);
-void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value);
 /* Head h of rows [pos, pos+n) of `rows` (key or value): borrowed f32 with stride *ld, widened into
  * tmp [n][D] when the codec is not f32. */
 const float *kv_head_rows(const ses *s, const void *rows, int64_t pos, int n, int h, float *tmp,
@@ -93,7 +92,5 @@ void rope_prepare(ses *s, int64_t pos, int64_t n);
 
 /* y = W x for n rows of the batch. */
 void pass_linear(ses *s, const num_matrix *w, const float *x, int64_t n, float *y);
-/* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
-void pass_norm(ses *s, const float *x, const float *weight, int64_t n, float *out);
 
 #endif

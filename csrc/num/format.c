@@ -100,7 +100,8 @@ void num_elements_encode(const float *x, int64_t n, num_dtype dtype, uint8_t *ou
     }
 }
 
-void num_codes_pack(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
+/* n codes of 1..8 bits each, n a multiple of 8, as a little-endian bit stream. */
+static void pack_codes(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
 {
     for (int64_t i = 0; i < n; i += 8, out += bits) {
         uint64_t word = 0;
@@ -146,7 +147,7 @@ int64_t num_encode_row(const num_format *f, const float *row, int64_t cols, uint
         } else {
             scales[g] = num_mx_group(f, w, group);
         }
-        num_codes_pack(group, f->group, f->bits, codes + g * group_bytes);
+        pack_codes(group, f->group, f->bits, codes + g * group_bytes);
     }
     return -1;
 }

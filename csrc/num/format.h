@@ -59,10 +59,6 @@ num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, co
 int64_t num_encode_row(const num_format *f, const float *row, int64_t cols, uint8_t *codes,
                        uint8_t *scales, uint8_t *biases);
 
-/* n codes of 1..8 bits each, n a multiple of 8, as a little-endian bit stream of n*bits/8 bytes;
- * num_code is the inverse. */
-void num_codes_pack(const uint8_t *codes, int64_t n, int bits, uint8_t *out);
-
 /* n floats as f32, f16 or bf16 at any alignment, rounded to nearest even. */
 void num_elements_encode(const float *x, int64_t n, num_dtype dtype, uint8_t *out);
 

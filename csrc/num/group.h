@@ -18,10 +18,4 @@ uint8_t num_mx_group(const num_format *f, const float *w, uint8_t *codes);
 /* Returns the E4M3 scale byte. */
 uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes);
 
-/* Largest magnitude of w[n], n a multiple of 8. */
-float num_largest(const float *w, int64_t n);
-
-/* The E2M1 codes nearest to y[n], saturating at 6. */
-void num_e2m1_codes(const float *y, int64_t n, num_flavour flavour, uint8_t *codes);
-
 #endif

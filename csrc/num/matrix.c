@@ -37,10 +37,8 @@ int64_t num_matrix_bytes(const num_matrix *m)
     case NUM_AFFINE:
         bytes += n_scales * num_dtype_bytes(m->bias_dtype);
         return bytes + n_scales * num_dtype_bytes(m->scale_dtype);
-    case NUM_FP8:
-        return bytes + n_scales * num_dtype_bytes(m->scale_dtype);
-    default:
-        return bytes + n_scales;
+    case NUM_FP8: return bytes + n_scales * num_dtype_bytes(m->scale_dtype);
+    default: return bytes + n_scales;
     }
 }
 
@@ -61,7 +59,8 @@ void num_elements_decode(const uint8_t *data, num_dtype dtype, int64_t first, in
     for (int64_t i = 0; i < n; i++) out[i] = num_element(data, dtype, first + i);
 }
 
-uint8_t num_code(const uint8_t *row, int bits, int64_t k)
+/* Code k of a row of packed codes, 1..8 bits each; reads no byte beyond the one it ends in. */
+static uint8_t code_at(const uint8_t *row, int bits, int64_t k)
 {
     int64_t at = k * bits >> 3;
     int shift = (int)(k * bits & 7);
@@ -75,12 +74,9 @@ static float scale_value(const num_matrix *m, int64_t i)
 {
     switch (m->mode) {
     case NUM_MXFP4:
-    case NUM_MXFP8:
-        return fp_e8m0_decode(m->scales[i]);
-    case NUM_NVFP4:
-        return fp_e4m3_decode(m->scales[i]) / m->divisor;
-    default:
-        return num_element(m->scales, m->scale_dtype, i);
+    case NUM_MXFP8: return fp_e8m0_decode(m->scales[i]);
+    case NUM_NVFP4: return fp_e4m3_decode(m->scales[i]) / m->divisor;
+    default: return num_element(m->scales, m->scale_dtype, i);
     }
 }
 
@@ -90,7 +86,7 @@ static void affine_row(const num_matrix *m, int64_t row, float *out)
     int64_t first = row * (m->cols / m->group);
     for (int64_t k = 0; k < m->cols; k++) {
         int64_t g = first + k / m->group;
-        float product = num_element(m->scales, m->scale_dtype, g) * num_code(codes, m->bits, k);
+        float product = num_element(m->scales, m->scale_dtype, g) * code_at(codes, m->bits, k);
         out[k] = product + num_element(m->biases, m->bias_dtype, g);
     }
 }
@@ -102,7 +98,7 @@ static void scaled_row(const num_matrix *m, int64_t row, float *out)
     int64_t first = row / tile_rows * ((m->cols + m->group - 1) / m->group);
     int four_bits = m->mode == NUM_MXFP4 || m->mode == NUM_NVFP4;
     for (int64_t k = 0; k < m->cols; k++) {
-        float value = four_bits ? fp_e2m1_decode(num_code(codes, 4, k)) : fp_e4m3_decode(codes[k]);
+        float value = four_bits ? fp_e2m1_decode(code_at(codes, 4, k)) : fp_e4m3_decode(codes[k]);
         out[k] = scale_value(m, first + k / m->group) * value;
     }
 }

@@ -66,9 +66,6 @@ float num_element(const uint8_t *data, num_dtype dtype, int64_t i);
 void num_elements_decode(const uint8_t *data, num_dtype dtype, int64_t first, int64_t n,
                          float *out);
 
-/* Code k of a row of packed codes, 1..8 bits each; reads no byte beyond the one it ends in. */
-uint8_t num_code(const uint8_t *row, int bits, int64_t k);
-
 /* Bytes of all rows with scales and biases: what a pass over the matrix reads. */
 int64_t num_matrix_bytes(const num_matrix *m);
 

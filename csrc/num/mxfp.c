@@ -3,7 +3,8 @@
 #include "num/fp.h"
 #include "num/group.h"
 
-float num_largest(const float *w, int64_t n)
+/* Largest magnitude of w[n], n a multiple of 8. */
+static float largest(const float *w, int64_t n)
 {
     float lanes[8] = {0}, top = 0;
     for (int64_t i = 0; i < n; i += 8)
@@ -15,9 +16,10 @@ float num_largest(const float *w, int64_t n)
     return top;
 }
 
-/* metal: ties to the even code, the sign of what vanishes stays. cpu: the first table entry at
- * the smallest distance, which in its order is the smaller magnitude, and +0 before -0. */
-void num_e2m1_codes(const float *y, int64_t n, num_flavour flavour, uint8_t *codes)
+/* The E2M1 codes nearest to y[n], saturating at 6. metal: ties to the even code, the sign of what
+ * vanishes stays. cpu: the first table entry at the smallest distance, which in its order is the
+ * smaller magnitude, and +0 before -0. */
+static void e2m1_codes(const float *y, int64_t n, num_flavour flavour, uint8_t *codes)
 {
     for (int64_t i = 0; i < n; i++) {
         float a = fabsf(y[i]);
@@ -47,13 +49,13 @@ static uint8_t e8m0_for(float d, num_mx_rule rule)
 
 uint8_t num_mx_group(const num_format *f, const float *w, uint8_t *codes)
 {
-    float y[32], d = num_largest(w, 32) / (f->mode == NUM_MXFP4 ? 6.0f : 448.0f);
+    float y[32], d = largest(w, 32) / (f->mode == NUM_MXFP4 ? 6.0f : 448.0f);
     uint8_t byte = e8m0_for(d, f->mx_rule);
     if (d == 0 && f->flavour == NUM_CPU) byte = 127;
     float inverse = 1.0f / fp_e8m0_decode(byte);
     for (int i = 0; i < 32; i++) y[i] = w[i] * inverse;
     if (f->mode == NUM_MXFP4)
-        num_e2m1_codes(y, 32, f->flavour, codes);
+        e2m1_codes(y, 32, f->flavour, codes);
     else
         for (int i = 0; i < 32; i++) codes[i] = fp_e4m3_encode(y[i]);
     return byte;
@@ -63,7 +65,7 @@ uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes)
 {
     /* Under the least scale that matters every weight is far below the smallest E4M3 step. */
     float y[16], gain = f->global_scale > 1e-30f ? 2688.0f / f->global_scale : 1.0f;
-    uint8_t byte = fp_e4m3_encode(num_largest(w, 16) / 6.0f * gain);
+    uint8_t byte = fp_e4m3_encode(largest(w, 16) / 6.0f * gain);
     float scale = fp_e4m3_decode(byte);
     if (scale == 0)
         for (int i = 0; i < 16; i++) y[i] = w[i] * 0.0f; /* signed zeros */
@@ -71,6 +73,6 @@ uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes)
         for (int i = 0; i < 16; i++) y[i] = w[i] * (gain / scale);
     else
         for (int i = 0; i < 16; i++) y[i] = w[i] / scale * gain;
-    num_e2m1_codes(y, 16, f->flavour, codes);
+    e2m1_codes(y, 16, f->flavour, codes);
     return byte;
 }

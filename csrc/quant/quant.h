@@ -19,7 +19,7 @@ typedef enum quant_op {
     QUANT_ENCODE,        /* rows in `format` */
 } quant_op;
 
-typedef struct quant_part { /* part_rows rows of a stored tensor seen as [elements / cols][cols] */
+typedef struct quant_part {  /* part_rows rows of a stored tensor seen as [elements / cols][cols] */
     const st_tensor *tensor; /* BF16, F16 or F32; borrowed */
     int64_t first_row;
 } quant_part;
@@ -28,7 +28,7 @@ typedef struct quant_job { /* one output tensor: the rows of its parts, one part
     quant_op op;
     const quant_part *parts; /* [n_parts] borrowed */
     int64_t n_parts, part_rows, cols;
-    num_format format;       /* QUANT_ENCODE */
+    num_format format;              /* QUANT_ENCODE */
     int64_t weight, scales, biases; /* entries of the writer; -1 where there is none */
 } quant_job;
 
