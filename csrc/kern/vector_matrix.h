@@ -19,42 +19,32 @@ V16_FN __m128i load_codes(const uint8_t *p, int bits)
     uint16_t u16;
     uint32_t u32;
     switch (bits) {
-    case 2:
-        memcpy(&u32, p, 4);
-        return _mm_cvtsi32_si128((int)u32);
+    case 2: memcpy(&u32, p, 4); return _mm_cvtsi32_si128((int)u32);
     case 3:
         memcpy(&u32, p, 4);
         memcpy(&u16, p + 4, 2);
         return _mm_insert_epi16(_mm_cvtsi32_si128((int)u32), u16, 2);
-    case 4:
-        return _mm_loadl_epi64((const void *)p);
+    case 4: return _mm_loadl_epi64((const void *)p);
     case 5:
         memcpy(&u16, p + 8, 2);
         return _mm_insert_epi16(_mm_loadl_epi64((const void *)p), u16, 4);
     case 6:
         memcpy(&u32, p + 8, 4);
         return _mm_insert_epi32(_mm_loadl_epi64((const void *)p), (int)u32, 2);
-    default:
-        return _mm_loadu_si128((const void *)p);
+    default: return _mm_loadu_si128((const void *)p);
     }
 }
 
 V16_FN v16 decode_16(num_mode mode, int bits, const uint8_t *p, v16_group g)
 {
     switch (mode) {
-    case NUM_F32:
-        return v16_load((const float *)(const void *)p);
-    case NUM_F16:
-        return v16_from_f16(_mm256_loadu_si256((const void *)p));
-    case NUM_BF16:
-        return v16_from_bf16(_mm256_loadu_si256((const void *)p));
-    case NUM_AFFINE:
-        return v16_affine(bits, load_codes(p, bits), g);
+    case NUM_F32: return v16_load((const float *)(const void *)p);
+    case NUM_F16: return v16_from_f16(_mm256_loadu_si256((const void *)p));
+    case NUM_BF16: return v16_from_bf16(_mm256_loadu_si256((const void *)p));
+    case NUM_AFFINE: return v16_affine(bits, load_codes(p, bits), g);
     case NUM_MXFP4:
-    case NUM_NVFP4:
-        return v16_e2m1(load_codes(p, 4), g);
-    default:
-        return v16_scaled(v16_from_e4m3(load_codes(p, 8)), g);
+    case NUM_NVFP4: return v16_e2m1(load_codes(p, 4), g);
+    default: return v16_scaled(v16_from_e4m3(load_codes(p, 8)), g);
     }
 }
 
@@ -335,15 +325,9 @@ V16_FN void dot_rows(const float *w, int64_t ldw, int n_rows, const float *x, in
         dot_block(w, ldw, n_rows, x + t * ldx, ldx, V16_DOT_TOKENS, cols, y + t * ldy, ldy);
     const float *rest = x + t * ldx;
     switch (n_x - t) {
-    case 3:
-        dot_block(w, ldw, n_rows, rest, ldx, 3, cols, y + t * ldy, ldy);
-        break;
-    case 2:
-        dot_block(w, ldw, n_rows, rest, ldx, 2, cols, y + t * ldy, ldy);
-        break;
-    case 1:
-        dot_block(w, ldw, n_rows, rest, ldx, 1, cols, y + t * ldy, ldy);
-        break;
+    case 3: dot_block(w, ldw, n_rows, rest, ldx, 3, cols, y + t * ldy, ldy); break;
+    case 2: dot_block(w, ldw, n_rows, rest, ldx, 2, cols, y + t * ldy, ldy); break;
+    case 1: dot_block(w, ldw, n_rows, rest, ldx, 1, cols, y + t * ldy, ldy); break;
     }
 }
 
