@@ -1,4 +1,5 @@
-/* NFC with utf8proc's tables: decompose, order marks, compose.
+/* NFC as tokenizers applies it: utf8proc's tables, less what is younger than tokenizers' own;
+ * decompose, order marks, compose.
  *
  * utf8proc_map does all three, but orders marks by exchanging neighbours, which takes minutes for
  * a megabyte of marks in bad order; here a run of marks is ordered by counting. */
@@ -6,6 +7,9 @@
 
 #include <string.h>
 #include <utf8proc.h>
+
+static const utf8proc_option_t compose_options =
+    (utf8proc_option_t)(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
 
 /* No character below U+0300 is changed by NFC, and none of them combines with what stands before
  * it. So text can be cut before any of them, and only stretches of a last such character and the
@@ -21,9 +25,37 @@ static size_t char_bytes(const char *s)
     return lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
 }
 
+/* Characters that stand for themselves. tokenizers 0.23 normalises by Unicode 9 (its crate
+ * unicode-normalization-alignments), so later ones, here up to Unicode 14, with a combining class
+ * or a part in a composition have neither. U+11A7 has none in any version (Unicode 15, 3.12:
+ * TBase is one less than the first trailing consonant), but utf8proc 2.8 composes it away. */
+static const int32_t inert[][2] = {
+    {0x07fd, 0x07fd},   {0x0898, 0x089f},   {0x08ca, 0x08d3},   {0x09fe, 0x09fe},
+    {0x0c3c, 0x0c3c},   {0x0d3b, 0x0d3c},   {0x0eba, 0x0eba},   {0x11a7, 0x11a7},
+    {0x1715, 0x1715},   {0x1abf, 0x1ace},   {0x1df6, 0x1dfa},   {0xa82c, 0xa82c},
+    {0x10d24, 0x10d27}, {0x10eab, 0x10eac}, {0x10f46, 0x10f50}, {0x10f82, 0x10f85},
+    {0x11070, 0x11070}, {0x1133b, 0x1133b}, {0x1145e, 0x1145e}, {0x11839, 0x1183a},
+    {0x11930, 0x11930}, {0x11935, 0x11935}, {0x11938, 0x11938}, {0x1193d, 0x1193e},
+    {0x11943, 0x11943}, {0x119e0, 0x119e0}, {0x11a34, 0x11a34}, {0x11a47, 0x11a47},
+    {0x11a99, 0x11a99}, {0x11d42, 0x11d42}, {0x11d44, 0x11d45}, {0x11d97, 0x11d97},
+    {0x16ff0, 0x16ff1}, {0x1e130, 0x1e136}, {0x1e2ae, 0x1e2ae}, {0x1e2ec, 0x1e2ef},
+};
+
+static int is_inert(int32_t c)
+{
+    size_t low = 0, high = sizeof inert / sizeof *inert;
+    while (low < high) {
+        size_t mid = (low + high) / 2;
+        if (inert[mid][1] < c) low = mid + 1;
+        else high = mid;
+    }
+    return low < sizeof inert / sizeof *inert && inert[low][0] <= c;
+}
+
 static int combining_class(int32_t c)
 {
-    return utf8proc_get_property(c)->combining_class;
+    int class = utf8proc_get_property(c)->combining_class;
+    return class > 0 && is_inert(c) ? 0 : class;
 }
 
 /* Canonical ordering (Unicode 15, D109) of one run of marks: a stable counting sort. */
@@ -68,8 +100,10 @@ static err_code decompose(const char *s, size_t n, buf *cps, err_info *e)
         err_code code = buf_reserve(cps, MOST * sizeof c, e);
         if (code) return code;
         int32_t *to = (int32_t *)((char *)cps->data + cps->n);
-        cps->n += (size_t)utf8proc_decompose_char(c, to, MOST, UTF8PROC_STABLE | UTF8PROC_COMPOSE,
-                                                  &boundary) * sizeof c;
+        size_t n_to = 1;
+        if (is_inert(c)) *to = c;
+        else n_to = (size_t)utf8proc_decompose_char(c, to, MOST, compose_options, &boundary);
+        cps->n += n_to * sizeof c;
     }
     return ERR_NONE;
 }
@@ -83,6 +117,20 @@ static err_code encode_all(const int32_t *cp, size_t n, buf *out, err_info *e)
     return ERR_NONE;
 }
 
+/* Composes cp[n] in place between inert characters and writes it. */
+static err_code compose(int32_t *cp, size_t n, buf *out, err_info *e)
+{
+    err_code c = ERR_NONE;
+    for (size_t i = 0, end; i < n && !c; i = end) {
+        for (end = i + 1; end < n && !is_inert(cp[end]);) end++;
+        utf8proc_ssize_t n_nfc = utf8proc_normalize_utf32(cp + i, (utf8proc_ssize_t)(end - i),
+                                                          compose_options);
+        if (n_nfc < 0) return err_set(e, ERR_FORMAT, "NFC: %s", utf8proc_errmsg(n_nfc));
+        c = encode_all(cp + i, (size_t)n_nfc, out, e);
+    }
+    return c;
+}
+
 typedef struct nfc_work {
     buf cps, spare;
 } nfc_work;
@@ -94,11 +142,7 @@ static err_code nfc_stretch(const char *s, size_t n, nfc_work *w, buf *out, err_
     int32_t *cp = w->cps.data;
     size_t n_cp = w->cps.n / sizeof *cp;
     c = order_marks(cp, n_cp, &w->spare, e);
-    if (c) return c;
-    utf8proc_ssize_t n_nfc = utf8proc_normalize_utf32(cp, (utf8proc_ssize_t)n_cp,
-                                                      UTF8PROC_STABLE | UTF8PROC_COMPOSE);
-    if (n_nfc < 0) return err_set(e, ERR_FORMAT, "NFC: %s", utf8proc_errmsg(n_nfc));
-    return encode_all(cp, (size_t)n_nfc, out, e);
+    return c ? c : compose(cp, n_cp, out, e);
 }
 
 err_code utf8_nfc(const char *s, size_t n, buf *out, int *changed, err_info *e)

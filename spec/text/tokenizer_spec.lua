@@ -93,6 +93,21 @@ describe("splitting", function()
     assert.same({}, empty:split(""))
   end)
 
+  it("normalises as tokenizers does, by Unicode 9", function()
+    local demo <close> = assert(tokenizer.open("examples/demo-model"))
+    for _, case in ipairs {
+      { "a\u{345}\u{334}", "a\u{334}\u{345}" },
+      { "a\u{345}\u{334}\u{1dfa}\u{334}", "a\u{334}\u{345}\u{1dfa}\u{334}" }, -- mark of 14
+      { "e\u{1abf}\u{301}", "e\u{1abf}\u{301}" }, -- mark of 13
+      { "\u{11935}\u{11930}", "\u{11935}\u{11930}" }, -- composes since 13
+      { "\u{11938}", "\u{11938}" },
+      { "\u{ac00}\u{11a7}", "\u{ac00}\u{11a7}" }, -- no trailing consonant in any version
+      { "\u{ac00}\u{11a8}", "\u{ac01}" },
+    } do
+      assert.equal(case[2], table.concat(demo:split(case[1])))
+    end
+  end)
+
   it([[reads \s as White_Space, in classes too]], function()
     local outside <close> = open { pattern = [[\s|\S+]] }
     local inside <close> = open { pattern = [=[[\s]|[^\s]+]=] }
