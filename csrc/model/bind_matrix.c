@@ -183,11 +183,20 @@ static err_code mlx_bytes(binder *b, const char *module, const st_tensor *weight
     return ERR_NONE;
 }
 
+/* Does config.json announce a tensor scale for the module? Without it every weight would be off by
+ * a factor that nothing else shows. */
+static int says_global(const binder *b, const char *module)
+{
+    int found = 0;
+    const json_value *entry = b->mlx ? mlx_entry(b, module, &found) : NULL;
+    return found && json_bool(json_get(entry, "global_scale"), 0);
+}
+
 /* One max|W| per expert; 2688 / that is the divisor of the block scales. */
 static err_code mlx_global(binder *b, const char *module, int64_t n, bind_stack *out)
 {
     const st_tensor *t = bind_find(b, module, ".global_scale");
-    if (!t) return ERR_NONE;
+    if (!t) return says_global(b, module) ? bind_missing(b, module, ".global_scale") : ERR_NONE;
     if (out->all.mode != NUM_NVFP4)
         return err_set(b->e, ERR_FORMAT, "tensor %s: only nvfp4 has a global scale", t->name);
     if (t->dtype != ST_F32) return bind_wrong_dtype(b, t, "F32");
@@ -221,7 +230,8 @@ static err_code bind_mlx(binder *b, const char *module, const st_tensor *weight,
     m->codes = weight->data;
     m->scales = scales->data;
     int is_float = bind_float(scales->dtype) >= 0;
-    if (!is_float && scales->dtype != ST_U8 && st_dtype_bytes(scales->dtype) != 1)
+    if (!is_float && scales->dtype != ST_U8 && scales->dtype != ST_F8_E4M3 &&
+        scales->dtype != ST_F8_E8M0) /* mlx reads those as bytes */
         return bind_wrong_dtype(b, scales, "U8, F32, F16 or BF16");
     if (is_float ? mlx_floats(b, module, weight, scales, n, rows, m)
                  : mlx_bytes(b, module, weight, m))

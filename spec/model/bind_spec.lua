@@ -324,6 +324,24 @@ describe("binding an MLX checkpoint", function()
     end)
   end)
 
+  it("wants the tensor scales that config.json announces", function()
+    local name = "language_model.model.layers.0.mlp.switch_mlp.gate_proj.global_scale"
+    assert.equal("tensor " .. name .. " is missing",
+      refused(MLX .. "moe4/mlx-nvfp4gs", function(tensors) tensors[name] = nil end))
+  end)
+
+  it("takes byte scales in types that MLX reads as bytes only", function()
+    local name = "language_model.model.layers.0.mlp.switch_mlp.up_proj.scales"
+    local function typed(dtype)
+      return function(tensors) tensors[name].dtype = dtype end
+    end
+    assert.truthy(edited(MLX .. "moe4/mlx", typed "F8_E8M0"))
+    for _, dtype in ipairs { "I8", "BOOL", "F8_E5M2" } do
+      assert.matches("tensor " .. name .. ": dtype " .. dtype .. ", expected U8",
+        refused(MLX .. "moe4/mlx", typed(dtype)))
+    end
+  end)
+
   it("looks at raw and finished MTP norms", function()
     local raw = checkpoint.load(MLX .. "dense4/hf")
     local want = layout(MLX .. "dense4/hf")
