@@ -15,7 +15,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 
 static const char before_vocab[] =
     "{\"added_tokens\":[{\"id\":256,\"content\":\"<s>\",\"special\":true},"
-    "{\"id\":257,\"content\":\"<s>\xc3\xa9\"}],\"normalizer\":{\"type\":\"NFC\"},"
+    "{\"id\":257,\"content\":\"<s>\xc3\xa9\"},{\"id\":261,\"content\":\"s>K\",\"normalized\":true}],"
+    "\"normalizer\":{\"type\":\"NFC\"},"
     "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\",\"pattern\":{"
     "\"Regex\":\"(?i:'s|'t)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?[\\\\p{L}\\\\p{M}]+|\\\\p{N}| ?[^\\\\s"
     "\\\\p{L}\\\\p{M}\\\\p{N}]+[\\\\r\\\\n]*|\\\\s*[\\\\r\\\\n]+|\\\\s+(?!\\\\S)|\\\\s+\"},"

@@ -23,7 +23,9 @@ err_code added_init(added *a, const vocab *v, err_info *e)
         added_token *t = &a->tokens[a->n++];
         t->bytes = vocab_bytes(v, id, &t->n);
         t->id = id;
-        a->leads[(uint8_t)t->bytes[0]] = 1;
+        t->stage = v->entries[id].flags & VOCAB_NORMALIZED ? ADDED_NORMALIZED : ADDED_RAW;
+        a->leads[(uint8_t)t->bytes[0]] |= (uint8_t)t->stage;
+        a->stages |= (int)t->stage;
     }
     qsort(a->tokens, a->n, sizeof *a->tokens, in_byte_order);
     return ERR_NONE;
@@ -48,7 +50,7 @@ static size_t lower_bound(const added *a, size_t lo, size_t hi, size_t k, int c)
     return lo;
 }
 
-int32_t added_at(const added *a, const char *s, size_t n, size_t *len)
+int32_t added_at(const added *a, added_stage stage, const char *s, size_t n, size_t *len)
 {
     size_t lo = 0, hi = a->n;
     int32_t id = -1;
@@ -57,18 +59,21 @@ int32_t added_at(const added *a, const char *s, size_t n, size_t *len)
         lo = lower_bound(a, lo, hi, k, c);
         hi = lower_bound(a, lo, hi, k, c + 1);
         if (lo < hi && a->tokens[lo].n == k + 1) {
-            id = a->tokens[lo++].id;
+            const added_token *t = &a->tokens[lo++];
+            if (!(t->stage & stage)) continue;
+            id = t->id;
             *len = k + 1;
         }
     }
     return id;
 }
 
-int32_t added_find(const added *a, const char *s, size_t n, size_t *at, size_t *len)
+int32_t added_find(const added *a, added_stage stage, const char *s, size_t n, size_t *at,
+                   size_t *len)
 {
     for (size_t i = 0; i < n; i++) {
-        if (!a->leads[(uint8_t)s[i]]) continue;
-        int32_t id = added_at(a, s + i, n - i, len);
+        if (!(a->leads[(uint8_t)s[i]] & stage)) continue;
+        int32_t id = added_at(a, stage, s + i, n - i, len);
         if (id < 0) continue;
         *at = i;
         return id;

@@ -338,8 +338,17 @@ static err_code load_model(loader *l, const json_value *v)
 
 /* ------------------------------------------------------------------ added tokens */
 
+static int is_ascii(const char *s, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if ((unsigned char)s[i] >= 0x80) return 0;
+    return 1;
+}
+
 /* Token `id`, as either file declares it. Declared again (tokenizer_config.json repeats the
- * tokens of tokenizer.json), it must be the same; special in one place is special. */
+ * tokens of tokenizer.json), it must be the same; special in one place is special, of the other
+ * flags the first count. A normalized token must be one that NFC leaves alone, so that it can be
+ * traced back to raw bytes (see encode.c). */
 static err_code load_added(loader *l, int32_t id, const json_value *v)
 {
     static const char *const known[] = {"id", "content", "special", "normalized", "__type", NULL};
@@ -350,20 +359,23 @@ static err_code load_added(loader *l, int32_t id, const json_value *v)
         return err_set(l->e, ERR_FORMAT, "%s: token %d has no content", l->where, (int)id);
     quoted name = quote(content, n);
     vocab *voc = &l->t->vocab;
-    int flags = VOCAB_ADDED | (json_bool(json_get(v, "special"), 0) ? VOCAB_SPECIAL : 0);
+    int special = json_bool(json_get(v, "special"), 0) ? VOCAB_SPECIAL : 0;
+    int normalized = json_bool(json_get(v, "normalized"), 0) ? VOCAB_NORMALIZED : 0;
+    int flags = VOCAB_ADDED | special | normalized;
     if (tok_has(l->t, id)) {
         const char *bytes = vocab_bytes(voc, id, &have);
         if (have != n || memcmp(bytes, content, n) != 0)
             return err_set(l->e, ERR_FORMAT, "%s: id %d of '%s' already stands for '%s'", l->where,
                            (int)id, name.text, quote(bytes, have).text);
         if (voc->entries[id].flags & VOCAB_ADDED) {
-            voc->entries[id].flags |= (uint8_t)flags;
+            voc->entries[id].flags |= (uint8_t)special;
             return ERR_NONE;
         }
     }
     err_code c = check_fields(v, l->where, known, neutral, l->e);
-    if (!c && l->t->nfc && json_bool(json_get(v, "normalized"), 0))
-        c = err_set(l->e, ERR_UNSUPPORTED, "%s: normalized is not supported", l->where);
+    if (!c && l->t->nfc && normalized && !is_ascii(content, n))
+        c = err_set(l->e, ERR_UNSUPPORTED, "%s: normalized is not supported beyond ASCII",
+                    l->where);
     if (c) return err_prefix(l->e, "token '%s'", name.text);
     if (tok_has(l->t, id)) {
         voc->entries[id].flags |= (uint8_t)flags;
@@ -530,7 +542,7 @@ int32_t tok_id(const tok *t, const char *token)
 {
     buf bytes = {0};
     size_t n = strlen(token), len = 0;
-    int32_t id = added_at(&t->added, token, n, &len);
+    int32_t id = added_at(&t->added, ADDED_ANY, token, n, &len);
     if (id >= 0 && len == n) return id;
     id = -1;
     if (vocab_unspell(token, n, &bytes, NULL) == ERR_NONE)

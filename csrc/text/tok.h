@@ -2,9 +2,10 @@
  *
  * A tokenizer is immutable after opening and may be shared by threads; a stream belongs to one.
  * Order of work when encoding (Hugging Face tokenizers): broken UTF-8 becomes U+FFFD per maximal
- * subpart; added tokens are cut out of the raw text (leftmost, longest); the rest goes through
- * NFC if the file asks for it, is split by the file's own regular expression (PCRE2, \s narrowed
- * to White_Space), and merged by rank. What a file asks for and is not understood is an error. */
+ * subpart; added tokens are cut out of the raw text (leftmost, longest); the rest goes through NFC
+ * if the file asks for it, loses the added tokens marked "normalized", is split by the file's own
+ * regular expression (PCRE2, \s narrowed to White_Space), and merged by rank. What a file asks for
+ * and is not understood is an error. */
 #ifndef TEXT_TOK_H
 #define TEXT_TOK_H
 

@@ -14,7 +14,8 @@
 
 enum { VOCAB_MOST_IDS = 1 << 22 }; /* a larger id in a file is damage, not a vocabulary */
 
-enum vocab_flag { VOCAB_USED = 1, VOCAB_ADDED = 2, VOCAB_SPECIAL = 4 };
+/* VOCAB_NORMALIZED: an added token that is looked for behind NFC */
+enum vocab_flag { VOCAB_USED = 1, VOCAB_ADDED = 2, VOCAB_SPECIAL = 4, VOCAB_NORMALIZED = 8 };
 
 typedef struct vocab_entry {
     uint32_t offset, n_bytes; /* into bytes */

@@ -44,6 +44,24 @@ describe("encoding", function()
     assert.equal("101", encode(tok, "e", { plain = { { 1, 1 } } }))
   end)
 
+  it("takes plain ranges through NFC", function()
+    local late <close> = open { added = { '{"id":259,"content":"<s>","normalized":true}' } }
+    local function plain(text, ...) return encode(late, text, { plain = { ... } }) end
+    local s = "60 115 62"
+    assert.equal("195 169 259 97", plain("e\u{301}<s>a"))
+    assert.equal("195 169 259 97", plain("e\u{301}<s>a", { 2, 3 }, { 7, 7 }))
+    assert.equal("195 169 " .. s .. " 97", plain("e\u{301}<s>a", { 4, 4 }))
+    assert.equal("195 169 " .. s .. " 97", plain("e\u{301}<s>a", { 6, 6 }))
+    -- a mark behind the token: one that is composed with it unmakes it, another does not
+    assert.equal("60 115 226 137 175", plain("<s>\u{338}", { 4, 5 }))
+    assert.equal("259 204 129", plain("<s>\u{301}", { 4, 5 }))
+    assert.equal(s .. " 204 129", plain("<s>\u{301}", { 3, 3 }))
+    -- bytes that are no text become three each; two runs in one stretch of marks
+    assert.equal("239 191 189 259 239 191 189", plain("\xff<s>\xff", { 1, 1 }, { 5, 5 }))
+    assert.equal("259 204 129 204 129 259", plain("<s>\u{301}\u{301}<s>", { 4, 5 }, { 6, 7 }))
+    assert.equal("259 " .. s .. " 259", plain("<s><s><s>", { 5, 5 }))
+  end)
+
   it("takes the leftmost token, then the longest", function()
     local names = { "<s", "<s>", "<s>x", "s>", "x<" }
     local added = {}

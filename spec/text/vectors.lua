@@ -25,8 +25,8 @@ local function check(file, differ)
   return #rows, bad
 end
 
-function vectors.encode(tok, key)
-  return check("encode-" .. key, function(row)
+function vectors.encode(tok, key, name)
+  return check((name or "encode") .. "-" .. key, function(row)
     return ids_text(tok:encode(row.text)), ids_text(row.ids)
   end)
 end
