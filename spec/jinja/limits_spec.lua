@@ -40,8 +40,8 @@ describe("jinja limits", function()
       .. "{% endfor %}", "text is too long")
     refuses("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}"
       .. "{% endfor %}", "list is too long")
-    refuses("{% set ns = namespace(l=[1]) %}{% for i in range(99) %}{% set ns.l = [ns.l, ns.l] %}"
-      .. "{% endfor %}{{ ns.l }}", "text is too long")
+    refuses("{% set ns = namespace(l='x' * 999) %}{% for i in range(99) %}"
+      .. "{% set ns.l = [ns.l, ns.l] %}{% endfor %}{{ ns.l }}", "text is too long")
     refuses("{% set ns = namespace(l=1, k=1) %}{% for i in range(60) %}{% set ns.l = [ns.l] * 2 %}"
       .. "{% set ns.k = [ns.k] * 2 %}{% endfor %}{{ ns.l == ns.k }}", "comparison is too large")
     refuses("{% for a in range(99999) %}{{ 'x' * 9999 }}{% endfor %}", "text is too long")
@@ -80,9 +80,12 @@ describe("jinja limits", function()
     refuses("{{ 1" .. (" + 1"):rep(9999) .. " }}", "links")
     refuses("{{ x" .. ("|e"):rep(9999) .. " }}", "links")
     refuses("{{ x" .. (".a"):rep(9999) .. " }}", "links")
-    refuses("{{ 1" .. (" if 1 else 1"):rep(9999) .. " }}", "nested deeper than")
+    refuses("{{ 1" .. (" if 1 else 1"):rep(9999) .. " }}", "links")
     refuses(("{% if x %}"):rep(9999), "nested deeper than")
     assert.equal("2001", render("{{ 1" .. (" + 1"):rep(2000) .. " }}"))
+    assert.equal("1", render("{{ 2" .. (" if 0 else 1"):rep(2000) .. " }}"))
+    assert.equal("x" .. ("-"):rep(190), render("{% macro f(n) %}{% if n > 0 %}{{ f(n - 1) }}-"
+      .. "{% else %}x{% endif %}{% endmacro %}{{ f(190) }}"))
     assert.equal("x", render(("{% if 1 %}"):rep(90) .. "x" .. ("{% endif %}"):rep(90)))
   end)
 

@@ -25,7 +25,7 @@ local jinja = {}
 --- How deep macros and recursive loops may call each other, and how many steps one rendering may
 --- take: a round of a loop, a call, an item looked at, 32 bytes gone through. A prompt of a
 --- thousand messages takes some ten thousand; the limit takes some ten seconds.
-local MAX_CALLS = 180
+local MAX_CALLS = 200
 local MAX_STEPS = 20 * 1000 * 1000
 
 -- The render in progress ----------------------------------------------------------------------

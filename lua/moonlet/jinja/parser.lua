@@ -125,13 +125,13 @@ function Parser:expression(without_condition)
   return result
 end
 
-function Parser:condition()
-  local line, count = self.current.line, 0
+function Parser:condition(links)
+  local line, count = self.current.line, links or 0
   local yes = self:logic_or()
   while self:skip_name("if") do
     count = self:link(count)
     local test, no = self:logic_or(), nil
-    if self:skip_name("else") then no = self:expression() end
+    if self:skip_name("else") then no = self:condition(count) end
     yes = node("CondExpr", line, { test = test, yes = yes, no = no })
   end
   return yes
