@@ -1,10 +1,11 @@
 -- Time and memory of one checkpoint: opening, prefill, decode.
 --
---   lua5.4 bench/model.lua DIR [threads [prompt_tokens [generated_tokens]]]
+--   eval "$(./quickstart env)"; lua5.4 bench/model.lua DIR [threads [prompt_tokens [generated_tokens]]]
 --
 -- Token ids are drawn from a fixed generator, so a checkpoint needs no tokenizer. Memory is what
 -- /proc/self/status says: "file" is the part of the mapped weights that was touched, which the
--- system can drop again; "own" is what the process allocated.
+-- system can drop again; "own" is what the process allocated. Processor time
+-- counts all threads; unlike the clock it hardly depends on what else the machine does.
 local core = require "moonlet.core"
 local moonlet = require "moonlet"
 
@@ -24,10 +25,11 @@ local function memory()
 end
 
 local function measure(what, n, run)
-  local start = core.seconds()
+  local start, cpu = core.seconds(), os.clock()
   run()
   local seconds = core.seconds() - start
-  print(("%-8s %8.3f s%s   %s"):format(what, seconds,
+  cpu = os.clock() - cpu
+  print(("%-8s %8.3f s, %8.3f s of processor time%s   %s"):format(what, seconds, cpu,
     n and ("  %7.2f tokens/s"):format(n / seconds) or (" "):rep(18), memory()))
 end
 

@@ -10,8 +10,7 @@ local MAY_INCLUDE = {
   model = { "kern", "num", "io", "base" },
   quant = { "model", "kern", "num", "io", "base" },
   sample = { "text", "base" },
-  net = { "base" },
-  lua = { "base", "num", "kern", "io", "text", "model", "quant", "sample", "net" },
+  lua = { "base", "num", "kern", "io", "text", "model", "quant", "sample" },
 }
 
 -- what each room may include in angle brackets besides the C and POSIX headers
@@ -20,14 +19,13 @@ local LIBRARIES = {
   ["pcre2.h"] = { text = true },
   ["utf8proc.h"] = { text = true },
   ["immintrin.h"] = { kern = true },
-  ["event2"] = { net = true },
   ["lua.h"] = { lua = true },
   ["lauxlib.h"] = { lua = true },
   ["lualib.h"] = { lua = true },
 }
 
 -- Lua modules that orchestrate: they may not reach into the C module
-local ORCHESTRATION = { "server", "agent", "mcp", "eval", "cli" }
+local ORCHESTRATION = { "eval", "cli" }
 
 local function list(command)
   local pipe <close> = assert(io.popen(command))

@@ -1,4 +1,4 @@
---- Computes expressions. `rt` is the render in progress (runtime.lua), `scope` where names are
+--- Computes expressions. `rt` is the render in progress (init.lua), `scope` where names are
 --- looked up: {vars=, parent=}.
 
 local access = require("moonlet.jinja.access")
