@@ -1,6 +1,7 @@
 -- Time and memory of one checkpoint: opening, prefill, decode.
 --
---   eval "$(./quickstart env)"; lua5.4 bench/model.lua DIR [threads [prompt_tokens [generated_tokens]]]
+--   eval "$(./quickstart env)"
+--   lua5.4 bench/model.lua DIR [threads [prompt_tokens [generated_tokens]]]
 --
 -- Token ids are drawn from a fixed generator, so a checkpoint needs no tokenizer. Memory is what
 -- /proc/self/status says: "file" is the part of the mapped weights that was touched, which the

@@ -1,6 +1,8 @@
 -- docs/api.md runs as it is written; docs/cli.md and --help name the same commands and options;
 -- files that documents point to exist.
 
+local json = require "moonlet.json"
+
 local PATHS <const> = "LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' LUA_CPATH='"
   .. package.cpath:gsub("'", "") .. "' "
 
@@ -107,6 +109,69 @@ describe("docs/cli.md", function()
   it("has the options of every command, and no others", function()
     for name, text in pairs(all_commands()) do
       assert.same(options_of(text), options_of(page[name]), name)
+    end
+  end)
+end)
+
+-- ---- results ------------------------------------------------------------------------------------
+
+-- Cells of the rows of a page's tables that hold recipe options, each table as one list.
+local function result_rows(path)
+  local tables, current = {}, nil
+  for line in io.lines(path) do
+    if line:find("^|.*`%-%-recipe") then
+      if not current then
+        current = {}
+        tables[#tables + 1] = current
+      end
+      local cells = {}
+      for cell in line:gmatch("| ([^|]*) %f[|]") do cells[#cells + 1] = cell:match("^`?(.-)`?$") end
+      current[#current + 1] = cells
+    else
+      current = nil
+    end
+  end
+  return tables
+end
+
+local function moonlet_json(arguments)
+  local pipe = assert(io.popen(PATHS .. "lua5.4 bin/moonlet " .. arguments .. " --json 2>&1"))
+  local text = pipe:read("a")
+  assert(pipe:close(), text)
+  return assert(json.decode(text))
+end
+
+local function with_commas(n)
+  return (("%d"):format(n):reverse():gsub("(%d%d%d)", "%1,"):reverse():gsub("^,", ""))
+end
+
+describe("docs/results.md", function()
+  local demo, real = table.unpack(result_rows("docs/results.md"))
+
+  it("has the sizes that plans give", function()
+    assert.is_true(#demo >= 10 and #real >= 10)
+    for _, row in ipairs(demo) do
+      local plan = moonlet_json("plan examples/demo-model " .. row[1])
+      assert.same({ row[1], with_commas(plan.total_bytes), ("%.3f"):format(plan.bits_per_weight) },
+        { row[1], row[2], row[3] })
+    end
+    for _, row in ipairs(real) do
+      local plan = moonlet_json(("plan spec/golden/configs/%s.json %s"):format(row[1]:lower(),
+        row[2]))
+      assert.same({ row[2], ("%.2f GiB"):format(plan.total_bytes / 2 ^ 30),
+        ("%.3f"):format(plan.bits_per_weight) }, { row[2], row[3], row[4] })
+    end
+  end)
+
+  it("has the perplexities that come out #slow", function()
+    for _, row in ipairs(demo) do
+      local out = os.tmpname()
+      os.remove(out)
+      moonlet_json(("quantize examples/demo-model %s %s"):format(out, row[1]))
+      local result = moonlet_json(("eval ppl %s --chat examples/demo-model/eval.jsonl "
+        .. "--precision exact"):format(out))
+      os.execute("rm -r " .. out)
+      assert.same({ row[1], row[4] }, { row[1], ("%.4f"):format(result.perplexity) })
     end
   end)
 end)
