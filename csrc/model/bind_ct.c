@@ -41,12 +41,19 @@ typedef struct scheme {
     const char *type; /* "int" or "float" */
     int64_t group;    /* columns per scale; 0: one scale per row, tile or tensor */
     int64_t cols;
+    int has_zeros; /* zero points are there */
 } scheme;
 
 typedef struct search {
     const scheme *s;
     int found;
 } search;
+
+static int is_asymmetric_int(const json_value *args)
+{
+    const char *type = json_string(json_get(args, "type"), NULL);
+    return (!type || strcmp(type, "int") == 0) && !json_bool(json_get(args, "symmetric"), 1);
+}
 
 /* A group lists a preset's name instead of arguments: nothing to hold the tensors against. */
 static int match_group(void *ctx, const char *key, size_t key_bytes, json_value *group)
@@ -62,6 +69,7 @@ static int match_group(void *ctx, const char *key, size_t key_bytes, json_value 
     else
         q->found = json_int(json_get(args, "num_bits"), 8) == q->s->bits &&
                    strcmp(type ? type : "int", q->s->type) == 0 &&
+                   (q->s->has_zeros || !is_asymmetric_int(args)) &&
                    (q->s->group ? size == q->s->group : size <= 0 || size == q->s->cols);
     return q->found;
 }
@@ -75,6 +83,11 @@ static err_code check_scheme(binder *b, const char *module, const scheme *s)
     if (json_type_of(groups) != JSON_OBJECT) return ERR_NONE;
     json_each(groups, match_group, &q);
     if (q.found) return ERR_NONE;
+    scheme asymmetric = *s; /* or would one with zero points be declared? */
+    asymmetric.has_zeros = 1;
+    q.s = &asymmetric;
+    json_each(groups, match_group, &q);
+    if (q.found) return bind_missing(b, module, ".weight_zero_point");
     return err_set(b->e, ERR_FORMAT,
                    "%s: the tensors are %s with %d bits, group %lld; no group of "
                    "quantization_config says so",
@@ -203,8 +216,8 @@ static err_code bind_ints(binder *b, const char *module, const st_tensor *packed
         if (bind_shape(b, zeros, 2, dims)) return b->e->code;
     }
     if (derive_biases(b, scale, zeros, m)) return b->e->code;
-    const scheme found = {
-        .bits = m->bits, .type = "int", .group = n_groups > 1 ? m->group : 0, .cols = m->cols};
+    const scheme found = {.bits = m->bits, .type = "int", .group = n_groups > 1 ? m->group : 0,
+                          .cols = m->cols, .has_zeros = zeros != NULL};
     return check_scheme(b, module, &found);
 }
 

@@ -447,6 +447,17 @@ describe("binding compressed-tensors", function()
     it("refuses " .. what, function() assert.matches(case[2], refused(mixed, case[1])) end)
   end
 
+  it("wants the zero points that config.json announces", function()
+    local dir = checkpoint.edited(CT .. "int4-group64-asym", function(tensors)
+      tensors["layers.gauss.weight_zero_point"] = nil
+    end)
+    local m, message = core.model_module(dir, "layers.gauss", 48, 128)
+    assert.is_nil(m)
+    assert.matches("tensor layers.gauss.weight_zero_point is missing$", message)
+    assert.truthy(core.model_module(dir, "layers.tall", 136, 128))
+    checkpoint.remove(dir)
+  end)
+
   it("leaves scales of activations and caches alone", function()
     local one = { dtype = "F32", shape = { 1 }, data = string.pack("<f", 1) }
     assert.truthy(edited(mixed, function(t)
