@@ -16,7 +16,7 @@
 
 #include "base/cpu.h"
 #include "base/err.h"
-#include "base/progress.h"
+#include "base/cancel.h"
 #include "num/format.h"
 
 /* nil, text, code name; returns 3. */

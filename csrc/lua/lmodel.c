@@ -81,7 +81,13 @@ static int read_want(lua_State *L, int arg)
     int want = 0;
     for (lua_Integer i = 1, n = lml_len(L, arg, INT32_MAX); i <= n; i++) {
         lua_rawgeti(L, arg, i);
-        want |= 1 << luaL_checkoption(L, -1, NULL, names);
+        const char *name = lua_tostring(L, -1);
+        int k = 0;
+        while (names[k] && (!name || strcmp(name, names[k]) != 0)) k++;
+        if (!names[k])
+            luaL_error(L, "want: '%s' is none of logits, hidden, router, mtp",
+                       luaL_tolstring(L, -1, NULL));
+        want |= 1 << k;
         lua_pop(L, 1);
     }
     return want;

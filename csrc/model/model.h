@@ -14,7 +14,7 @@
 #include "base/cpu.h"
 #include "base/err.h"
 #include "base/pool.h"
-#include "base/progress.h"
+#include "base/cancel.h"
 #include "io/st.h"
 #include "kern/kern.h"
 #include "model/config.h"

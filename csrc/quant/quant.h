@@ -8,7 +8,7 @@
 
 #include "base/err.h"
 #include "base/pool.h"
-#include "base/progress.h"
+#include "base/cancel.h"
 #include "io/st.h"
 #include "num/format.h"
 

@@ -238,4 +238,12 @@ describe("a sequence gives the same bits", function()
       assert.equal(one, run(dir, 4, { 50 }, "f16", 120))
     end)
   end
+
+  it("knows what may be wanted", function()
+    local model <close> = assert(core.model_open("spec/golden/models/moe-text/hf", { threads = 1 }))
+    for word, shown in pairs { logit = "logit", [1] = "1" } do
+      assert.error_matches(function() model:forward({ 1 }, { word }) end,
+        "want: '" .. shown .. "' is none of logits, hidden, router, mtp", nil, true)
+    end
+  end)
 end)

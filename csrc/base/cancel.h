@@ -1,6 +1,6 @@
-/* progress: how long work reports and hears that it should stop. */
-#ifndef BASE_PROGRESS_H
-#define BASE_PROGRESS_H
+/* cancel: how long work hears that it should stop. */
+#ifndef BASE_CANCEL_H
+#define BASE_CANCEL_H
 
 #include <stdatomic.h>
 #include <stdint.h>
@@ -13,8 +13,5 @@ static inline int cancel_raised(const cancel_flag *c)
 {
     return c && atomic_load_explicit((cancel_flag *)(uintptr_t)c, memory_order_relaxed) != 0;
 }
-
-/* Called on the thread that started the work. `what` is borrowed; done <= total. */
-typedef void (*progress_fn)(void *ctx, const char *what, uint64_t done, uint64_t total);
 
 #endif
