@@ -1,7 +1,10 @@
 /* The process around the interpreter: interrupts. */
 #include "lua/lml.h"
 
+#include <errno.h>
+#include <poll.h>
 #include <signal.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -40,6 +43,27 @@ static int was_interrupted(lua_State *L)
     return 1;
 }
 
+/* core.wait_input(fd) -> true when fd can be read, or nil, message, code. The wait is cut into
+ * pieces because an interrupt may arrive just before poll() begins. */
+static int wait_input(lua_State *L)
+{
+    enum { PIECE_MS = 100 };
+    struct pollfd input = {.fd = (int)luaL_checkinteger(L, 1), .events = POLLIN};
+    err_info e = {0};
+    int n = 0;
+    while (n == 0 && !cancel_raised(&interrupted)) {
+        n = poll(&input, 1, PIECE_MS);
+        if (n < 0 && errno == EINTR) n = 0;
+    }
+    if (n > 0) {
+        lua_pushboolean(L, 1);
+        return 1;
+    }
+    if (n == 0) err_set(&e, ERR_CANCELLED, "interrupted");
+    if (n < 0) err_set(&e, ERR_IO, "cannot wait for input: %s", strerror(errno));
+    return lml_fail(L, &e);
+}
+
 /* core.isatty(fd) -> boolean */
 static int is_terminal(lua_State *L)
 {
@@ -60,6 +84,7 @@ void lml_open_sys(lua_State *L)
                                          {"interrupted", was_interrupted},
                                          {"isatty", is_terminal},
                                          {"seconds", seconds},
+                                         {"wait_input", wait_input},
                                          {NULL, NULL}};
     luaL_setfuncs(L, functions, 0);
 }

@@ -16,6 +16,16 @@ local eval = {}
 
 local WINDOW <const> = 512
 
+local function read_text(path)
+  local file, message = io.open(path, "rb")
+  if not file then return nil, message, "io" end
+  local text
+  text, message = file:read("a")
+  file:close()
+  if not text then return nil, ("%s: %s"):format(path, message), "io" end
+  return text
+end
+
 local function count_words(text)
   return select(2, text:gsub("%S+", ""))
 end
@@ -119,26 +129,39 @@ local function dialogue_sequences(model, dialogue, is_stop)
   return sequences, words
 end
 
+-- What is wrong with a line's value; nil if nothing is.
+local function dialogue_problem(row)
+  if not json.is_object(row) or not json.is_array(row.messages) then
+    return "an object with messages expected"
+  end
+  for i, turn in ipairs(row.messages) do
+    if not json.is_object(turn) then return ("messages[%d] is not an object"):format(i - 1) end
+  end
+  if row.tools ~= nil and row.tools ~= json.null and not json.is_array(row.tools) then
+    return "tools is not an array"
+  end
+  if row.template ~= nil and not json.is_object(row.template) then
+    return "template is not an object"
+  end
+end
+
 local function read_dialogues(path)
-  local file, message = io.open(path, "rb")
-  if not file then return nil, message, "io" end
+  local text, message, code = read_text(path)
+  if not text then return nil, message, code end
   local dialogues, n = {}, 0
-  for line in file:lines() do
+  for line in text:gmatch("[^\n]*") do
     n = n + 1
     if line:find("%S") then
-      local row, why, code = json.decode(line, { name = ("%s:%d"):format(path, n) })
-      if not row then
-        file:close()
-        return nil, why, code
-      end
-      if not json.is_array(row.messages) then
-        file:close()
-        return nil, ("%s:%d: no messages"):format(path, n), "format"
+      local row, why
+      row, why, code = json.decode(line, { name = ("%s:%d"):format(path, n) })
+      if row == nil then return nil, why, code end
+      why = dialogue_problem(row)
+      if why then
+        return nil, ("%s:%d: %s"):format(path, n, why), "format"
       end
       dialogues[#dialogues + 1] = row
     end
   end
-  file:close()
   return dialogues
 end
 
@@ -201,10 +224,9 @@ function eval.perplexity(model, opts)
   else
     local text = opts.text
     if not text then
-      local file, message = io.open(opts.file, "rb")
-      if not file then return nil, message, "io" end
-      text = file:read("a")
-      file:close()
+      local message
+      text, message, code = read_text(opts.file)
+      if not text then return nil, message, code end
     end
     sequences, words, code = text_sequences(model, text, window)
   end

@@ -26,31 +26,41 @@ local function exists(path)
   return file ~= nil
 end
 
-local function read_json(path)
-  local file, message = io.open(path, "rb")
-  if not file then return nil, message, "io" end
-  local text = file:read("a")
-  file:close()
-  return json.decode(text, { name = path })
-end
-
 -- eos_token_id is an id or a list of ids, in generation_config.json or else in config.json.
 local function find_stop_ids(generation_config, config)
   local text = json.is_object(config.text_config) and config.text_config or {}
-  local eos = (generation_config or {}).eos_token_id or config.eos_token_id or text.eos_token_id
-  if math.type(eos) == "integer" then return { eos } end
-  return json.is_array(eos) and table.move(eos, 1, #eos, 1, {}) or {}
+  for _, place in ipairs { generation_config or {}, config, text } do
+    local eos = place.eos_token_id
+    if eos ~= nil and eos ~= json.null then
+      local ids = json.is_array(eos) and eos or { eos }
+      for _, id in ipairs(ids) do
+        if math.type(id) ~= "integer" then
+          return nil, "eos_token_id: a token id or a list of them expected", "format"
+        end
+      end
+      return table.move(ids, 1, #ids, 1, {})
+    end
+  end
+  return {}
+end
+
+local function read_object(path)
+  local object, message, code = json.read(path)
+  if object == nil then return nil, message, code end
+  if not json.is_object(object) then return nil, path .. ": an object is expected", "format" end
+  return object
 end
 
 local function load_parts(self)
-  local config, message, code = read_json(self.dir .. "/config.json")
+  local config, message, code = read_object(self.dir .. "/config.json")
   if not config then return nil, message, code end
   local path = self.dir .. "/generation_config.json"
   if exists(path) then
-    self.generation_config, message, code = read_json(path)
+    self.generation_config, message, code = read_object(path)
     if not self.generation_config then return nil, message, code end
   end
-  self.stop_ids = find_stop_ids(self.generation_config, config)
+  self.stop_ids, message, code = find_stop_ids(self.generation_config, config)
+  if not self.stop_ids then return nil, self.dir .. ": " .. message, code end
   if exists(self.dir .. "/tokenizer.json") then
     self.tokenizer, message, code = tokenizer.open(self.dir)
     if not self.tokenizer then return nil, message, code end

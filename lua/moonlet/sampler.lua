@@ -12,6 +12,7 @@
 -- context) and, where it has state, accept(self, id), reset(self) and clone(self). A stage that
 -- cannot go on returns nil, message, code.
 local core = require "moonlet.core"
+local json = require "moonlet.json"
 
 ---A row of numbers over the vocabulary, still in its session or tensor; ids from 0. argmax, topk,
 ---logprob and entropy answer nil, message, "range" when an entry is NaN or +inf or none is left.
@@ -346,7 +347,7 @@ function sampler.from_generation_config(config)
   config = config or {}
   for _, name in ipairs(CONFIG_NAMES) do
     local value = config[name]
-    if math.type(value) then -- null and absent alike say nothing
+    if value ~= nil and value ~= json.null then
       local message = check_value(name, value)
       if message then return nil, "generation_config.json: " .. message, "format" end
       options[name] = value

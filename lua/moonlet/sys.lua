@@ -6,6 +6,7 @@ local sys = {
   interrupted = core.interrupted,
   isatty = core.isatty,
   seconds = core.seconds,
+  wait_input = core.wait_input,
 }
 
 local function exists(path)
@@ -21,9 +22,10 @@ function sys.data_dir(name)
   local init = package.searchpath("moonlet", package.path)
   local home = init and init:match("^(.*)/init%.lua$")
   if not home then return nil end
+  local tree = home:match("^(.+)/lua/moonlet$") or home .. "/../.."
   local probe = name == "recipes" and "unsloth.lua" or "config.json"
-  for _, dir in ipairs { "/../../", "/../../examples/", "/" } do
-    if exists(home .. dir .. name .. "/" .. probe) then return home .. dir .. name end
+  for _, dir in ipairs { tree .. "/", tree .. "/examples/", home .. "/" } do
+    if exists(dir .. name .. "/" .. probe) then return dir .. name end
   end
   return nil
 end

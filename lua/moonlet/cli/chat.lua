@@ -8,7 +8,7 @@ local sys = require "moonlet.sys"
 local chat = {}
 
 function chat.define(parser)
-  local command = parser:command("chat", "Talk to a model. /reset starts over, /quit ends.")
+  local command = parser:command("chat", "Talk to a model.")
   output.dir_argument(command)
   command:option("--system", "system message"):argname("TEXT")
   command:option("--set", "give the template a variable; the value is JSON or else text")
@@ -16,20 +16,15 @@ function chat.define(parser)
   generate.sampling_options(command)
 end
 
--- A line from the user: with editing where lua-readline is installed and a terminal listens.
-local function line_reader()
-  local found, readline = pcall(require, "readline")
-  if found and sys.isatty(0) then return function() return readline.readline("> ") end end
-  return function()
-    if sys.isatty(0) then
-      io.write("> ")
-      io.flush()
-    end
-    return io.read("l")
-  end
+-- The next line from the user; nil at the end and after an interrupt. lua-readline is of no use
+-- here: it goes on waiting after an interrupt (rlwrap adds editing from outside).
+local function read_line(terminal)
+  if terminal then output.write("> ") end
+  output.flush()
+  return sys.wait_input(0) and io.read("l") or nil
 end
 
--- One answer to the conversation so far; false when it was interrupted.
+-- One answer to the conversation so far.
 local function answer(model, session, messages, variables, options)
   local text, message, code = model:render(messages, variables)
   if not text then return nil, message, code end
@@ -39,41 +34,47 @@ local function answer(model, session, messages, variables, options)
   reused, message, code = session:sync(ids)
   if not reused then return nil, message, code end
   result, message, code = require("moonlet.generate").collect(session, options)
-  print()
+  output.line("")
   if not result then return nil, message, code end
+  if result.finish_reason == "cancelled" then return nil, "interrupted", "cancelled" end
   return result.text
 end
 
+local COMMANDS <const> = "/reset starts over, /quit ends"
+
+-- A failure ends a conversation that is read from a file; at a terminal the user may go on.
 local function converse(model, session, args)
-  local read = line_reader()
+  local terminal = sys.isatty(0)
   local variables = render.variables(args.sets)
   local options = generate.sampling(args)
-  options.on_token = function(tok)
-    io.write(tok.text)
-    io.flush()
-  end
+  options.on_token = output.stream
   local function fresh()
     return json.array { args.system and { role = "system", content = args.system } }
   end
   local messages = fresh()
-  for line in read do
-    if line == "/quit" then break end
+  if terminal then output.line(COMMANDS) end
+  io.stdin:setvbuf("no") -- wait_input does not see what a buffer holds
+  for line in read_line, terminal do
+    if line == "/quit" then return true end
     if line == "/reset" then
       messages = fresh()
+    elseif line:find("^/%a*$") then
+      output.line(COMMANDS)
     elseif line:find("%S") then
       messages[#messages + 1] = { role = "user", content = line }
       local text, message, code = answer(model, session, messages, variables, options)
       if text then
         messages[#messages + 1] = { role = "assistant", content = text }
-      elseif code == "cancelled" then
+      elseif terminal then
         messages[#messages] = nil
         sys.catch_interrupt()
-        print("(interrupted; the last message is forgotten)")
+        output.line(("(%s; the last message is forgotten)"):format(message))
       else
         return nil, message, code
       end
     end
   end
+  if sys.interrupted() then return nil, "interrupted", "cancelled" end
   return true
 end
 

@@ -11,8 +11,8 @@ function command_eval.define(parser)
   ppl:option("--file", "text file, evaluated in windows"):argname("TEXT")
   ppl:option("--chat", "JSON Lines of {messages, tools, template}; only what assistants say "
     .. "is scored"):argname("DIALOGUES.jsonl")
-  ppl:option("--window", "tokens per window of --file (default 512)"):convert(math.tointeger)
-    :argname("N")
+  ppl:option("--window", "tokens per window of --file (default 512)"):argname("N")
+    :convert(output.integer("--window", 2))
   output.precision_option(ppl, "fast")
   output.threads_option(ppl)
   output.progress_option(ppl)
@@ -20,8 +20,9 @@ function command_eval.define(parser)
 end
 
 function command_eval.run(args)
-  if (args.file == nil) == (args.chat == nil) then output.misuse("give --file or --chat") end
-  if args.window and args.window < 2 then output.misuse("--window: at least 2 expected") end
+  if (args.file == nil) == (args.chat == nil) then
+    output.misuse("give one of --file and --chat")
+  end
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
   local result
@@ -35,9 +36,9 @@ function command_eval.run(args)
   if args.json then
     output.print_json(result)
   else
-    print(("perplexity %.4f over %s tokens (%.4f per word over %s words)"):format(
-      result.perplexity, output.count(result.tokens), result.word_perplexity,
-      output.count(result.words)))
+    local form = "perplexity %.6g over %s tokens (%.6g per word over %s words)"
+    output.line(form:format(result.perplexity, output.count(result.tokens),
+      result.word_perplexity, output.count(result.words)))
   end
   return true
 end

@@ -24,15 +24,6 @@ local function split(text)
   return words
 end
 
-local function parse_ids(text)
-  local ids = {}
-  for i, word in ipairs(split(text)) do
-    ids[i] = math.tointeger(tonumber(word, 10))
-    if not ids[i] then output.misuse(("--ids: '%s' is not a token id"):format(word)) end
-  end
-  return ids
-end
-
 local function entry(name, dtype, tensor)
   return { name = name, dtype = dtype, shape = tensor:shape(), data = tensor:bytes() }
 end
@@ -66,7 +57,8 @@ local function entries_of(out)
 end
 
 function forward.run(args)
-  local ids, want = parse_ids(args.ids), split(args.want)
+  local ids, want = output.token_ids(args.ids), split(args.want)
+  if #want == 0 then output.misuse("--want: names nothing") end
   for _, name in ipairs(want) do
     if not WANTS[name] then
       output.misuse(("--want: '%s' is none of logits, hidden, router, mtp"):format(name))
@@ -86,7 +78,7 @@ function forward.run(args)
     output.print_json { out = args.out, tensors = tensors }
   else
     for _, t in ipairs(tensors) do
-      print(("%-16s [%s]"):format(t.name, table.concat(t.shape, ", ")))
+      output.line(("%-16s [%s]"):format(t.name, table.concat(t.shape, ", ")))
     end
   end
   return true

@@ -2,6 +2,7 @@
 local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
 local render = require "moonlet.cli.render"
+local sampler = require "moonlet.sampler"
 local sys = require "moonlet.sys"
 
 local generate = {}
@@ -18,19 +19,34 @@ local SAMPLING <const> = {
   { "frequency-penalty", "frequency_penalty", "subtract for each time a token was generated" },
 }
 
+-- A converter that lets the sampler judge the number.
+local function sampling_value(flag, name)
+  return function(text)
+    local value = tonumber(text)
+    if not value then
+      return nil, ("option '--%s': a number expected, got '%s'"):format(flag, text)
+    end
+    local ok, message = sampler.check_options { [name] = math.tointeger(value) or value }
+    if ok then return math.tointeger(value) or value end
+    return nil, ("option '--%s': %s"):format(flag, message:gsub("^[%w_]+: ", ""))
+  end
+end
+
 ---Options that every command with a sampler takes.
 function generate.sampling_options(command)
   for _, option in ipairs(SAMPLING) do
-    command:option("--" .. option[1], option[3]):convert(tonumber):argname("X")
+    command:option("--" .. option[1], option[3]):argname("X")
+      :convert(sampling_value(option[1], option[2]))
   end
-  command:option("--seed", "makes sampling reproducible"):convert(math.tointeger):argname("S")
-  command:option("-n", "most tokens to generate (default 512)"):convert(math.tointeger)
-    :argname("N"):target("max_tokens")
+  command:option("--seed", "makes sampling reproducible"):argname("S")
+    :convert(output.integer("--seed", math.mininteger))
+  command:option("-n", "most tokens to generate (default 512)"):argname("N")
+    :convert(output.integer("-n", 1)):target("max_tokens")
   command:option("--stop", "text that ends the generation; may be repeated"):count("*")
-    :argname("TEXT")
-  command:option("--ctx", "tokens of context to make room for"):convert(math.tointeger)
-    :argname("N")
-  command:option("--kv", "codec of the key/value cache: f16 or f32"):argname("CODEC")
+    :argname("TEXT"):convert(output.some_text("--stop"))
+  command:option("--ctx", "tokens of context to make room for"):argname("N")
+    :convert(output.integer("--ctx", 1))
+  command:option("--kv", "codec of the key/value cache"):choices { "f16", "f32" }
   output.precision_option(command, "fast")
   output.threads_option(command)
 end
@@ -41,7 +57,6 @@ function generate.sampling(args)
   for _, option in ipairs(SAMPLING) do
     options[option[2]] = args[option[1]:gsub("-", "_")]
   end
-  if options.max_tokens < 1 then output.misuse("option '-n': at least 1 expected") end
   return options
 end
 
@@ -60,8 +75,6 @@ function generate.define(parser)
 end
 
 local function prompt_ids(model, args)
-  local given = (args.prompt and 1 or 0) + (args.chat and 1 or 0) + (args.file and 1 or 0)
-  if given ~= 1 then output.misuse("give one of -p, --chat and --file") end
   if not args.chat then
     if args.prompt then return model:encode(args.prompt) end
     local text, message, code = output.read_file(args.file)
@@ -71,7 +84,7 @@ local function prompt_ids(model, args)
   if not model.template then return nil, model.dir .. " has no chat template", "unsupported" end
   local variables = render.variables(args.sets)
   if args.tools then
-    local tools, message, code = output.read_json(args.tools)
+    local tools, message, code = render.read_list(args.tools, "tools")
     if not tools then return nil, message, code end
     variables.tools = tools
   end
@@ -104,26 +117,28 @@ local function run_session(session, ids, args)
   if not reused then return nil, message, code end
   local times = { prompt_tokens = #ids, reused = reused, prefill = sys.seconds() - start }
   local options = generate.sampling(args)
-  if not args.json then
-    options.on_token = function(tok)
-      io.write(tok.text)
-      io.flush()
-    end
-  end
+  if not args.json then options.on_token = output.stream end
   start = sys.seconds()
   local result
   result, message, code = require("moonlet.generate").collect(session, options)
   if not result then return nil, message, code end
   times.decode = sys.seconds() - start
-  if args.json then
+  local cancelled = result.finish_reason == "cancelled"
+  if not args.json then
+    output.line("")
+  elseif not cancelled then
     report(result, session:stats(), times)
-  else
-    print()
   end
+  if cancelled then return nil, "interrupted", "cancelled" end
   return true
 end
 
 function generate.run(args)
+  local given = (args.prompt and 1 or 0) + (args.chat and 1 or 0) + (args.file and 1 or 0)
+  if given ~= 1 then output.misuse("give one of -p, --chat and --file") end
+  if not args.chat and (args.system or args.tools or #args.sets > 0) then
+    output.misuse("--system, --tools and --set go with --chat")
+  end
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
   if not model.tokenizer then

@@ -28,37 +28,65 @@ end
 -- The text of a raised error without its position; what a library raised keeps its first line.
 local function first_line(message)
   message = tostring(message):match("^[^\n]*")
-  return (message:gsub("^[^%s:]*%.lua:%d+: ", ""))
+  return (message:gsub("^[^\n:]*%.lua:%d+: ", ""))
+end
+
+-- argparse takes every word with a dash for an option. Behind an option, a number or a text with
+-- blanks ("-1", "- one\n- two") is its value, as getopt has it.
+local function join_values(argv)
+  local joined, i = {}, 1
+  while argv[i] do
+    local word, value = argv[i], argv[i + 1] or ""
+    local is_value = value:find("^%-[^%-%a]") or value:find("^%-.*%s")
+    if is_value and word:find("^%-%-%a[%w-]*$") then
+      word, i = word .. "=" .. value, i + 1
+    elseif is_value and word:find("^%-%a$") then
+      word, i = word .. value, i + 1
+    end
+    joined[#joined + 1] = word
+    i = i + 1
+  end
+  return joined
+end
+
+-- What the parser says, in one line.
+local function complain_usage(argv, message)
+  local command = "moonlet"
+  for _, name in ipairs(COMMANDS) do
+    if argv[1] == name then command = "moonlet " .. name end
+  end
+  complain(("%s (try: %s --help)"):format(message:gsub("%s*\n", "; "), command))
 end
 
 ---Runs one command.
 ---@param argv string[]
 ---@return integer exit_code
 function cli.main(argv)
+  sys.catch_interrupt()
   local parser = build_parser()
-  local ok, args = parser:pparse(argv)
+  local ok, args = parser:pparse(join_values(argv))
   if not ok then
-    complain(args)
-    io.stderr:write("try: moonlet --help\n")
+    complain_usage(argv, args)
     return 2
   end
-  sys.catch_interrupt()
   io.stdout:setvbuf("full")
   local ran, done, message, code = pcall(require("moonlet.cli." .. args.command).run, args)
+  if not ran and type(done) == "table" and done.misuse then
+    complain_usage(argv, done.misuse)
+    return 2
+  end
   if not ran then
-    if type(done) == "table" and done.misuse then
-      complain(done.misuse)
-      return 2
-    end
     complain(first_line(done))
     return 1
   end
+  local flushed, problem = io.stdout:flush()
   if not done then
     output.end_progress()
     complain(code == "cancelled" and "interrupted" or first_line(message))
     return 1
   end
-  return io.stdout:flush() and 0 or 1
+  if not flushed then complain("standard output: " .. problem) end
+  return flushed and 0 or 1
 end
 
 return cli

@@ -10,7 +10,7 @@ function inspect.define(parser)
 end
 
 local function row(name, value, ...)
-  print(("  %-16s "):format(name) .. value:format(...))
+  output.line(("  %-16s "):format(name) .. value:format(...))
 end
 
 local function print_shape(c)
@@ -61,7 +61,7 @@ function inspect.run(args)
     output.print_json(info)
     return true
   end
-  print(model.dir)
+  output.line(model.dir)
   print_info(info)
   return true
 end

@@ -1,5 +1,6 @@
 --- What commands share: reading arguments, printing results, progress.
 local json = require "moonlet.json"
+local plan = require "moonlet.plan"
 local sys = require "moonlet.sys"
 
 local output = {}
@@ -7,6 +8,42 @@ local output = {}
 ---Raised for misuse that the parser cannot see; ends with exit code 2.
 function output.misuse(text)
   error({ misuse = text })
+end
+
+---A converter for an option that takes an integer.
+---@param name string as messages show it
+---@param min integer
+---@param max? integer
+---@return fun(text: string): integer?, string?
+function output.integer(name, min, max)
+  local range = max and ("%d to %d"):format(min, max) or ("%d or more"):format(min)
+  return function(text)
+    local n = math.tointeger(tonumber(text))
+    if n and n >= min and n <= (max or n) then return n end
+    return nil, ("option '%s': %s expected, got '%s'"):format(name, range, text)
+  end
+end
+
+---A converter for an option that takes some text.
+function output.some_text(name)
+  return function(text)
+    if text ~= "" then return text end
+    return nil, ("option '%s': must not be empty"):format(name)
+  end
+end
+
+---Token ids separated by commas or blanks.
+---@return integer[]
+function output.token_ids(text)
+  local ids = {}
+  for word in text:gmatch("[^%s,]+") do
+    local id = word:find("^%-?%d+$") and math.tointeger(tonumber(word))
+    if not id or math.abs(id) > 0x7fffffff then
+      output.misuse(("'%s' is not a token id"):format(word))
+    end
+    ids[#ids + 1] = id
+  end
+  return ids
 end
 
 ---Adds DIR, which may be left out, to a command.
@@ -23,8 +60,8 @@ end
 
 ---Adds --threads to a command.
 function output.threads_option(command)
-  command:option("--threads", "threads (default: all processors)"):convert(math.tointeger)
-    :argname("N")
+  command:option("--threads", "threads (default: all processors)"):argname("N")
+    :convert(output.integer("--threads", 1, 1024))
 end
 
 ---Adds --precision to a command.
@@ -34,45 +71,57 @@ function output.precision_option(command, default)
 end
 
 function output.open_model(args)
-  local threads = args.threads
-  if threads and (threads < 1 or threads > 1024) then
-    output.misuse("option '--threads': 1 to 1024 expected")
-  end
   return require("moonlet").open(output.dir(args.dir),
-    { threads = threads, precision = args.precision })
+    { threads = args.threads, precision = args.precision })
 end
 
 ---Text of a file, or of standard input for "-".
 function output.read_file(path)
-  if path == "-" then return io.read("a") end
-  local file, message = io.open(path, "rb")
+  local file, message = io.stdin, nil
+  if path ~= "-" then file, message = io.open(path, "rb") end
   if not file then return nil, message, "io" end
-  local text = file:read("a")
-  file:close()
-  if not text then return nil, path .. ": cannot read", "io" end
-  return text
+  local text
+  if path ~= "-" or sys.wait_input(0) then text, message = file:read("a") end
+  if path ~= "-" then file:close() end
+  if text then return text end
+  if sys.interrupted() then return nil, "interrupted", "cancelled" end
+  return nil, ("%s: %s"):format(path == "-" and "standard input" or path, message), "io"
 end
 
 function output.read_json(path)
   local text, message, code = output.read_file(path)
   if not text then return nil, message, code end
-  return json.decode(text, { name = path })
+  return json.decode(text, { name = path == "-" and "standard input" or path })
+end
+
+---Writes to standard output. A full disk ends the command; print() would not notice.
+function output.write(...)
+  local ok, message = io.write(...)
+  if not ok then error("standard output: " .. message, 0) end
+end
+
+---What was written so far becomes visible.
+function output.flush()
+  local ok, message = io.stdout:flush()
+  if not ok then error("standard output: " .. message, 0) end
+end
+
+---Writes a line.
+function output.line(text)
+  output.write(text, "\n")
+end
+
+---Shows a piece of an answer at once; for generate's on_token.
+function output.stream(tok)
+  output.write(tok.text)
+  output.flush()
 end
 
 function output.print_json(value)
-  print(json.encode(value))
+  output.line(json.encode(value))
 end
 
----"1.2 GB": decimal units, as disks and model cards count.
-function output.bytes(n)
-  local units = { "B", "kB", "MB", "GB", "TB" }
-  local i = 1
-  while n >= 1000 and i < #units do
-    n = n / 1000
-    i = i + 1
-  end
-  return (i == 1 and "%d %s" or "%.2f %s"):format(n, units[i])
-end
+output.bytes = plan.size_text
 
 ---"1,234,567"
 function output.count(n)

@@ -5,11 +5,12 @@ local plan = {}
 
 ---Options of a recipe, shared with quantize.
 function plan.recipe_options(command)
-  command:option("--recipe", "a recipe of moonlet's or a file.lua"):argname("NAME"):count(1)
-  command:option("--bits", "base bits, if the recipe takes them"):convert(math.tointeger)
-    :argname("N")
-  command:option("--group", "group size, if the recipe takes it"):convert(math.tointeger)
-    :argname("N")
+  command:option("--recipe", "unsloth, uniform, keep_bf16 or a file.lua"):argname("NAME")
+    :count(1):convert(output.some_text("--recipe"))
+  command:option("--bits", "base bits, if the recipe takes them"):argname("N")
+    :convert(output.integer("--bits", 1))
+  command:option("--group", "group size, if the recipe takes it"):argname("N")
+    :convert(output.integer("--group", 1))
   command:flag("--mxfp", "promote 4- and 8-bit decisions to mxfp4 and mxfp8, if the recipe can")
   command:option("--mode", "base mode, if the recipe takes it"):argname("MODE")
 end
@@ -34,7 +35,7 @@ function plan.run(args)
   if args.json then
     output.print_json(result)
   else
-    io.write(result:text())
+    output.write(result:text())
   end
   return true
 end

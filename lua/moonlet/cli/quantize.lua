@@ -7,8 +7,9 @@ local quantize = {}
 
 function quantize.define(parser)
   local command = parser:command("quantize", "Write a quantized checkpoint.")
+    :usage("Usage: moonlet quantize [DIR] OUT --recipe NAME [options]")
   command:argument("places", "DIR (default: the demo model) and OUT, a directory to create")
-    :args("1-2"):argname("[DIR] OUT")
+    :args("1-2"):argname { "[DIR]", "OUT" }
   plan.recipe_options(command)
   command:option("--format", "checkpoint format"):choices { "mlx" }:default("mlx")
   output.threads_option(command)
@@ -18,6 +19,7 @@ end
 
 function quantize.run(args)
   local out = args.places[#args.places]
+  if out == "" then output.misuse("OUT must not be empty") end
   local source = output.dir(#args.places == 2 and args.places[1] or nil)
   local options = plan.options(args)
   options.source, options.out = source, out
@@ -28,7 +30,7 @@ function quantize.run(args)
   if args.json then
     output.print_json(json.object(result))
   else
-    print(("%s: %s, %.3f bits per weight"):format(out, output.bytes(result.total_bytes),
+    output.line(("%s: %s, %.3f bits per weight"):format(out, output.bytes(result.total_bytes),
       result.bits_per_weight))
   end
   return true

@@ -29,15 +29,28 @@ function render.variables(sets)
   return variables
 end
 
+---A file that holds a JSON array of objects.
+---@param path string
+---@param what string what the objects are
+---@return table[]? list, string? message, string? code
+function render.read_list(path, what)
+  local list, message, code = output.read_json(path)
+  if list == nil then return nil, message, code end
+  local fits = json.is_array(list)
+  for _, item in ipairs(fits and list or {}) do fits = fits and json.is_object(item) end
+  if fits then return list end
+  return nil, ("%s: a JSON array of %s (objects) expected"):format(path, what), "format"
+end
+
 function render.run(args)
   local template, message, code = require("moonlet.template").open(output.dir(args.dir))
   if not template then return nil, message, code end
   local variables = render.variables(args.sets)
   local messages
-  messages, message, code = output.read_json(args.messages)
+  messages, message, code = render.read_list(args.messages, "messages")
   if not messages then return nil, message, code end
   if args.tools then
-    variables.tools, message, code = output.read_json(args.tools)
+    variables.tools, message, code = render.read_list(args.tools, "tools")
     if not variables.tools then return nil, message, code end
   end
   variables.add_generation_prompt = not args.no_generation_prompt
@@ -47,7 +60,7 @@ function render.run(args)
   if args.json then
     output.print_json { text = text }
   else
-    io.write(text)
+    output.write(text)
   end
   return true
 end

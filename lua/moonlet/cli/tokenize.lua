@@ -28,16 +28,6 @@ local function sort_arguments(args)
   return args.dir, args.text
 end
 
-local function parse_ids(text)
-  local ids = {}
-  for word in text:gmatch("[^%s,]+") do
-    local id = math.tointeger(tonumber(word, 10))
-    if not id then return nil, ("'%s' is not a token id"):format(word), "range" end
-    ids[#ids + 1] = id
-  end
-  return ids
-end
-
 function tokenize.run(args)
   local dir, text = sort_arguments(args)
   if args.file and text then output.misuse("give the text or --file, not both") end
@@ -49,8 +39,7 @@ function tokenize.run(args)
   end
   local ids
   if args.decode then
-    ids, message, code = parse_ids(text)
-    if not ids then return nil, message, code end
+    ids = output.token_ids(text)
     text, message, code = tok:decode(ids, { skip_special = args.no_special or false })
     if not text then return nil, message, code end
   else
@@ -60,9 +49,9 @@ function tokenize.run(args)
   if args.json then
     output.print_json(json.object { ids = json.array(ids), text = text })
   elseif args.decode then
-    io.write(text, "\n")
+    output.line(text)
   else
-    print(table.concat(ids, " "))
+    output.line(table.concat(ids, " "))
   end
   return true
 end

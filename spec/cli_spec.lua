@@ -1,0 +1,344 @@
+-- The command line: what each misuse, each broken input and each --json answers.
+-- Exit 0 success, 1 failure of the work, 2 misuse; one line "moonlet: ..." on stderr.
+local json = require "moonlet.json"
+
+local DEMO <const> = "examples/demo-model"
+local LUA_PATHS <const> = "LUA_CPATH='" .. package.cpath:gsub("'", "") .. "' "
+
+local dir
+
+local function read(path)
+  local file = assert(io.open(path, "rb"))
+  local text = file:read("a")
+  file:close()
+  return text
+end
+
+local function write(name, text)
+  local path = dir .. "/" .. name
+  local file = assert(io.open(path, "wb"))
+  file:write(text)
+  file:close()
+  return path
+end
+
+-- "moonlet ARGUMENTS" through a shell; D stands for the scratch directory.
+local function run(arguments, shell)
+  local command = ("cd '%s' && %sexec bin/moonlet %s >%s/out 2>%s/err"):format(".", LUA_PATHS,
+    arguments:gsub("%f[%w]D/", dir .. "/"), dir, dir)
+  local _, _, code = os.execute((shell or "") .. "(" .. command .. ") </dev/null")
+  return code, read(dir .. "/out"), read(dir .. "/err")
+end
+
+local function check(row)
+  local code, out, err = run(row[1])
+  assert.equal(row[2], code, row[1] .. "\n" .. err)
+  assert.matches("^moonlet: [^\n]*\n$", err)
+  assert.matches(row[3], err)
+  assert.equal("", out)
+end
+
+setup(function()
+  dir = os.tmpname()
+  os.remove(dir)
+  assert(os.execute("mkdir " .. dir))
+  write("empty", "")
+  write("number.json", "5")
+  write("object.json", "{}")
+  write("hi.json", '[{"role": "user", "content": "hi"}]')
+  write("null.json", "[null]")
+  write("late.json", '[{"role":"user","content":"a"},{"role":"system","content":"b"}]')
+  write("cut.json", '[{"role": "us')
+  write("latin1.json", '[{"role": "user", "content": "\xe9"}]')
+  write("line5.jsonl", '{"messages": []}\n5\n')
+  write("line6.jsonl", '{"messages": [5]}\n')
+  write("line7.jsonl", '{"messages": [], "template": 7}\n')
+  write("line8.jsonl", '{"messages": [], "tools": 7}\n')
+  write("line9.jsonl", '{"messages": []}\n{"mess\n')
+  write("raises.lua", "error 'boom'")
+  write("number.lua", "return function() return function() return 5 end end")
+  write("loop.lua", "return function() return function() while true do end end end")
+  write("os.lua", "return function() os.remove 'x' end")
+end)
+
+teardown(function() os.execute("rm -rf " .. dir) end)
+
+describe("misuse exits with 2", function()
+  for _, row in ipairs {
+    { "", 2, "a command is required %(try: moonlet %-%-help%)" },
+    { "nosuch", 2, "unknown command 'nosuch'" },
+    { "inspect --nosuch", 2, "unknown option '%-%-nosuch' %(try: moonlet inspect %-%-help%)" },
+    { "inspect a b", 2, "too many arguments" },
+    { "inspect --json=1", 2, "does not take arguments" },
+    { "plan", 2, "missing option '%-%-recipe'" },
+    { "plan --recipe ''", 2, "'%-%-recipe': must not be empty" },
+    { "plan --recipe uniform --bits x", 2, "'%-%-bits': 1 or more expected, got 'x'" },
+    { "plan --recipe uniform --group -64", 2, "'%-%-group': 1 or more expected, got '%-64'" },
+    { "quantize --recipe uniform", 2, "missing argument" },
+    { "quantize '' --recipe uniform", 2, "OUT must not be empty" },
+    { "quantize D/q --recipe uniform --format gguf", 2, "'%-%-format' must be one of 'mlx'" },
+    { "quantize D/q --recipe uniform --threads 0", 2, "'%-%-threads': 1 to 1024" },
+    { "tokenize --decode 0x10", 2, "'0x10' is not a token id" },
+    { "tokenize --decode 1e3", 2, "'1e3' is not a token id" },
+    { "tokenize --decode 99999999999999999999", 2, "is not a token id" },
+    { "tokenize --file D/hi.json examples/demo-model text", 2, "the text or %-%-file" },
+    { "render", 2, "missing option '%-%-messages'" },
+    { "render --messages D/hi.json --set x", 2, "NAME=VALUE expected" },
+    { "forward --ids 1,x --out D/f", 2, "'x' is not a token id" },
+    { "forward --ids 1 --out D/f --want nosuch", 2, "'nosuch' is none of" },
+    { "forward --ids 1 --out D/f --want ''", 2, "%-%-want: names nothing" },
+    { "generate", 2, "give one of %-p, %-%-chat and %-%-file" },
+    { "generate -p a --chat b", 2, "give one of %-p, %-%-chat and %-%-file" },
+    { "generate -p a --system b", 2, "go with %-%-chat" },
+    { "generate -p a --threads -1", 2, "'%-%-threads': 1 to 1024 expected, got '%-1'" },
+    { "generate -p a --threads 9999", 2, "'%-%-threads': 1 to 1024 expected, got '9999'" },
+    { "generate -p a --threads abc", 2, "'%-%-threads': 1 to 1024 expected, got 'abc'" },
+    { "generate -p a -n 0", 2, "'%-n': 1 or more expected, got '0'" },
+    { "generate -p a -n -3", 2, "'%-n': 1 or more expected, got '%-3'" },
+    { "generate -p a -n 99999999999999999999", 2, "'%-n': 1 or more expected" },
+    { "generate -p a --ctx 0", 2, "'%-%-ctx': 1 or more expected" },
+    { "generate -p a --kv turbo4", 2, "'%-%-kv' must be one of 'f16', 'f32'" },
+    { "generate -p a --precision half", 2, "'%-%-precision' must be one of" },
+    { "generate -p a --seed x", 2, "'%-%-seed': .* expected, got 'x'" },
+    { "generate -p a --temp x", 2, "'%-%-temp': a number expected, got 'x'" },
+    { "generate -p a --temp -1", 2, "'%-%-temp': %-1 is not in" },
+    { "generate -p a --temp nan", 2, "'%-%-temp': a number expected" },
+    { "generate -p a --top-p 2", 2, "'%-%-top%-p': 2 is not in" },
+    { "generate -p a --top-k 1.5", 2, "'%-%-top%-k': integer expected" },
+    { "generate -p a --stop ''", 2, "'%-%-stop': must not be empty" },
+    { "eval", 2, "a command is required" },
+    { "eval nosuch", 2, "unknown command 'nosuch'" },
+    { "eval ppl", 2, "give one of %-%-file and %-%-chat" },
+    { "eval ppl --file D/empty --window 1", 2, "'%-%-window': 2 or more expected" },
+  } do
+    it("moonlet " .. row[1], function() check(row) end)
+  end
+end)
+
+describe("a failure of the work exits with 1", function()
+  for _, row in ipairs {
+    { "inspect /nosuch", 1, "/nosuch/config%.json: No such file" },
+    { "inspect /etc/passwd", 1, "/etc/passwd/config%.json: Not a directory" },
+    { "plan /nosuch --recipe uniform", 1, "/nosuch/config%.json: No such file" },
+    { "plan --recipe nosuch", 1, "no recipe named nosuch" },
+    { "plan --recipe D/raises.lua", 1, "recipe .*raises%.lua:1: boom" },
+    { "plan --recipe D/number.lua", 1, "a decision %(table%) expected, got number" },
+    { "plan --recipe D/loop.lua", 1, "runs too long" },
+    { "plan --recipe D/os.lua", 1, "global 'os'" },
+    { "plan --recipe uniform --bits 7", 1, "affine has no 7%-bit form" },
+    { "quantize /nosuch D/q --recipe uniform", 1, "/nosuch" },
+    { "quantize examples --recipe uniform", 1, "exists and is not empty" },
+    { "quantize D/empty --recipe uniform", 1, "empty: .*Not a directory" },
+    { "quantize examples/demo-model/q --recipe uniform", 1, "lies in the source" },
+    { "quantize /proc/q --recipe uniform", 1, "/proc/q" },
+    { "tokenize /nosuch hello", 1, "/nosuch" },
+    { "tokenize --file /", 1, "/: Is a directory" },
+    { "tokenize --decode 999999", 1, "token id 999999 is not in the vocabulary" },
+    { "tokenize --decode -- -1", 1, "token id %-1 is not in the vocabulary" },
+    { "render --messages /nosuch", 1, "/nosuch: No such file" },
+    { "render --messages D/number.json", 1, "number%.json: a JSON array of messages" },
+    { "render --messages D/object.json", 1, "object%.json: a JSON array of messages" },
+    { "render --messages D/null.json", 1, "null%.json: a JSON array of messages" },
+    { "render --messages D/cut.json", 1, "cut%.json: byte 10: string is not closed" },
+    { "render --messages D/latin1.json", 1, "latin1%.json: byte 30: invalid UTF%-8" },
+    { "render --messages D/late.json", 1, "The system message must come first" },
+    { "render --messages D/hi.json --tools D/number.json", 1, "a JSON array of tools" },
+    { "forward --ids '' --out D/f", 1, "no tokens to evaluate" },
+    { "forward --ids 1,999999 --out D/f", 1, "999999 at position 1" },
+    { "forward --ids 1 --out /nosuch/f", 1, "/nosuch/f" },
+    { "generate -p ''", 1, "the prompt is empty" },
+    { "generate -p hi --ctx 999999", 1, "this model takes 1 to 4096" },
+    { "generate -p 'How are you, my friend?' --ctx 3", 1, "context is full.* room for 3" },
+    { "generate --file /nosuch", 1, "/nosuch: No such file" },
+    { "generate --chat \xff", 1, "messages%[1%]%.content is not valid UTF%-8 at byte 1" },
+    { "eval ppl --file /nosuch", 1, "/nosuch: No such file" },
+    { "eval ppl --file /", 1, "/: Is a directory" },
+    { "eval ppl --chat /", 1, "/: Is a directory" },
+    { "eval ppl --file D/empty", 1, "nothing to score" },
+    { "eval ppl --chat D/empty", 1, "nothing to score" },
+    { "eval ppl --chat D/line5.jsonl", 1, "line5%.jsonl:2: an object with messages expected" },
+    { "eval ppl --chat D/line6.jsonl", 1, "line6%.jsonl:1: messages%[0%] is not an object" },
+    { "eval ppl --chat D/line7.jsonl", 1, "line7%.jsonl:1: template is not an object" },
+    { "eval ppl --chat D/line8.jsonl", 1, "line8%.jsonl:1: tools is not an array" },
+    { "eval ppl --chat D/line9.jsonl", 1, "line9%.jsonl:2: byte 1: string is not closed" },
+  } do
+    it("moonlet " .. row[1], function() check(row) end)
+  end
+
+  it("when standard output is full", function()
+    for _, command in ipairs { "inspect", "inspect --json", "plan --recipe uniform",
+      "tokenize hello", "tokenize --decode 100", "generate -p a -n 2 --temp 0",
+      "generate -p a -n 2 --temp 0 --json", "render --messages " .. dir .. "/hi.json" } do
+      local _, _, code = os.execute(("%sbin/moonlet %s >/dev/full 2>%s/err"):format(LUA_PATHS,
+        command, dir))
+      assert.equal(1, code, command)
+      assert.equal("moonlet: standard output: No space left on device\n", read(dir .. "/err"))
+    end
+  end)
+
+  it("when standard input is closed", function()
+    local _, _, code = os.execute(LUA_PATHS .. "bin/moonlet tokenize <&- 2>" .. dir .. "/err")
+    assert.equal(1, code)
+    assert.equal("moonlet: standard input: Bad file descriptor\n", read(dir .. "/err"))
+  end)
+
+  -- The signal is sent once the file named has been mapped.
+  local INTERRUPT <const> = [[
+mkfifo D/pipe; exec 3<>D/pipe
+%s bin/moonlet %s <&3 >D/out 2>D/err & pid=$!
+for i in {1..500}; do
+  grep -q '%s' /proc/$pid/maps && break
+  sleep 0.01
+done
+sleep 0.02; kill -INT $pid
+(sleep 20; kill -KILL $pid) 2>&- & watch=$!
+wait $pid; code=$?
+kill $watch
+rm D/pipe; exit $code]]
+
+  for _, row in ipairs {
+    { "model.safetensors", "generate -p a -n 4000" },
+    { "model.safetensors", "generate -p a -n 4000 --json" },
+    { "model.safetensors", "quantize D/q --recipe unsloth" },
+    { "model.safetensors", "eval ppl --chat examples/demo-model/eval.jsonl" },
+    { "model.safetensors", "forward --ids " .. ("5,"):rep(3000) .. " --out D/q" },
+    { "model.safetensors", "chat" },
+    { "core.so", "tokenize" },
+  } do
+    local command = row[2]
+    it("when interrupted, with nothing left behind: " .. command:sub(1, 40), function()
+      write("interrupt", INTERRUPT:format(LUA_PATHS, command, row[1]):gsub("D/", dir .. "/"))
+      local _, _, code = os.execute("bash " .. dir .. "/interrupt")
+      assert.equal("moonlet: interrupted\n", read(dir .. "/err"))
+      assert.equal(1, code)
+      if command ~= "generate -p a -n 4000" then assert.equal("", read(dir .. "/out")) end
+      assert.is_nil(io.open(dir .. "/q.partial"))
+      assert.is_nil(io.open(dir .. "/q"))
+    end)
+  end
+end)
+
+describe("a model's broken side files", function()
+  local function with_file(name, text)
+    local model = dir .. "/model"
+    assert(os.execute(("rm -rf %s && mkdir %s && ln -s $PWD/%s/* %s/ && rm -f %s/%s"):format(model,
+      model, DEMO, model, model, name)))
+    write("model/" .. name, text)
+    return model
+  end
+  for _, row in ipairs {
+    { "generation_config.json", "[]", "generation_config%.json: an object is expected" },
+    { "generation_config.json", '{"temperature": "hot"}', "temperature: number expected" },
+    { "generation_config.json", '{"temperature": -1}', "temperature: %-1 is not in" },
+    { "generation_config.json", '{"eos_token_id": "x"}', "eos_token_id: a token id or a list" },
+    { "generation_config.json", '{"eos_token_id": [1.5]}', "eos_token_id: a token id or a list" },
+    { "tokenizer.json", "", "tokenizer%.json: byte 0" },
+    { "chat_template.jinja", "{% for", "chat_template%.jinja:1: unexpected" },
+    { "chat_template.jinja", "{{ 1 / 0 }}", "chat_template%.jinja:1: division by zero" },
+    { "tokenizer_config.json", "5", "tokenizer_config%.json: " },
+    { "model.safetensors", "short", "model%.safetensors: 5 bytes are too few" },
+    { "config.json", "[]", "config%.json: .*object is expected" },
+  } do
+    it(row[1] .. " " .. row[2], function()
+      check { "generate " .. with_file(row[1], row[2]) .. " --chat hi -n 2", 1, row[3] }
+    end)
+  end
+end)
+
+describe("success exits with 0", function()
+  local function succeeds(arguments)
+    local code, out, err = run(arguments)
+    assert.equal("", err)
+    assert.equal(0, code)
+    return out
+  end
+
+  for _, command in ipairs { "inspect", "plan", "quantize", "tokenize", "render", "forward",
+    "generate", "chat", "eval", "eval ppl" } do
+    it(command .. " --help", function()
+      assert.matches("^Usage: moonlet " .. command .. " ", succeeds(command .. " --help"))
+      assert.matches("\n   " .. command:match("%w+"), succeeds("--help"))
+    end)
+  end
+
+  it("quantize --help shows both places", function()
+    assert.matches("quantize %[DIR%] OUT %-%-recipe", succeeds "quantize --help")
+  end)
+
+  it("--version", function() assert.matches("^moonlet %d", succeeds "--version") end)
+
+  it("values that begin with a dash", function()
+    succeeds "generate -p '- a list' -n 2 --seed -1"
+    succeeds "generate --prompt '-1' -n 2 --presence-penalty -0.5"
+  end)
+
+  local function keys_of(value)
+    local keys = {}
+    for key in pairs(value) do keys[#keys + 1] = key end
+    table.sort(keys)
+    return keys
+  end
+
+  local function answer(arguments, keys)
+    local value = assert(json.decode(succeeds(arguments .. " --json")))
+    table.sort(keys)
+    for _, key in ipairs(keys) do assert(value[key] ~= nil, arguments .. ": no " .. key) end
+    return value, keys_of(value)
+  end
+
+  it("plan --json", function()
+    local plan = answer("plan --recipe unsloth --bits 4 --mxfp", { "recipe", "parameters",
+      "bits_per_weight", "total_bytes", "tensors", "classes" })
+    assert.same({ "bytes", "class", "decision", "name", "shape" }, keys_of(plan.tensors[1]))
+    local kinds = {}
+    for _, row in ipairs(plan.tensors) do
+      kinds[table.concat(keys_of(row.decision), " ")] = true
+    end
+    assert.same({ ["bits group mode"] = true, keep = true, drop = true }, kinds)
+  end)
+
+  it("generate --json", function()
+    local expected = { "text", "ids", "finish_reason", "prompt_tokens", "reused_tokens",
+      "prefill_seconds", "decode_seconds", "tokens_per_second", "kv", "state_bytes" }
+    local value, keys = answer("generate -p 'Once upon' -n 5 --temp 0", expected)
+    assert.same(expected, keys)
+    assert.same({ "bytes", "codec" }, keys_of(value.kv))
+    assert.equal("length", value.finish_reason)
+    assert.equal(5, #value.ids)
+  end)
+
+  it("eval ppl --json", function()
+    local expected = { "nll", "tokens", "perplexity", "words", "word_perplexity" }
+    local value, keys = answer("eval ppl --file LICENSE --window 64", expected)
+    assert.same(expected, keys)
+    assert.is_true(math.abs(math.exp(value.nll / value.tokens) / value.perplexity - 1) < 1e-9)
+  end)
+
+  it("tokenize --json", function()
+    local value = answer("tokenize 'Hello, you'", { "ids", "text" })
+    assert.equal("Hello, you\n", succeeds("tokenize --decode '"
+      .. table.concat(value.ids, ",") .. "'"))
+  end)
+
+  it("through a symbolic link, from another directory, in a path with blanks", function()
+    local place = dir .. "/a b"
+    assert(os.execute(("mkdir '%s' && ln -s $PWD '%s/tree' && ln -s tree/bin/moonlet '%s/m'")
+      :format(place, place, place)))
+    for _, command in ipairs { "'./m'", "'tree/bin/moonlet'" } do
+      local pipe = io.popen(("cd '%s' && %s%s inspect 2>&1"):format(place, LUA_PATHS, command))
+      local text = pipe:read("a")
+      pipe:close()
+      assert.matches("^/[^\n]*/examples/demo%-model\n", text)
+      assert.is_nil(text:find("/../", 1, true))
+    end
+  end)
+
+  it("chat reads a conversation from standard input", function()
+    write("talk", "What is the capital of France?\n\n/help\n/reset\nWhat is the capital of Italy?\n"
+      .. "/quit\nnever\n")
+    os.execute(("%sbin/moonlet chat --temp 0 -n 40 <%s/talk >%s/out 2>%s/err"):format(LUA_PATHS,
+      dir, dir, dir))
+    assert.equal("", read(dir .. "/err"))
+    assert.matches("Paris.*/quit ends\n.*Rome[^\n]*\n$", read(dir .. "/out"))
+  end)
+end)
