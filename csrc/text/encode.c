@@ -193,6 +193,7 @@ static err_code encode_stage(encoder *c, added_stage stage, const stretch *s, er
 /* What is left between the tokens of one stage. */
 static err_code encode_between(encoder *c, added_stage stage, const stretch *s, err_info *e)
 {
+    if (s->begin == s->end) return ERR_NONE;
     const char *text = s->text + s->begin;
     size_t n = s->end - s->begin;
     if (stage == ADDED_NORMALIZED) return split_pieces(c, text, n, encode_piece, c, e);
