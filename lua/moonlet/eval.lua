@@ -236,6 +236,9 @@ function eval.perplexity(model, opts)
   local nll, tokens
   nll, tokens, code = score(model, sequences, opts.on_progress)
   if not nll then return nil, tokens, code end
+  if nll ~= nll or nll == math.huge then
+    return nil, "the model's logits are not finite; is a weight NaN?", "range"
+  end
   return {
     nll = nll,
     tokens = tokens,
