@@ -1,5 +1,5 @@
 /* attn: gated attention with grouped queries and partial rotary positions (transformers'
- * Qwen3_5Attention), and the rows of its cache.
+ * Qwen3_5Attention).
  *
  *   q, gate = W_q u (per head: D query rows, then D gate rows);  k = W_k u;  v = W_v u
  *   q, k: RMS norm per head, then the first rotary_dim dims rotate by position, pairs (j, j+half)
@@ -8,45 +8,6 @@
 
 #include <math.h>
 #include <string.h>
-
-/* ---- the cache ------------------------------------------------------------------------------ */
-
-static int64_t kv_width(const ses *s)
-{
-    return (int64_t)s->m->config.n_kv_heads * s->m->config.head_dim;
-}
-
-int64_t kv_row_bytes(const ses *s)
-{
-    return kv_width(s) * (s->codec == KV_F32 ? 4 : 2);
-}
-
-static void write_row(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value)
-{
-    int64_t width = kv_width(s), bytes = kv_row_bytes(s);
-    char *k = (char *)kv->key + pos * bytes, *v = (char *)kv->value + pos * bytes;
-    if (s->codec == KV_F32) {
-        memcpy(k, key, (size_t)bytes);
-        memcpy(v, value, (size_t)bytes);
-    } else {
-        s->m->ops->f16_encode(key, (uint16_t *)k, width);
-        s->m->ops->f16_encode(value, (uint16_t *)v, width);
-    }
-}
-
-const float *kv_head_rows(const ses *s, const void *rows, int64_t pos, int n, int h, float *tmp,
-                          int64_t *ld)
-{
-    int64_t width = kv_width(s), D = s->m->config.head_dim, at = pos * width + h * D;
-    if (s->codec == KV_F32) {
-        *ld = width;
-        return (const float *)rows + at;
-    }
-    for (int i = 0; i < n; i++)
-        s->m->ops->f16_decode((const uint16_t *)rows + at + i * width, tmp + i * D, D);
-    *ld = D;
-    return tmp;
-}
 
 /* ---- rotary positions ----------------------------------------------------------------------- */
 
@@ -102,7 +63,7 @@ static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
             ops->rms_norm(k, l->w->k_norm, D, c->rms_eps, k);
             rotate(k, cosines, sines, half);
         }
-        write_row(l->s, l->kv, l->pos + i, t->k + i * width, t->v + i * width);
+        kv_write(l->s, l->kv, l->pos + i, t->k + i * width, t->v + i * width);
     }
 }
 

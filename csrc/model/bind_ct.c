@@ -216,8 +216,11 @@ static err_code bind_ints(binder *b, const char *module, const st_tensor *packed
         if (bind_shape(b, zeros, 2, dims)) return b->e->code;
     }
     if (derive_biases(b, scale, zeros, m)) return b->e->code;
-    const scheme found = {.bits = m->bits, .type = "int", .group = n_groups > 1 ? m->group : 0,
-                          .cols = m->cols, .has_zeros = zeros != NULL};
+    const scheme found = {.bits = m->bits,
+                          .type = "int",
+                          .group = n_groups > 1 ? m->group : 0,
+                          .cols = m->cols,
+                          .has_zeros = zeros != NULL};
     return check_scheme(b, module, &found);
 }
 

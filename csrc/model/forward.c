@@ -9,34 +9,6 @@
 
 #include <string.h>
 
-void pass_linear(ses *s, const num_matrix *w, const float *x, int64_t n, float *y)
-{
-    kern_linear(s->m->pool, s->m->ops, w, x, w->cols, n, y, w->rows, s->t.kern);
-}
-
-typedef struct norm_loop {
-    const ses *s;
-    const float *x, *weight;
-    float *out;
-} norm_loop;
-
-static void norm_rows(void *ctx, int64_t begin, int64_t end, int worker)
-{
-    (void)worker;
-    const norm_loop *l = ctx;
-    const model_config *c = &l->s->m->config;
-    int64_t H = c->hidden_size;
-    for (int64_t t = begin; t < end; t++)
-        l->s->m->ops->rms_norm(l->x + t * H, l->weight, H, c->rms_eps, l->out + t * H);
-}
-
-/* out[t] = RMSNorm(x[t]) for n rows of width H. */
-static void norm_batch(ses *s, const float *x, const float *weight, int64_t n, float *out)
-{
-    norm_loop l = {s, x, weight, out};
-    pool_for(s->m->pool, n, 8, norm_rows, &l);
-}
-
 static void add_rows(float *x, const float *y, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
@@ -49,14 +21,14 @@ static void run_layer(ses *s, const layer_weights *w, int layer, kv_layer *kv, i
     const model_config *c = &s->m->config;
     int64_t H = c->hidden_size;
 
-    norm_batch(s, t->x, w->input_norm, n, t->u);
+    pass_norm(s, t->x, w->input_norm, n, t->u);
     if (kv)
         attn_mix(s, &w->attn, kv, pos, n);
     else
         gdn_mix(s, &w->gdn, s->slot[layer], n);
     add_rows(t->x, t->y, n * H);
 
-    norm_batch(s, t->x, w->post_norm, n, t->u);
+    pass_norm(s, t->x, w->post_norm, n, t->u);
     ffn_mix(s, w, n);
     add_rows(t->x, t->y, n * H);
 }
@@ -104,20 +76,6 @@ static void score_batch(ses *s, int64_t n, const int32_t *targets, float *nll)
     }
 }
 
-/* The recurrent state changes layer by layer; what it was before the batch is what a cancelled
- * batch leaves behind. Rows that it wrote to the caches lie beyond n_past and do not count. */
-static void save_state(ses *s)
-{
-    memcpy(s->saved, s->S, (size_t)ses_S_floats(s) * sizeof(float));
-    memcpy(s->saved + ses_S_floats(s), s->conv, (size_t)ses_conv_floats(s) * sizeof(float));
-}
-
-static void restore_state(ses *s)
-{
-    memcpy(s->S, s->saved, (size_t)ses_S_floats(s) * sizeof(float));
-    memcpy(s->conv, s->saved + ses_S_floats(s), (size_t)ses_conv_floats(s) * sizeof(float));
-}
-
 /* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. False if it
  * was cancelled, and then nothing has changed. A single token is not worth saving a state for. */
 static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
@@ -132,13 +90,13 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t 
         m->ops->decode[m->weights.embed.mode](&m->weights.embed, ids[i], t->x + i * H);
     rope_prepare(s, pos, n);
     if (n == 1) cancel = NULL;
-    if (cancel) save_state(s);
+    if (cancel) ses_save_state(s);
 
     float *hidden = rows_from(want->hidden, t0, H);
     if (hidden) memcpy(hidden, t->x, (size_t)(n * H) * sizeof *hidden);
     for (int layer = 0; layer < c->n_layers; layer++) {
         if (cancel_raised(cancel)) {
-            restore_state(s);
+            ses_restore_state(s);
             return 0;
         }
         run_layer(s, &m->weights.layers[layer], layer, c->is_full[layer] ? &s->kv[layer] : NULL,
@@ -155,7 +113,7 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t 
 
     int last = t0 + n == total;
     float *final = rows_from(want->final, t0, H), *logits = rows_from(want->logits, t0, V);
-    if (final || logits || last || want->nll) norm_batch(s, t->x, m->weights.norm, n, t->u);
+    if (final || logits || last || want->nll) pass_norm(s, t->x, m->weights.norm, n, t->u);
     if (final) memcpy(final, t->u, (size_t)(n * H) * sizeof *final);
     if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
     if (last && logits)
@@ -222,7 +180,7 @@ static void run_mtp(ses *s, int64_t pos, const float *final, const int32_t *next
     pass_linear(s, &w->fc, t->mtp_in, n, t->x);
     rope_prepare(s, pos, n);
     run_layer(s, &w->layer, c->n_layers, &s->kv[c->n_layers], pos, n);
-    norm_batch(s, t->x, w->norm, n, t->u);
+    pass_norm(s, t->x, w->norm, n, t->u);
     if (hidden) memcpy(hidden, t->u, (size_t)(n * H) * sizeof *hidden);
     if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
 }

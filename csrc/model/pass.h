@@ -71,12 +71,15 @@ struct ses {
     void *arena; /* everything small above, one allocation */
 };
 
-/* Floats of S and of conv. */
+/* Floats of S and of conv; both to s->saved and back. */
 int64_t ses_S_floats(const ses *s);
 int64_t ses_conv_floats(const ses *s);
+void ses_save_state(ses *s);
+void ses_restore_state(ses *s);
 
 /* Elements of one codec: bytes, and rows in and out. */
 int64_t kv_row_bytes(const ses *s);
+void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value);
 /* Head h of rows [pos, pos+n) of `rows` (key or value): borrowed f32 with stride *ld, widened into
  * tmp [n][D] when the codec is not f32. */
 const float *kv_head_rows(const ses *s, const void *rows, int64_t pos, int n, int h, float *tmp,
@@ -92,5 +95,7 @@ void rope_prepare(ses *s, int64_t pos, int64_t n);
 
 /* y = W x for n rows of the batch. */
 void pass_linear(ses *s, const num_matrix *w, const float *x, int64_t n, float *y);
+/* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
+void pass_norm(ses *s, const float *x, const float *weight, int64_t n, float *out);
 
 #endif
