@@ -72,9 +72,15 @@ local function own_item(object, key)
   return mt and value.markup(c) or c
 end
 
+local function attribute_of_undefined(object, name)
+  -- Python finds this one in the class; other names of the kind are asked of Undefined, and fail.
+  if name == "__class__" then return unsafe(object, name) end
+  value.fail_undefined(object)
+end
+
 --- `object.name`.
 function access.attribute(object, name)
-  if value.is(object, value.Undefined) then value.fail_undefined(object) end
+  if value.is(object, value.Undefined) then return attribute_of_undefined(object, name) end
   local found = own_attribute(object, name)
   if found == nil then found = own_item(object, name) end
   if found == nil then return value.undefined(name, object) end
@@ -91,7 +97,7 @@ end
 
 --- The attribute filter: attributes only, never items.
 function access.only_attribute(object, name)
-  if value.is(object, value.Undefined) then value.fail_undefined(object) end
+  if value.is(object, value.Undefined) then return attribute_of_undefined(object, name) end
   local found = own_attribute(object, name)
   if found == nil then return value.undefined(name, object) end
   return found

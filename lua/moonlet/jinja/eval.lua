@@ -80,6 +80,9 @@ function KINDS.Not(rt, node, scope) return not value.truth(evaluate(rt, node.nod
 function KINDS.Binary(rt, node, scope)
   local left, right = evaluate(rt, node.left, scope), evaluate(rt, node.right, scope)
   rt.line = node.line
+  if node.bare_base and value.number(left) and value.number(left) < 0 then
+    return operators.unary("-", rt:binary("**", operators.unary("-", left), right))
+  end
   return rt:binary(node.op, left, right)
 end
 
@@ -127,6 +130,13 @@ function KINDS.Getattr(rt, node, scope)
   return access.attribute(object, node.attr)
 end
 
+local function slice_or_undefined(object, start, stop, step)
+  local ok, result = pcall(access.slice, object, start, stop, step)
+  if ok then return result end
+  if result.kind == "TypeError" then return value.undefined("slice", object) end
+  error(result, 0)
+end
+
 function KINDS.Getitem(rt, node, scope)
   local object = evaluate(rt, node.node, scope)
   local arg = node.arg
@@ -136,6 +146,7 @@ function KINDS.Getitem(rt, node, scope)
     local step = arg.step and evaluate(rt, arg.step, scope)
     rt.line = node.line
     rt:charge(value.cost(object))
+    if node.lenient then return slice_or_undefined(object, start, stop, step) end
     return access.slice(object, start, stop, step)
   end
   local key = evaluate(rt, arg, scope)

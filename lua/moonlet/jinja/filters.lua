@@ -169,8 +169,12 @@ define("round", "value precision? method?", function(_, v, precision, method)
   if method == "common" then return number.round(n, precision) end
   local scale = number.pow(10, precision)
   local scaled = number.mul(n, scale)
-  local whole = math.type(scaled) == "integer" and scaled
-    or number.truncate(method == "ceil" and math.ceil(scaled) + 0.0 or math.floor(scaled) + 0.0)
+  if math.type(scaled) == "integer" then return number.div(scaled, scale) end
+  if math.abs(scaled) >= 2.0 ^ 53 then -- whole already, and perhaps beyond 64 bits
+    if scaled ~= scaled or scaled - scaled ~= 0 then number.truncate(scaled) end
+    return scaled / scale
+  end
+  local whole = method == "ceil" and math.ceil(scaled) or math.floor(scaled)
   return number.div(whole, scale)
 end)
 

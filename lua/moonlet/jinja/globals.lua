@@ -68,6 +68,8 @@ local function new_dict(args, kwargs)
   local source = args[1]
   if value.is(source, value.Dict) then
     for i, key in ipairs(source.keys) do value.put(out, key, source.vals[i]) end
+  elseif value.is(source, value.Undefined) then -- dict() asks it for its keys
+    value.fail_undefined(source)
   elseif source ~= nil then
     for pair in value.iter(source) do
       local items = value.items(pair)

@@ -9,6 +9,7 @@
 --- `random` and `urlize`, `lipsum`, and loading other templates.
 
 local access = require("moonlet.jinja.access")
+local constant = require("moonlet.jinja.constant")
 local convert = require("moonlet.jinja.convert")
 local errors = require("moonlet.jinja.errors")
 local exec = require("moonlet.jinja.exec")
@@ -145,6 +146,7 @@ function jinja.compile(source, options)
   local ok, result = pcall(function()
     local tree = parser.parse(source)
     scope.analyse(tree, filters, tests)
+    constant.mark(tree)
     return tree
   end)
   if not ok then return failure(name, result, 1) end

@@ -51,12 +51,38 @@ function number.neg(a)
   return -a
 end
 
-function number.div(a, b)
-  if b == 0 then
-    raise("ZeroDivisionError", is_int(a) and is_int(b) and "division by zero"
-      or "float division by zero")
+-- a / b of positive integers, rounded once: 55 bits of the quotient and whether a rest is left
+-- decide it, as in CPython's long_true_divide.
+local function exact_quotient(a, b)
+  local quotient, rest, exponent = a // b, a % b, 0
+  while quotient < 1 << 54 do
+    quotient, exponent = quotient << 1, exponent - 1
+    if rest >= b - rest then
+      quotient, rest = quotient | 1, rest - (b - rest)
+    else
+      rest = rest << 1
+    end
   end
-  return a / b
+  if rest > 0 then quotient = quotient | 1 end
+  return quotient * 2.0 ^ exponent
+end
+
+-- Integers up to here are floats exactly.
+local EXACT <const> = 1 << 53
+
+local function is_exact(n)
+  return not is_int(n) or n >= -EXACT and n <= EXACT
+end
+
+function number.div(a, b)
+  local ints = is_int(a) and is_int(b)
+  if b == 0 then
+    raise("ZeroDivisionError", ints and "division by zero" or "float division by zero")
+  end
+  if not ints or is_exact(a) and is_exact(b) or a == 0 then return a / b end
+  if a == math.mininteger or b == math.mininteger then return a / b end
+  local quotient = exact_quotient(math.abs(a), math.abs(b))
+  return (a < 0) ~= (b < 0) and -quotient or quotient
 end
 
 -- CPython, Objects/floatobject.c, float_divmod: the quotient is rounded from the exact remainder.

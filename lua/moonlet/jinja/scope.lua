@@ -27,6 +27,8 @@ local function each_child(node, visit)
   end
 end
 
+scope.each_child = each_child
+
 -- Names of one scope --------------------------------------------------------------------------
 
 local Symbols = {}

@@ -136,13 +136,13 @@ end
 function text.rsplit_space(s, max)
   local words = text.split_space(s)
   if not max or #words <= max then return words end
-  -- What is left of the last `max` words keeps its inner white space.
+  -- What is left of the last `max` words keeps all its white space but that at the end.
   local first, last = #words - max + 1, #rstrip_space(s)
   for i = #words, first, -1 do
     last = #rstrip_space(sub(s, 1, last - #words[i]))
   end
   local out = table.move(words, first, #words, 2, {})
-  out[1] = text.lstrip(sub(s, 1, last))
+  out[1] = sub(s, 1, last)
   return out
 end
 
