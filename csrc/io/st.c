@@ -81,13 +81,6 @@ static char *join(const char *dir, const char *name, err_info *e)
     return path;
 }
 
-static int has_file(const st_set *set, const char *name)
-{
-    for (int64_t i = set->n_files - 1; i >= 0; i--)
-        if (strcmp(set->files[i].name, name) == 0) return 1;
-    return 0;
-}
-
 /* Takes path over, also on failure. */
 static err_code add_file(st_set *set, char *path, err_info *e)
 {
@@ -109,13 +102,18 @@ static err_code add_file(st_set *set, char *path, err_info *e)
     return ERR_NONE;
 }
 
+static int by_text(const void *a, const void *b)
+{
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
 typedef struct listing {
-    st_set *set;
-    const char *dir;
+    const char **shards; /* [n] borrowed from the index */
+    size_t n;
     err_info *e;
 } listing;
 
-static int add_listed(void *ctx, const char *tensor, size_t tensor_bytes, json_value *v)
+static int list_shard(void *ctx, const char *tensor, size_t tensor_bytes, json_value *v)
 {
     (void)tensor_bytes;
     listing *l = ctx;
@@ -125,13 +123,33 @@ static int add_listed(void *ctx, const char *tensor, size_t tensor_bytes, json_v
     if (!shard || !st_plain_name(shard) || strchr(shard, '/') || !ends_with(shard, ".safetensors"))
         return (int)err_set(l->e, ERR_FORMAT,
                             "tensor %.255s: its shard is not a .safetensors file name", tensor);
-    if (has_file(l->set, shard)) return 0;
-    return (int)add_file(l->set, join(l->dir, shard, l->e), l->e);
+    l->shards[l->n++] = shard;
+    return 0;
 }
 
-static int by_text(const void *a, const void *b)
+/* The files that a weight_map names, sorted. */
+static err_code add_listed(st_set *set, const char *dir, const json_value *map, err_info *e)
 {
-    return strcmp(*(char *const *)a, *(char *const *)b);
+    listing l = {.shards = mem_array(json_length(map), sizeof *l.shards, e), .e = e};
+    if (!l.shards) return ERR_MEMORY;
+    err_code code = (err_code)json_each(map, list_shard, &l);
+    qsort(l.shards, l.n, sizeof *l.shards, by_text);
+    for (size_t i = 0; i < l.n && !code; i++)
+        if (i == 0 || strcmp(l.shards[i - 1], l.shards[i]) != 0)
+            code = add_file(set, join(dir, l.shards[i], e), e);
+    mem_free(l.shards);
+    return code;
+}
+
+static int by_file_name(const void *name, const void *file)
+{
+    return strcmp(name, ((const st_file *)file)->name);
+}
+
+static int is_listed(const st_set *set, const char *name)
+{
+    size_t n = (size_t)set->n_listed;
+    return n && bsearch(name, set->files, n, sizeof *set->files, by_file_name) != NULL;
 }
 
 static int is_wanted(const struct dirent *d)
@@ -153,7 +171,7 @@ static err_code add_unlisted(st_set *set, const char *dir, int has_index, err_in
     if (names) qsort(names, (size_t)n, sizeof *names, by_text);
     for (int i = 0; i < n && !code; i++) {
         if (has_index && strncmp(names[i], "model", 5) == 0) continue;
-        if (!has_file(set, names[i])) code = add_file(set, join(dir, names[i], e), e);
+        if (!is_listed(set, names[i])) code = add_file(set, join(dir, names[i], e), e);
     }
     for (int i = 0; i < n; i++) free(found[i]);
     free(found);
@@ -171,13 +189,12 @@ static err_code list_directory(st_set *set, const char *dir, json_doc **index, e
     err_code code = ERR_NONE;
     if (stat(path, &st) == 0 || errno != ENOENT) {
         *index = json_read_file(path, e);
-        listing l = {set, dir, e};
         json_value *map = *index ? json_get(json_root(*index), "weight_map") : NULL;
         if (!*index) code = e ? e->code : ERR_FORMAT;
         else if (json_type_of(map) != JSON_OBJECT)
             code = err_set(e, ERR_FORMAT, "%s: no weight_map object", path);
-        else if (json_each(map, add_listed, &l))
-            code = err_prefix(e, "%s", path);
+        else if ((code = add_listed(set, dir, map, e)))
+            err_prefix(e, "%s", path);
     }
     mem_free(path);
     set->n_listed = set->n_files;

@@ -46,7 +46,8 @@ void st_close(st_set *set);
 int64_t st_count(const st_set *set);
 const st_tensor *st_at(const st_set *set, int64_t i); /* sorted by name */
 const st_tensor *st_find(const st_set *set, const char *name); /* NULL if absent */
-/* From __metadata__ of the first file (index order, else by name); NULL if absent. */
+/* From __metadata__ of the first file by name, of those in the index if there is one; NULL if
+ * absent. */
 const char *st_metadata(const st_set *set, const char *key);
 
 const char *st_dtype_name(st_dtype dtype); /* "BF16" */

@@ -315,6 +315,15 @@ describe("a checkpoint directory", function()
     write("model.safetensors.index.json", '{"weight_map": {"a": 1}}')
     refused(dir, path .. ": tensor a: its shard is not a .safetensors file name")
   end)
+
+  it("takes no longer for a shard of its own for every tensor", function()
+    local map = {}
+    for i = 1, 100000 do map["t" .. i] = "s" .. (i * 7919) % 100003 .. ".safetensors" end
+    write("model.safetensors.index.json", index(map))
+    local begin = os.clock()
+    refused(dir, "shard named by the index: DIR/s1.safetensors: No such file or directory", "io")
+    assert.truthy(os.clock() - begin < 5)
+  end)
 end)
 
 describe("files of other programs", function()
