@@ -70,6 +70,15 @@ static int info(lua_State *L)
     return 1;
 }
 
+/* model:check_finite() -> true, or nil and where the first NaN or infinite weight lies. */
+static int check_finite(lua_State *L)
+{
+    err_info e;
+    if (model_check_finite(lmodel_check(L, 1)->m, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 /* ---- forward -------------------------------------------------------------------------------- */
 
 enum { WANT_LOGITS = 1, WANT_HIDDEN = 2, WANT_ROUTER = 4, WANT_MTP = 8 };
@@ -196,11 +205,9 @@ static int forward(lua_State *L)
 
 void lml_open_model(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"close", close_model},
-                                       {"forward", forward},
-                                       {"info", info},
-                                       {"session", lsession_new},
-                                       {NULL, NULL}};
+    static const luaL_Reg methods[] = {{"check_finite", check_finite}, {"close", close_model},
+                                       {"forward", forward},           {"info", info},
+                                       {"session", lsession_new},      {NULL, NULL}};
     lml_class(L, LMODEL_CLASS, methods, close_model);
     lua_pushcfunction(L, open_model);
     lua_setfield(L, -2, "model_open");

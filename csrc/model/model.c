@@ -1,10 +1,12 @@
 /* model: opening a checkpoint directory. */
 #include "model/model.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "num/fp.h"
 
 json_doc *model_read_config(const char *dir, err_info *e)
 {
@@ -51,4 +53,54 @@ void model_close(model *m)
     config_free(&m->config);
     json_close(m->config_json);
     mem_free(m);
+}
+
+typedef struct finite_scan {
+    const model *m;
+    float *row; /* [widest matrix] */
+    int64_t n_row;
+    err_info *e;
+} finite_scan;
+
+/* The first column that is not finite, or -1. Rows are nearly always clean, so they are looked at
+ * whole first, in a loop that compilers turn into vector code. */
+static int64_t not_finite(const float *row, int64_t n)
+{
+    uint32_t largest = 0;
+    for (int64_t k = 0; k < n; k++) {
+        uint32_t magnitude = fp_bits(row[k]) & 0x7fffffff;
+        largest = magnitude > largest ? magnitude : largest;
+    }
+    if (largest < 0x7f800000) return -1;
+    int64_t k = 0;
+    while (isfinite(row[k])) k++;
+    return k;
+}
+
+static int scan_matrix(void *ctx, const char *name, const num_matrix *w)
+{
+    finite_scan *scan = ctx;
+    if (w->cols > scan->n_row) {
+        mem_free(scan->row);
+        scan->n_row = w->cols;
+        scan->row = mem_array((size_t)w->cols, sizeof *scan->row, scan->e);
+        if (!scan->row) return ERR_MEMORY;
+    }
+    for (int64_t r = 0; r < w->rows; r++) {
+        scan->m->ops->decode[w->mode](w, r, scan->row);
+        int64_t k = not_finite(scan->row, w->cols);
+        if (k >= 0)
+            return err_set(scan->e, ERR_FORMAT, "%s is %f at row %lld, column %lld", name,
+                           (double)scan->row[k], (long long)r, (long long)k);
+    }
+    return ERR_NONE;
+}
+
+err_code model_check_finite(const model *m, err_info *e)
+{
+    err_info local;
+    finite_scan scan = {.m = m, .e = e ? e : &local};
+    err_code code = (err_code)weights_each(&m->weights, &m->config, scan_matrix, &scan);
+    mem_free(scan.row);
+    return code;
 }

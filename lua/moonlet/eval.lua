@@ -237,7 +237,8 @@ function eval.perplexity(model, opts)
   nll, tokens, code = score(model, sequences, opts.on_progress)
   if not nll then return nil, tokens, code end
   if nll ~= nll or nll == math.huge then
-    return nil, "the model's logits are not finite; is a weight NaN?", "range"
+    local _, why = model:check_finite()
+    return nil, "the model's logits are not finite" .. (why and ": " .. why or ""), "range"
   end
   return {
     nll = nll,

@@ -213,12 +213,20 @@ local function alternatives(logits, n, id, logprob)
   return top
 end
 
+-- Logits that are not finite come from a weight that is not; say which.
+local function explain(self, message, code)
+  local model = self.session.model
+  if code ~= "range" or not model.check_finite then return message end
+  local finite, why = model:check_finite()
+  return finite and message or ("%s: %s"):format(message, why)
+end
+
 local function sample(self)
   local logits, message, code = self.session:logits()
   if not logits then return fail(self, message, code) end
   local id, logprob
   id, logprob, code = self.policy:sample(logits, self.context)
-  if not id then return fail(self, logprob, code) end
+  if not id then return fail(self, explain(self, logprob, code), code) end
   local stop = self.stop_ids[id]
   if stop then
     self.stop_id = id

@@ -111,6 +111,12 @@ function Model:info()
   return info
 end
 
+---Looks for weights that are NaN or infinite. Reads all of them: for explaining a result.
+---@return true? ok, string? message names matrix, row and column, string? code "format"
+function Model:check_finite()
+  return self.core:check_finite()
+end
+
 local function need_tokenizer(self)
   if not self.tokenizer then error(self.dir .. " has no tokenizer.json", 3) end
   return self.tokenizer
