@@ -329,9 +329,10 @@ describe("generate", function()
       [{ stop = 5 }] = "option 'stop'",
       [{ stop = { "" } }] = "option 'stop'",
       [{ stop = "\xFF" }] = "option 'stop'",
-      [{ grammar = {} }] = "option 'grammar'",
+      [{ stop_ids = { "<eos>" } }] = "option 'stop_ids': token ids expected",
       [{ sampler = sampler{}, top_k = 3 }] = "option 'top_k': belongs into the sampler",
       [{ sampler = 1 }] = "option 'sampler': table expected",
+      [{ sampler = {} }] = "option 'sampler': what moonlet.sampler makes",
       [{ seed = "x" }] = "seed: integer expected",
     } do
       assert.error_matches(function() generate.tokens(session, options) end, message)

@@ -532,7 +532,7 @@ describe("quantize", function()
       local function everything() return { mode = "affine", bits = 4 } end
       refused({ source = MOE .. "hf", recipe = everything }, "only matrices", "range")
       refused({ source = MOE .. "hf", recipe = "unsloth", format = "compressed-tensors" },
-        "compressed%-tensors is not built yet", "unsupported")
+        "format 'compressed%-tensors' is not built", "unsupported")
     end)
   end)
 

@@ -138,15 +138,20 @@ static int push_past_ids(lua_State *L)
     return 1;
 }
 
-/* session:common_prefix(ids) -> how many leading ids are what was evaluated */
-static int common_prefix(lua_State *L)
+/* session:reusable(ids) -> how many of the ids need no evaluation: all past tokens when ids begin
+ * with them and logits will be there, else none; nil, message, code when ids do not fit. */
+static int reusable(lua_State *L)
 {
-    int64_t n, same = 0;
+    int64_t n;
     const int32_t *ids = lml_check_ids(L, 2, &n);
-    const ses *s = check_session(L)->s;
-    const int32_t *past = ses_ids(s);
-    while (same < n && same < ses_n_past(s) && ids[same] == past[same]) same++;
-    lua_pushinteger(L, same);
+    ses *s = check_session(L)->s;
+    int64_t past = ses_n_past(s);
+    err_info e;
+    if (ses_check(s, 0, ids, n, &e)) return lml_fail(L, &e);
+    if (past > n || (past == n && !ses_logits(s)) ||
+        memcmp(ids, ses_ids(s), (size_t)past * sizeof *ids) != 0)
+        past = 0;
+    lua_pushinteger(L, past);
     return 1;
 }
 
@@ -270,14 +275,23 @@ static int kv_row(lua_State *L)
 void lsession_open(lua_State *L)
 {
     static const luaL_Reg session_methods[] = {
-        {"close", close_session}, {"common_prefix", common_prefix},
-        {"eval", eval},           {"ids", push_past_ids},
-        {"kv_row", kv_row},       {"linear_state", linear_state},
-        {"logits", logits},       {"mtp", mtp},
-        {"n_ctx", n_ctx},         {"n_past", n_past},
-        {"reset", reset},         {"restore", restore},
-        {"score", score},         {"snapshot", snapshot},
-        {"stats", stats},         {NULL, NULL}};
+        {"close", close_session},
+        {"eval", eval},
+        {"ids", push_past_ids},
+        {"kv_row", kv_row},
+        {"linear_state", linear_state},
+        {"logits", logits},
+        {"mtp", mtp},
+        {"n_ctx", n_ctx},
+        {"n_past", n_past},
+        {"reset", reset},
+        {"restore", restore},
+        {"reusable", reusable},
+        {"score", score},
+        {"snapshot", snapshot},
+        {"stats", stats},
+        {NULL, NULL},
+    };
     static const luaL_Reg snap_methods[] = {
         {"close", close_snap}, {"n_past", snap_n_past}, {NULL, NULL}};
     lml_class(L, LSESSION_CLASS, session_methods, close_session);

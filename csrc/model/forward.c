@@ -138,18 +138,24 @@ static err_code check_ids(const model_config *c, const int32_t *ids, int64_t n, 
     return ERR_NONE;
 }
 
+err_code ses_check(const ses *s, int64_t past, const int32_t *ids, int64_t n, err_info *e)
+{
+    if (check_ids(&s->m->config, ids, n, e)) return e->code;
+    if (n > s->n_ctx - past)
+        return err_set(e, ERR_LIMIT, "context is full: %lld tokens past, %lld more, room for %lld",
+                       (long long)past, (long long)n, (long long)s->n_ctx);
+    return ERR_NONE;
+}
+
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e)
 {
     static const ses_want nothing;
-    if (check_ids(&s->m->config, ids, n, e)) return e->code;
+    if (ses_check(s, s->n_past, ids, n, e)) return e->code;
     for (int64_t i = 0; want && want->nll && i < n; i++)
         if (want->targets[i] >= s->m->config.vocab_size)
             return err_set(e, ERR_RANGE, "target id %d at position %lld is not below %d",
                            want->targets[i], (long long)i, s->m->config.vocab_size);
-    if (n > s->n_ctx - s->n_past)
-        return err_set(e, ERR_LIMIT, "context is full: %lld tokens past, %lld more, room for %lld",
-                       (long long)s->n_past, (long long)n, (long long)s->n_ctx);
     for (int64_t t0 = 0; t0 < n; t0 += SES_BATCH) {
         int64_t size = n - t0 < SES_BATCH ? n - t0 : SES_BATCH;
         if (cancel_raised(cancel) ||

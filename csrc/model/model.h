@@ -81,6 +81,9 @@ typedef struct ses_want {
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e);
 
+/* Whether ses_eval would take the n ids after the first `past` tokens; nothing changes. */
+err_code ses_check(const ses *s, int64_t past, const int32_t *ids, int64_t n, err_info *e);
+
 int64_t ses_n_past(const ses *s);
 int64_t ses_n_ctx(const ses *s);
 kv_codec ses_codec(const ses *s);

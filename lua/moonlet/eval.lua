@@ -214,9 +214,9 @@ function eval.perplexity(model, opts)
   opts = options.check(opts, { file = "string", text = "string", chat = "string",
     window = "integer", on_progress = "function" })
   local sources = (opts.file and 1 or 0) + (opts.text and 1 or 0) + (opts.chat and 1 or 0)
-  if sources ~= 1 then error("one of file, text and chat expected", 2) end
+  if sources ~= 1 then options.misuse("one of file, text and chat expected") end
   local window = opts.window or WINDOW
-  if window < 2 then error("option 'window': at least 2 expected", 2) end
+  if window < 2 then options.misuse("option 'window': at least 2 expected") end
 
   local sequences, words, code
   if opts.chat then

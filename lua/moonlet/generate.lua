@@ -7,7 +7,7 @@
 -- A token is handed out before it is evaluated, so that its text is seen one decode step earlier.
 -- When the loop has run to its end the session holds every token that was handed out; after a
 -- break the last one is still `gen.pending`.
-local check = require("moonlet.options").check
+local options = require "moonlet.options"
 local sampler = require "moonlet.sampler"
 
 local generate = {}
@@ -76,64 +76,66 @@ end
 
 local KNOWN <const> = {
   sampler = "table", stop_ids = "table", max_tokens = "integer", skip_special = "boolean",
-  top_logprobs = "integer", stop = "any", grammar = "any",
+  top_logprobs = "integer", stop = "any",
 }
 -- Their values are checked by the sampler.
 for _, name in ipairs(sampler.option_names) do KNOWN[name] = "any" end
 
--- -> those for the sampler, or nil and what is wrong
-local function sampling_options(options)
-  if options.grammar ~= nil then
-    return nil, "option 'grammar': constrained generation is not available"
-  end
-  for _, name in ipairs{ "max_tokens", "top_logprobs" } do
-    if options[name] and options[name] < 0 then
-      return nil, ("option '%s': 0 or more expected, got %d"):format(name, options[name])
+-- Those for the sampler.
+local function sampling_options(given)
+  for _, name in ipairs { "max_tokens", "top_logprobs" } do
+    if given[name] and given[name] < 0 then
+      options.misuse(("option '%s': 0 or more expected, got %d"):format(name, given[name]))
     end
+  end
+  if given.sampler and type(given.sampler.sample) ~= "function" then
+    options.misuse("option 'sampler': what moonlet.sampler makes expected")
   end
   local sampling = {}
   for _, name in ipairs(sampler.option_names) do
-    sampling[name] = options[name]
-    if options.sampler and name ~= "seed" and options[name] ~= nil then
-      return nil, ("option '%s': belongs into the sampler"):format(name)
+    sampling[name] = given[name]
+    if given.sampler and name ~= "seed" and given[name] ~= nil then
+      options.misuse(("option '%s': belongs into the sampler"):format(name))
     end
   end
   return sampling
 end
 
-local function check_stops(stop)
+local function stop_texts(stop)
   local stops = type(stop) == "string" and { stop } or stop or {}
   if type(stops) ~= "table" then
-    return nil, "option 'stop': text or list of texts expected, got " .. type(stop)
+    options.misuse("option 'stop': text or list of texts expected, got " .. type(stop))
   end
   for _, text in ipairs(stops) do
     if type(text) ~= "string" or text == "" or not utf8.len(text) then
-      return nil, "option 'stop': texts in UTF-8 expected, none of them empty"
+      options.misuse("option 'stop': texts in UTF-8 expected, none of them empty")
     end
   end
   return stops
 end
 
 -- The checkpoint's recommendation, overruled by what was asked for.
-local function make_policy(session, options, sampling)
-  if options.sampler then
-    if options.seed then options.sampler:reset(options.seed) end
-    return options.sampler
+local function make_policy(session, given, sampling)
+  if given.sampler then
+    if given.seed then given.sampler:reset(given.seed) end
+    return given.sampler
   end
   local defaults, message, code = sampler.from_generation_config(session.model.generation_config)
   if not defaults then return nil, message, code end
   for name, value in pairs(sampling) do defaults[name] = value end
-  local ok
-  ok, message, code = sampler.check_options(defaults)
-  if not ok then return nil, message, code end
   return sampler.from_options(defaults)
 end
 
 -- id -> what ended the generation. A control token named as a stop string has no text to look
 -- for when control tokens are skipped.
-local function make_stop_ids(session, options, stops)
+local function make_stop_ids(session, given, stops)
   local ids = {}
-  for _, id in ipairs(options.stop_ids or session.model.stop_ids or {}) do ids[id] = true end
+  for _, id in ipairs(given or session.model.stop_ids or {}) do
+    if math.type(id) ~= "integer" then
+      options.misuse("option 'stop_ids': token ids expected, got " .. type(id))
+    end
+    ids[id] = true
+  end
   local tokenizer = session.model.tokenizer
   for _, text in ipairs(stops) do
     local id = tokenizer:id(text)
@@ -279,27 +281,23 @@ end
 
 Generation.__close = Generation.close
 
-local function open(session, options)
-  options = check(options, KNOWN)
-  local sampling, message = sampling_options(options)
-  if not sampling then error(message, 3) end
-  local stops, code
-  stops, message = check_stops(options.stop)
-  if not stops then error(message, 3) end
+local function open(session, given)
+  given = options.check(given, KNOWN)
+  local sampling, stops = sampling_options(given), stop_texts(given.stop)
   local tokenizer = session.model.tokenizer
-  if not tokenizer and #stops > 0 then error("option 'stop': the model has no tokenizer", 3) end
-  if session:n_past() == 0 then error("the session is empty: give it a prompt first", 3) end
-  local policy
-  policy, message, code = make_policy(session, options, sampling)
-  if not policy and code ~= "format" then error(message, 3) end
+  if not tokenizer and #stops > 0 then
+    options.misuse("option 'stop': the model has no tokenizer")
+  end
+  if session:n_past() == 0 then options.misuse("the session is empty: give it a prompt first") end
+  local policy, message, code = make_policy(session, given, sampling)
   if not policy then return nil, message, code end
   local self = setmetatable({
     session = session, policy = policy, ids = {}, pieces = {}, filter = new_filter(stops),
-    stop_ids = make_stop_ids(session, options, stops), max_tokens = options.max_tokens,
-    top_logprobs = options.top_logprobs,
+    stop_ids = make_stop_ids(session, given.stop_ids, stops), max_tokens = given.max_tokens,
+    top_logprobs = given.top_logprobs,
   }, Generation)
   if tokenizer then
-    self.stream, message, code = tokenizer:stream{ skip_special = options.skip_special ~= false }
+    self.stream, message, code = tokenizer:stream{ skip_special = given.skip_special ~= false }
     if not self.stream then return nil, message, code end
   end
   self.context = new_context(self, session:ids(), tokenizer and tokenizer:n_vocab())
@@ -308,22 +306,22 @@ end
 
 ---For the generic for: the generation, which is also its own closing value.
 ---@param session moonlet.Session
----@param options? moonlet.GenerateOptions and the names of moonlet.sampler.option_names
+---@param given? moonlet.GenerateOptions and the names of moonlet.sampler.option_names
 ---@return moonlet.Generation
-function generate.tokens(session, options)
-  local self, message = open(session, options)
+function generate.tokens(session, given)
+  local self, message = open(session, given)
   if not self then error(message, 2) end
   return self, nil, nil, self
 end
 
 ---Runs a generation to its end.
 ---@param session moonlet.Session
----@param options? moonlet.GenerateOptions and on_token, called with each token
+---@param given? moonlet.GenerateOptions and on_token, called with each token
 ---@return {text: string, ids: integer[], logprobs: number[], finish_reason: string, stop?: string,
 ---  stop_id?: integer}? result, string? message, string? code
-function generate.collect(session, options)
+function generate.collect(session, given)
   local rest = {}
-  for key, value in pairs(options or {}) do rest[key] = value end
+  for key, value in pairs(given or {}) do rest[key] = value end
   local on_token = rest.on_token
   rest.on_token = nil
   local self <close>, message, code = open(session, rest)

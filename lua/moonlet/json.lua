@@ -13,6 +13,7 @@
 -- they have an element 1 and for objects with sorted keys otherwise.
 
 local core = require "moonlet.core"
+local option_table = require "moonlet.options"
 
 local json = {}
 
@@ -162,15 +163,7 @@ function json.float_repr(x)
   return core.json_float(x)
 end
 
-local function check_options(options, known)
-  for key in pairs(options) do
-    if not known[key] then
-      error(("unknown option '%s'"):format(tostring(key)), 3)
-    end
-  end
-end
-
-local decode_options = { name = true, max_depth = true }
+local DECODE_OPTIONS <const> = { name = "string", max_depth = "integer" }
 
 --- Parses JSON text (RFC 8259, UTF-8, nothing behind the value).
 --
@@ -184,8 +177,7 @@ local decode_options = { name = true, max_depth = true }
 ---@return string? message with the byte offset, counted from 0
 ---@return string? code "format" or "limit"
 function json.decode(text, options)
-  options = options or {}
-  check_options(options, decode_options)
+  options = option_table.check(options, DECODE_OPTIONS)
   return core.json_decode(text, options.name or "JSON", options.max_depth or DEFAULT_DEPTH,
     array_meta, object_meta, orders)
 end
@@ -290,9 +282,8 @@ function encode_value(out, value, style, depth)
   end
 end
 
-local encode_options = {
-  indent = true, separators = true, sort_keys = true, ensure_ascii = true, allow_nan = true,
-}
+local ENCODE_OPTIONS <const> = { indent = "any", separators = "table", sort_keys = "boolean",
+  ensure_ascii = "boolean", allow_nan = "boolean" }
 
 ---@class json.encode_options
 ---@field indent? integer|string spaces (or the text) per level; one member per line
@@ -311,8 +302,7 @@ local encode_options = {
 ---@param options? json.encode_options
 ---@return string
 function json.encode(value, options)
-  options = options or {}
-  check_options(options, encode_options)
+  options = option_table.check(options, ENCODE_OPTIONS)
   local indent = options.indent
   if math.type(indent) == "integer" then
     indent = (" "):rep(indent)
@@ -328,7 +318,7 @@ function json.encode(value, options)
     allow_nan = options.allow_nan or false,
   }, 0)
   if not ok then
-    error(message, 2)
+    option_table.misuse(message)
   end
   return table.concat(out)
 end

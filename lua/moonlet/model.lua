@@ -19,6 +19,7 @@ Model.__index = Model
 -- The context that is reserved unless a session asks for another. Memory is only touched as it
 -- fills, but attention scratch is reserved for all of it.
 local DEFAULT_CTX <const> = 32768
+local MAX_THREADS <const> = 1024 -- of base/pool.h
 
 local function exists(path)
   local file = io.open(path, "rb")
@@ -75,11 +76,14 @@ end
 ---@param opts? { threads?: integer, precision?: "fast"|"exact" } all processors; "fast"
 ---@return moonlet.Model? model, string? message, string? code
 function Model.open(dir, opts)
-  if type(dir) ~= "string" then error("directory name expected, got " .. type(dir), 2) end
+  if type(dir) ~= "string" then options.misuse("directory name expected, got " .. type(dir)) end
   opts = options.check(opts, { threads = "integer", precision = "string" })
   local precision = opts.precision or "fast"
   if precision ~= "fast" and precision ~= "exact" then
-    error(("option 'precision': 'fast' or 'exact' expected, got '%s'"):format(precision), 2)
+    options.misuse(("option 'precision': 'fast' or 'exact' expected, got '%s'"):format(precision))
+  end
+  if opts.threads and (opts.threads < 1 or opts.threads > MAX_THREADS) then
+    options.misuse(("option 'threads': 1 to %d expected"):format(MAX_THREADS))
   end
   local self = setmetatable({ dir = dir, precision = precision }, Model)
   local ok, message, code
@@ -117,31 +121,43 @@ function Model:check_finite()
   return self.core:check_finite()
 end
 
-local function need_tokenizer(self)
-  if not self.tokenizer then error(self.dir .. " has no tokenizer.json", 3) end
-  return self.tokenizer
+local ENCODE_OPTIONS <const> = { special = "boolean", plain = "table" }
+local DECODE_OPTIONS <const> = { skip_special = "boolean" }
+local WANTS <const> = { logits = true, hidden = true, router = true, mtp = true }
+
+local function no_tokenizer(self)
+  return nil, self.dir .. ": no tokenizer.json", "missing"
+end
+
+local function check_ids(ids)
+  if type(ids) ~= "table" then options.misuse("list of token ids expected, got " .. type(ids)) end
 end
 
 ---@param text string
 ---@param opts? { special?: boolean, plain?: table } see moonlet.tokenizer
 ---@return integer[]? ids 0-based model ids
+---@return string? message, string? code "missing" without tokenizer
 function Model:encode(text, opts)
-  return need_tokenizer(self):encode(text, opts)
+  if not self.tokenizer then return no_tokenizer(self) end
+  if type(text) ~= "string" then options.misuse("text expected, got " .. type(text)) end
+  return self.tokenizer:encode(text, options.check(opts, ENCODE_OPTIONS))
 end
 
 ---@param ids integer[]
 ---@param opts? { skip_special?: boolean }
----@return string? text
+---@return string? text, string? message, string? code "missing" without tokenizer
 function Model:decode(ids, opts)
-  return need_tokenizer(self):decode(ids, opts)
+  if not self.tokenizer then return no_tokenizer(self) end
+  check_ids(ids)
+  return self.tokenizer:decode(ids, options.check(opts, DECODE_OPTIONS))
 end
 
 ---The checkpoint's own chat template.
 ---@param messages table[] {role=, content=, ...}
 ---@param opts? table tools, add_generation_prompt, and whatever else the template reads
----@return string? text, string? message, string? code
+---@return string? text, string? message, string? code "missing" without template
 function Model:render(messages, opts)
-  if not self.template then error(self.dir .. " has no chat template", 2) end
+  if not self.template then return nil, self.dir .. ": no chat template", "missing" end
   return self.template:render(messages, opts)
 end
 
@@ -152,6 +168,12 @@ end
 ---  [n,k]; mtp = {next_ids [n], hidden [n,H], logits [n,V]}
 function Model:forward(ids, opts)
   opts = options.check(opts, { want = "table" })
+  check_ids(ids)
+  for _, name in ipairs(opts.want or {}) do
+    if not WANTS[name] then
+      options.misuse(("option 'want': '%s' is none of logits, hidden, router, mtp"):format(name))
+    end
+  end
   return self.core:forward(ids, opts.want or { "logits" })
 end
 

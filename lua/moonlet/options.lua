@@ -1,5 +1,19 @@
---- Option tables: an unknown key or a wrong type is a mistake of the caller and raises.
+--- Mistakes of the caller: they raise, at the line outside moonlet that made them.
 local options = {}
+
+local HOME <const> = debug.getinfo(1, "S").source:match("^(.*)options%.lua$") or "="
+
+---Raises with the position of the script's line, however deep inside moonlet the mistake is found.
+---@param message string
+function options.misuse(message)
+  local level = 2
+  local info = debug.getinfo(level, "S")
+  while info and info.source:sub(1, #HOME) == HOME do
+    level = level + 1
+    info = debug.getinfo(level, "S")
+  end
+  error(message, level)
+end
 
 ---@param given table? what the caller passed
 ---@param known table<string, string> allowed keys and their types ("any" takes everything)
@@ -7,15 +21,15 @@ local options = {}
 function options.check(given, known)
   if given == nil then return {} end
   if type(given) ~= "table" then
-    error("option table expected, got " .. type(given), 3)
+    options.misuse("option table expected, got " .. type(given))
   end
   for key, value in pairs(given) do
     local want = known[key]
-    if not want then error(("unknown option '%s'"):format(tostring(key)), 3) end
+    if not want then options.misuse(("unknown option '%s'"):format(tostring(key))) end
     local got = math.type(value) or type(value)
     local fits = want == "any" or got == want or type(value) == want
     if not fits then
-      error(("option '%s': %s expected, got %s"):format(key, want, got), 3)
+      options.misuse(("option '%s': %s expected, got %s"):format(key, want, got))
     end
   end
   return given

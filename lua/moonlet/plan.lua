@@ -7,6 +7,7 @@
 local core = require "moonlet.core"
 local json = require "moonlet.json"
 local layout = require "moonlet.layout"
+local options = require "moonlet.options"
 local recipe = require "moonlet.recipe"
 local source = require "moonlet.source"
 
@@ -126,15 +127,15 @@ end
 ---Prices a recipe for a checkpoint directory or a config.json; reads no weights.
 ---@param rule string|function|moonlet.Recipe  name of a published recipe, file.lua, or a function
 ---@param path string
----@param options { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?
+---@param given { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?  options
 ---@return moonlet.Plan? plan
 ---@return string? message
 ---@return string? code
-function plan.new(rule, path, options)
+function plan.new(rule, path, given)
   if type(path) ~= "string" then
-    error("plan: directory or config.json expected, got " .. type(path), 2)
+    options.misuse("plan: directory or config.json expected, got " .. type(path))
   end
-  local loaded, message, code = recipe.load(rule, options)
+  local loaded, message, code = recipe.load(rule, given)
   if not loaded then return nil, message, code end
   local inventory
   inventory, message, code = plan.inventory(path)

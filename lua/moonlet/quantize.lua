@@ -189,12 +189,12 @@ local function check_choice(o, key, choices)
     if o[key] == nil or o[key] == choice then return end
   end
   local expected = table.concat(choices, " or ")
-  error(("option '%s': %s expected, got '%s'"):format(key, expected, o[key]), 3)
+  options.misuse(("option '%s': %s expected, got '%s'"):format(key, expected, o[key]))
 end
 
 local function check_format(format)
   if format == nil or format == "mlx" then return true end
-  return nil, ("format %s is not built yet; only mlx is"):format(format), "unsupported"
+  return nil, ("format '%s' is not built; there is mlx"):format(format), "unsupported"
 end
 
 ---Quantizes a checkpoint.
@@ -205,12 +205,12 @@ end
 function quantize.run(given)
   local o = options.check(given, KNOWN)
   for _, key in ipairs { "source", "out", "recipe" } do
-    if o[key] == nil then error(("option '%s' is missing"):format(key), 2) end
+    if o[key] == nil then options.misuse(("option '%s' is missing"):format(key)) end
   end
   check_choice(o, "flavour", { "metal", "cpu" })
   check_choice(o, "mx_rule", { "ceil", "nearest" })
   if (o.threads or 0) < 0 or (o.shard_bytes or 1) < 1 then
-    error("threads and shard_bytes are positive", 2)
+    options.misuse("threads and shard_bytes are positive")
   end
   local out = #o.out > 1 and o.out:gsub("/+$", "") or o.out
   local ok, message, code = check_format(o.format)

@@ -227,11 +227,11 @@ function recipe.load(source, given)
   if getmetatable(source) == Recipe then return source end
   given = options.check(given, OPTIONS)
   if type(source) == "function" then
-    if next(given) then error("a recipe given as a function takes no options", 2) end
+    if next(given) then options.misuse("a recipe given as a function takes no options") end
     return setmetatable({ name = "function", options = {}, decider = source }, Recipe)
   end
   if type(source) ~= "string" then
-    error("recipe: name, file or function expected, got " .. type(source), 2)
+    options.misuse("recipe: name, file or function expected, got " .. type(source))
   end
 
   local text, path, code = read_source(source)

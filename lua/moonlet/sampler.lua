@@ -13,6 +13,7 @@
 -- cannot go on returns nil, message, code.
 local core = require "moonlet.core"
 local json = require "moonlet.json"
+local options = require "moonlet.options"
 
 ---A row of numbers over the vocabulary, still in its session or tensor; ids from 0. argmax, topk,
 ---logprob and entropy answer nil, message, "range" when an entry is NaN or +inf or none is left.
@@ -253,7 +254,7 @@ function Policy:clone()
     if object and object.clone then
       copy.stages[i] = read_stage(object:clone())
     elseif object and object.accept then
-      error(("stage %d has accept but no clone"):format(i), 2)
+      options.misuse(("stage %d has accept but no clone"):format(i))
     else
       copy.stages[i] = stage
     end
@@ -274,20 +275,20 @@ end
 ---@param spec table stages in order, and seed
 ---@return moonlet.Policy
 local function open(_, spec)
-  if type(spec) ~= "table" then error("sampler: table of stages expected", 2) end
+  if type(spec) ~= "table" then options.misuse("sampler: table of stages expected") end
   local stages = {}
   for i = 1, #spec do
     local stage, message = read_stage(spec[i])
-    if not stage then error(("sampler: stage %d: %s"):format(i, message), 2) end
+    if not stage then options.misuse(("sampler: stage %d: %s"):format(i, message)) end
     stages[i] = stage
   end
   for key in pairs(spec) do
     if key ~= "seed" and not stages[key] then
-      error(("sampler: unknown option '%s'"):format(tostring(key)), 2)
+      options.misuse(("sampler: unknown option '%s'"):format(tostring(key)))
     end
   end
   local message = check_seed(spec.seed)
-  if message then error("sampler: " .. message, 2) end
+  if message then options.misuse("sampler: " .. message) end
   return new_policy(stages, spec.seed)
 end
 
@@ -300,16 +301,16 @@ table.insert(sampler.option_names, "seed")
 
 ---Whether from_options would take these: for requests and command lines, whose mistakes are
 ---answered and not raised.
----@param options table
+---@param given table
 ---@return boolean? ok, string? message, string? code
-function sampler.check_options(options)
+function sampler.check_options(given)
   for _, name in ipairs(ORDER) do
-    local message = options[name] ~= nil and check_value(name, options[name])
+    local message = given[name] ~= nil and check_value(name, given[name])
     if message then return nil, message, "range" end
   end
-  local message = check_seed(options.seed)
+  local message = check_seed(given.seed)
   if message then return nil, message, "range" end
-  for key in pairs(options) do
+  for key in pairs(given) do
     if not NATIVE[key] and key ~= "seed" then
       return nil, ("unknown option '%s'"):format(tostring(key)), "range"
     end
@@ -319,19 +320,19 @@ end
 
 ---The usual policy: bias, penalties, temperature, top_k, top_p, min_p, typical_p, in this order.
 ---What is absent changes nothing; temperature 0 takes the best token.
----@param options table see sampler.option_names
+---@param given table see sampler.option_names
 ---@return moonlet.Policy
-function sampler.from_options(options)
-  local ok, message = sampler.check_options(options)
-  if not ok then error("sampler: " .. message, 2) end
+function sampler.from_options(given)
+  local ok, message = sampler.check_options(given)
+  if not ok then options.misuse("sampler: " .. message) end
   local stages = {}
   for _, name in ipairs(ORDER) do
-    local value = options[name]
+    local value = given[name]
     if value ~= nil and value ~= NATIVE[name].neutral then
       stages[#stages + 1] = native_stage(name, value)
     end
   end
-  return new_policy(stages, options.seed)
+  return new_policy(stages, given.seed)
 end
 
 -- Of generation_config.json; "typical_p" and the penalties are transformers' names too.
@@ -343,21 +344,21 @@ local CONFIG_NAMES <const> =
 ---@param config? table content of generation_config.json
 ---@return table? options, string? message, string? code
 function sampler.from_generation_config(config)
-  local options, samples = {}, false
+  local given, samples = {}, false
   config = config or {}
   for _, name in ipairs(CONFIG_NAMES) do
     local value = config[name]
     if value ~= nil and value ~= json.null then
       local message = check_value(name, value)
       if message then return nil, "generation_config.json: " .. message, "format" end
-      options[name] = value
+      given[name] = value
       samples = samples or name ~= "repetition_penalty"
     end
   end
   if config.do_sample == false or (config.do_sample == nil and not samples) then
-    return { temperature = 0, repetition_penalty = options.repetition_penalty }
+    return { temperature = 0, repetition_penalty = given.repetition_penalty }
   end
-  return options
+  return given
 end
 
 return setmetatable(sampler, { __call = open })

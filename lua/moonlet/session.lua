@@ -1,5 +1,6 @@
 --- A session: one mutable timeline of tokens on a model.
 local generate = require "moonlet.generate"
+local options = require "moonlet.options"
 
 ---@class moonlet.Session
 ---@field model moonlet.Model
@@ -20,19 +21,23 @@ end
 
 Session.__close = Session.close
 
+local function check_table(value, what)
+  if type(value) ~= "table" then options.misuse(what .. " expected, got " .. type(value)) end
+end
+
 ---Makes ids the whole content of the session and evaluates only what is new. A recurrent state
 ---cannot be cut back, so everything is evaluated again unless ids begin with all past tokens.
+---Ids that do not fit leave the session as it was.
 ---@param ids integer[]
 ---@return integer? reused, integer|string evaluated, string? code
 function Session:sync(ids)
-  local past = self.core:n_past()
-  local reused = self.core:common_prefix(ids)
-  if reused < past then
-    self.core:reset()
-    reused = 0
-  end
+  check_table(ids, "list of token ids")
+  local reused, message, code = self.core:reusable(ids)
+  if not reused then return nil, message, code end
+  if reused == 0 then self.core:reset() end
   local suffix = reused == 0 and ids or table.move(ids, reused + 1, #ids, 1, {})
-  local ok, message, code = self.core:eval(suffix)
+  local ok
+  ok, message, code = self.core:eval(suffix)
   if not ok then return nil, message, code end
   return reused, #suffix
 end
@@ -41,6 +46,7 @@ end
 ---@param id integer
 ---@return boolean? ok, string? message, string? code
 function Session:step(id)
+  if math.type(id) ~= "integer" then options.misuse("token id expected, got " .. type(id)) end
   return self.core:eval({ id })
 end
 
@@ -54,6 +60,8 @@ end
 ---@param targets integer[] the token that should follow ids[i]; negative: not scored
 ---@return table? nll tensor [#ids], nats, 0 where nothing was scored
 function Session:score(ids, targets)
+  check_table(ids, "list of token ids")
+  check_table(targets, "list of target ids")
   return self.core:score(ids, targets)
 end
 

@@ -6,6 +6,7 @@
 
 local jinja = require "moonlet.jinja"
 local json = require "moonlet.json"
+local options = require "moonlet.options"
 
 local template = {}
 
@@ -99,23 +100,18 @@ end
 
 --- Makes a chat template from Jinja text.
 ---@param source string
----@param options? {name?: string, special_tokens?: table<string, string>} name: what messages begin
+---@param given? {name?: string, special_tokens?: table<string, string>} name: what messages begin
 --- with ("chat template"); special_tokens: bos_token, eos_token and the like
 ---@return moonlet.Template? template
 ---@return string? message
 ---@return string? code "template"
-function template.new(source, options)
-  options = options or {}
-  for key in pairs(options) do
-    if key ~= "name" and key ~= "special_tokens" then
-      error("template.new: unknown option '" .. tostring(key) .. "'", 2)
-    end
-  end
+function template.new(source, given)
+  given = options.check(given, { name = "string", special_tokens = "table" })
   local compiled, message, code = compile_all({ default = source },
-    options.name or "chat template")
+    given.name or "chat template")
   if not compiled then return nil, message, code end
   return setmetatable({ source = source, templates = compiled,
-    tokens = options.special_tokens or {} }, Template)
+    tokens = given.special_tokens or {} }, Template)
 end
 
 --- Opens the chat template of a checkpoint: chat_template.jinja, chat_template.json or
@@ -183,21 +179,21 @@ local function choose(self, tools)
   return self.templates.default or self.templates.tool_use
 end
 
---- Renders a conversation. Messages and options may be plain tables or come from moonlet.json;
+--- Renders a conversation. Messages and variables may be plain tables or come from moonlet.json;
 --- json.null is None and an absent field is undefined.
 ---@param messages table[]
----@param options? table tools, documents (None when absent), add_generation_prompt (true when
+---@param variables? table tools, documents (None when absent), add_generation_prompt (true when
 --- absent); every other field becomes a variable of the template, such as enable_thinking
 ---@return string? prompt
 ---@return string? message what the template raised, or where and why it failed
 ---@return string? code "template"
-function Template:render(messages, options)
-  if type(messages) ~= "table" then error("render: messages must be a list of tables", 2) end
+function Template:render(messages, variables)
+  if type(messages) ~= "table" then options.misuse("render: messages must be a list of tables") end
   local prepared, problem = prepare(messages)
   if not prepared then return nil, problem, "template" end
   local context = {}
   for name, token in pairs(self.tokens) do context[name] = token end
-  for name, option in pairs(options or {}) do context[name] = option end
+  for name, option in pairs(variables or {}) do context[name] = option end
   context.messages = prepared
   if context.tools == nil then context.tools = json.null end
   if context.documents == nil then context.documents = json.null end
