@@ -29,7 +29,7 @@ describe("a table given to the core", function()
     for _, call in ipairs {
       function() session:eval(ids) end,
       function() session:score({}, ids) end,
-      function() session:common_prefix(ids) end,
+      function() session:reusable(ids) end,
       function() session:mtp(0, "", ids) end,
       function() model:forward(ids, {}) end,
       function() core.st_write(os.tmpname(), endless {}) end,
