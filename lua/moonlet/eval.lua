@@ -11,20 +11,11 @@
 -- the one before share a pass.
 local json = require "moonlet.json"
 local options = require "moonlet.options"
+local sys = require "moonlet.sys"
 
 local eval = {}
 
 local WINDOW <const> = 512
-
-local function read_text(path)
-  local file, message = io.open(path, "rb")
-  if not file then return nil, message, "io" end
-  local text
-  text, message = file:read("a")
-  file:close()
-  if not text then return nil, ("%s: %s"):format(path, message), "io" end
-  return text
-end
 
 local function count_words(text)
   return select(2, text:gsub("%S+", ""))
@@ -146,7 +137,7 @@ local function dialogue_problem(row)
 end
 
 local function read_dialogues(path)
-  local text, message, code = read_text(path)
+  local text, message, code = sys.read_file(path)
   if not text then return nil, message, code end
   local dialogues, n = {}, 0
   for line in text:gmatch("[^\n]*") do
@@ -225,7 +216,7 @@ function eval.perplexity(model, opts)
     local text = opts.text
     if not text then
       local message
-      text, message, code = read_text(opts.file)
+      text, message, code = sys.read_file(opts.file)
       if not text then return nil, message, code end
     end
     sequences, words, code = text_sequences(model, text, window)

@@ -14,6 +14,7 @@
 
 local core = require "moonlet.core"
 local option_table = require "moonlet.options"
+local sys = require "moonlet.sys"
 
 local json = {}
 
@@ -188,16 +189,26 @@ end
 ---@return string? message
 ---@return string? code
 function json.read(path)
-  local file, message = io.open(path, "rb")
-  if not file then
-    return nil, message, "io"
-  end
-  local text, read_message = file:read("a")
-  file:close()
+  local text, message, code = sys.read_file(path)
   if not text then
-    return nil, path .. ": " .. read_message, "io"
+    return nil, message, code
   end
   return json.decode(text, { name = path })
+end
+
+--- Parses a file that holds an object.
+---@param path string
+---@return table? object
+---@return string? message
+---@return string? code
+function json.read_object(path)
+  local object, message, code = json.read(path)
+  if object == nil then
+    return nil, message, code
+  elseif not json.is_object(object) then
+    return nil, path .. ": an object is expected", "format"
+  end
+  return object
 end
 
 local encode_value

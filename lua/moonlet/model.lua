@@ -3,6 +3,7 @@ local core = require "moonlet.core"
 local json = require "moonlet.json"
 local options = require "moonlet.options"
 local Session = require "moonlet.session"
+local sys = require "moonlet.sys"
 local template = require "moonlet.template"
 local tokenizer = require "moonlet.tokenizer"
 
@@ -20,12 +21,6 @@ Model.__index = Model
 -- fills, but attention scratch is reserved for all of it.
 local DEFAULT_CTX <const> = 32768
 local MAX_THREADS <const> = 1024 -- of base/pool.h
-
-local function exists(path)
-  local file = io.open(path, "rb")
-  if file then file:close() end
-  return file ~= nil
-end
 
 -- eos_token_id is an id or a list of ids, in generation_config.json or else in config.json.
 local function find_stop_ids(generation_config, config)
@@ -45,24 +40,17 @@ local function find_stop_ids(generation_config, config)
   return {}
 end
 
-local function read_object(path)
-  local object, message, code = json.read(path)
-  if object == nil then return nil, message, code end
-  if not json.is_object(object) then return nil, path .. ": an object is expected", "format" end
-  return object
-end
-
 local function load_parts(self)
-  local config, message, code = read_object(self.dir .. "/config.json")
+  local config, message, code = json.read_object(self.dir .. "/config.json")
   if not config then return nil, message, code end
   local path = self.dir .. "/generation_config.json"
-  if exists(path) then
-    self.generation_config, message, code = read_object(path)
+  if sys.exists(path) then
+    self.generation_config, message, code = json.read_object(path)
     if not self.generation_config then return nil, message, code end
   end
   self.stop_ids, message, code = find_stop_ids(self.generation_config, config)
   if not self.stop_ids then return nil, self.dir .. ": " .. message, code end
-  if exists(self.dir .. "/tokenizer.json") then
+  if sys.exists(self.dir .. "/tokenizer.json") then
     self.tokenizer, message, code = tokenizer.open(self.dir)
     if not self.tokenizer then return nil, message, code end
   end

@@ -55,11 +55,8 @@ end
 function plan.inventory(path)
   local config_path = is_config(path) and path or path .. "/config.json"
   local config, numbers, stored, bound, message, code
-  config, message, code = json.read(config_path)
+  config, message, code = json.read_object(config_path)
   if not config then return nil, message, code end
-  if not json.is_object(config) then
-    return nil, config_path .. ": an object is expected", "format"
-  end
   numbers, message, code = core.model_config(json.encode(config))
   if not numbers then return nil, message:gsub("^config%.json", config_path), code end
   numbers.wrapped = section(config, "text_config") ~= nil

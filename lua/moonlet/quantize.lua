@@ -9,6 +9,7 @@ local mlx = require "moonlet.mlx"
 local options = require "moonlet.options"
 local plan = require "moonlet.plan"
 local recipe = require "moonlet.recipe"
+local sys = require "moonlet.sys"
 
 local quantize = {}
 
@@ -86,12 +87,9 @@ local function copy_side_files(source, dir)
   if not names then return nil, message, code end
   for name, is_file in pairs(names) do
     if is_file and is_side_file(name) then
-      local f, problem = io.open(source .. "/" .. name, "rb")
-      if not f then return nil, problem, "io" end
-      local bytes = f:read("a")
-      f:close()
-      if not bytes then return nil, ("%s/%s: cannot be read"):format(source, name), "io" end
-      local ok
+      local bytes, ok
+      bytes, message, code = sys.read_file(source .. "/" .. name)
+      if not bytes then return nil, message, code end
       ok, message, code = core.file_write(dir .. "/" .. name, bytes)
       if not ok then return nil, message, code end
     end

@@ -176,12 +176,12 @@ end
 
 local function read_source(name)
   local path = path_of(name)
-  local f = path and io.open(path, "rb")
-  if not f then return nil, ("no recipe named %s (and no such file)"):format(name), "io" end
-  local text, problem = f:read("a")
-  f:close()
-  if text then return text, path end
-  return nil, ("recipe %s: %s"):format(path, problem), "io"
+  if not (path and sys.exists(path)) then
+    return nil, ("no recipe named %s (and no such file)"):format(name), "io"
+  end
+  local text, message, code = sys.read_file(path)
+  if not text then return nil, "recipe " .. message, code end
+  return text, path
 end
 
 ---@class moonlet.Recipe

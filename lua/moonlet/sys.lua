@@ -1,4 +1,4 @@
---- The process around a script: interrupts, terminals, installed files.
+--- The process around a script: interrupts, terminals, files.
 local core = require "moonlet.core"
 
 local sys = {
@@ -9,10 +9,28 @@ local sys = {
   wait_input = core.wait_input,
 }
 
-local function exists(path)
-  local file = io.open(path, "rb")
+local ENOENT <const>, ENOTDIR <const> = 2, 20
+
+---Whether there is anything of that name, readable or not.
+---@param path string
+---@return boolean
+function sys.exists(path)
+  local file, _, errno = io.open(path, "rb")
   if file then file:close() end
-  return file ~= nil
+  return file ~= nil or errno ~= ENOENT and errno ~= ENOTDIR
+end
+
+---The bytes of a file.
+---@param path string
+---@return string? bytes, string? message, string? code
+function sys.read_file(path)
+  local file, message = io.open(path, "rb")
+  if not file then return nil, message, "io" end
+  local bytes
+  bytes, message = file:read("a") -- a directory opens, and fails here
+  file:close()
+  if not bytes then return nil, ("%s: %s"):format(path, message), "io" end
+  return bytes
 end
 
 ---Directories that hold moonlet's data files, in a source tree or installed.
@@ -25,7 +43,7 @@ function sys.data_dir(name)
   local tree = home:match("^(.+)/lua/moonlet$") or home .. "/../.."
   local probe = name == "recipes" and "unsloth.lua" or "config.json"
   for _, dir in ipairs { tree .. "/", tree .. "/examples/", home .. "/" } do
-    if exists(dir .. name .. "/" .. probe) then return dir .. name end
+    if sys.exists(dir .. name .. "/" .. probe) then return dir .. name end
   end
   return nil
 end

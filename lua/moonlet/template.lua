@@ -7,11 +7,15 @@
 local jinja = require "moonlet.jinja"
 local json = require "moonlet.json"
 local options = require "moonlet.options"
+local sys = require "moonlet.sys"
 
 local template = {}
 
 -- What tokenizers name, and any other "..._token" of the configuration besides.
 local SPECIAL_TOKEN = "_token$"
+-- name -> a file of its own
+local FILES = { default = "/chat_template.jinja",
+  tool_use = "/additional_chat_templates/tool_use.jinja" }
 -- transformers copies these to one another, the first that is set wins
 -- (utils/chat_template_utils.py, _alias_reasoning_fields).
 local REASONING_FIELDS = { "reasoning_content", "thinking", "reasoning" }
@@ -23,22 +27,10 @@ Template.__index = Template
 
 -- Loading -------------------------------------------------------------------------------------
 
-local function read(path)
-  local file = io.open(path, "rb")
-  if not file then return nil end
-  local text = file:read("a")
-  file:close()
-  return text
-end
-
---- A JSON object of a file; nil without a message when there is no such file.
-local function read_object(path)
-  local text = read(path)
-  if not text then return nil end
-  local object, message, code = json.decode(text, { name = path })
-  if object == nil then return nil, message, code end
-  if not json.is_object(object) then return nil, path .. ": not a JSON object", "format" end
-  return object
+--- The content of a file by one of moonlet's readers; nil without a message when there is none.
+local function optional(read, path)
+  if not sys.exists(path) then return nil end
+  return read(path)
 end
 
 --- A token is its text, or an object that holds it as `content`.
@@ -78,10 +70,14 @@ end
 
 --- The template sources of a checkpoint. Files of their own come before the configuration.
 local function find_sources(dir, config)
-  local sources = { default = read(dir .. "/chat_template.jinja"),
-    tool_use = read(dir .. "/additional_chat_templates/tool_use.jinja") }
+  local sources = {}
+  for name, path in pairs(FILES) do
+    local source, message, code = optional(sys.read_file, dir .. path)
+    if message then return nil, message, code end
+    sources[name] = source
+  end
   if next(sources) then return sources end
-  local processor, message, code = read_object(dir .. "/chat_template.json")
+  local processor, message, code = optional(json.read_object, dir .. "/chat_template.json")
   if message then return nil, message, code end
   sources, message, code = config_sources(processor, dir .. "/chat_template.json")
   if not sources or next(sources) then return sources, message, code end
@@ -121,7 +117,7 @@ end
 ---@return string? message
 ---@return string? code "missing" if it has none, "io", "format" or "template"
 function template.open(dir)
-  local config, message, code = read_object(dir .. "/tokenizer_config.json")
+  local config, message, code = optional(json.read_object, dir .. "/tokenizer_config.json")
   if message then return nil, message, code end
   local sources
   sources, message, code = find_sources(dir, config)

@@ -77,15 +77,12 @@ end
 
 ---Text of a file, or of standard input for "-".
 function output.read_file(path)
-  local file, message = io.stdin, nil
-  if path ~= "-" then file, message = io.open(path, "rb") end
-  if not file then return nil, message, "io" end
-  local text
-  if path ~= "-" or sys.wait_input(0) then text, message = file:read("a") end
-  if path ~= "-" then file:close() end
+  if path ~= "-" then return sys.read_file(path) end
+  local text, message
+  if sys.wait_input(0) then text, message = io.read("a") end
   if text then return text end
   if sys.interrupted() then return nil, "interrupted", "cancelled" end
-  return nil, ("%s: %s"):format(path == "-" and "standard input" or path, message), "io"
+  return nil, "standard input: " .. message, "io"
 end
 
 function output.read_json(path)

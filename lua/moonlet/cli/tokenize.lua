@@ -1,6 +1,7 @@
 --- moonlet tokenize: text to ids and back.
-local output = require "moonlet.cli.output"
 local json = require "moonlet.json"
+local output = require "moonlet.cli.output"
+local sys = require "moonlet.sys"
 
 local tokenize = {}
 
@@ -17,13 +18,8 @@ end
 
 -- With a single positional argument it is DIR if such a place exists, else the text.
 local function sort_arguments(args)
-  if args.dir and not args.text and not args.file then
-    local file = io.open(args.dir, "rb")
-    if file then
-      file:close()
-    else
-      return nil, args.dir
-    end
+  if args.dir and not args.text and not args.file and not sys.exists(args.dir) then
+    return nil, args.dir
   end
   return args.dir, args.text
 end

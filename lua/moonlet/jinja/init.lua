@@ -16,6 +16,7 @@ local exec = require("moonlet.jinja.exec")
 local filters = require("moonlet.jinja.filters")
 local globals = require("moonlet.jinja.globals")
 local operators = require("moonlet.jinja.operators")
+local options = require("moonlet.options")
 local parser = require("moonlet.jinja.parser")
 local scope = require("moonlet.jinja.scope")
 local tests = require("moonlet.jinja.tests")
@@ -112,6 +113,9 @@ Template.__index = Template
 ---@return string|nil code "template"
 ---@return table|nil detail {kind = Python exception name, message, line}
 function Template:render(context)
+  if context ~= nil and type(context) ~= "table" then
+    options.misuse("render: a table of variables expected, got " .. type(context))
+  end
   local rt = setmetatable({ out = { bytes = 0 }, line = 1, calls = 0, steps = 0,
     max_steps = self.max_steps, autoescape = false }, Runtime)
   local ok, e = pcall(function()
@@ -124,21 +128,16 @@ end
 
 --- Compiles a template.
 ---@param source string UTF-8
----@param options? {name?: string, max_steps?: integer} name: what messages begin with ("template");
+---@param given? {name?: string, max_steps?: integer} name: what messages begin with ("template");
 --- max_steps: how long a rendering may take (20,000,000)
 ---@return moonlet.jinja.Template|nil template
 ---@return string|nil message
 ---@return string|nil code "template"
 ---@return table|nil detail
-function jinja.compile(source, options)
-  if type(source) ~= "string" then error("jinja.compile: source must be a string", 2) end
-  options = options or {}
-  for key in pairs(options) do
-    if key ~= "name" and key ~= "max_steps" then
-      error("jinja.compile: unknown option '" .. tostring(key) .. "'", 2)
-    end
-  end
-  local name = options.name or "template"
+function jinja.compile(source, given)
+  if type(source) ~= "string" then options.misuse("jinja.compile: source must be a string") end
+  given = options.check(given, { name = "string", max_steps = "integer" })
+  local name = given.name or "template"
   local valid, at = utf8.len(source)
   if not valid then
     return failure(name, errors.new("UnicodeDecodeError", "not valid UTF-8 at byte " .. at), 1)
@@ -151,7 +150,7 @@ function jinja.compile(source, options)
   end)
   if not ok then return failure(name, result, 1) end
   return setmetatable({ tree = result, name = name,
-    max_steps = options.max_steps or MAX_STEPS }, Template)
+    max_steps = given.max_steps or MAX_STEPS }, Template)
 end
 
 return jinja
