@@ -146,6 +146,23 @@ describe("perplexity", function()
       assert.near(nll, result.nll, 1e-4 * nll)
     end)
 
+    it("cuts no control string where a template shows less than it prompted with", function()
+      local checkpoint = require "spec.support.checkpoint"
+      local dir = checkpoint.directory()
+      os.execute(("ln -s $PWD/examples/demo-model/* %s && rm %s/chat_template.jinja"):format(
+        dir, dir))
+      checkpoint.spit(dir .. "/chat_template.jinja", "{% for m in messages %}{{ m.content }}"
+        .. "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<think>{% endif %}")
+      local other <close> = assert(moonlet.open(dir, { precision = "exact" }))
+      checkpoint.remove(dir)
+      local result
+      with_file({ { messages = { turn("user", "Hi"), turn("assistant", "<tool_call>x") } } },
+        function(path) result = assert(moonlet.eval.perplexity(other, { chat = path })) end)
+      local nll, n = scored("Hi<|im_end|>\n", "<tool_call>x<|im_end|>")
+      assert.equal(n, result.tokens)
+      assert.near(nll, result.nll, 1e-4 * nll)
+    end)
+
     it("adds up over lines", function()
       local one = { messages = { turn("user", "Hi"), turn("assistant", "Hello!") } }
       local two = { messages = { turn("user", "What is 1 + 1?"), turn("assistant", "2") } }

@@ -179,6 +179,37 @@ describe("generate", function()
     assert.equal("ab", generate.collect(new_session(script)).text)
   end)
 
+  it("may stop before its first token", function()
+    local session = new_session{ "<eos>", "a" }
+    local result = generate.collect(session, { stop = "x" })
+    assert.same({}, result.ids)
+    assert.equal("", result.text)
+    assert.equal("stop", result.finish_reason)
+    assert.equal(0, result.stop_id)
+    assert.same({ 1, 1 }, session.evaluated)
+  end)
+
+  it("finds a stop string whose characters span tokens", function()
+    local script = { "caf\xC3", "\xA9 \xE2", "\x82", "\xAC!" }
+    local result = generate.collect(new_session(script), { stop = "é €" })
+    assert.equal("caf", result.text)
+    assert.equal("é €", result.stop)
+    result = generate.collect(new_session(script), { stop = "é ₭" }) -- E2 82 AD
+    assert.equal("café €!", result.text)
+    assert.is_nil(result.stop)
+    result = generate.collect(new_session{ "\xC3", "\xA9" }, { stop = { "é" } })
+    assert.equal("", result.text)
+    assert.equal(2, #result.ids)
+  end)
+
+  it("waits for the longer of two beginnings", function()
+    local stops = { "ab!", "bcd" }
+    assert.equal("x", generate.collect(new_session{ "xa", "b", "!" }, { stop = stops }).text)
+    assert.equal("xa", generate.collect(new_session{ "xa", "b", "cd" }, { stop = stops }).text)
+    assert.equal("xabce", generate.collect(new_session{ "xa", "bc", "e" }, { stop = stops }).text)
+    assert.equal("aa", generate.collect(new_session{ "aa", "ab", "!" }, { stop = stops }).text)
+  end)
+
   it("takes other stop ids instead of the model's", function()
     local session = new_session{ "a", "<eos>", "b" }
     local result = generate.collect(session, { stop_ids = { 3 } })

@@ -51,10 +51,21 @@ local function starts_with(text, prefix)
   return text:sub(1, #prefix) == prefix
 end
 
-local function common_prefix(a, b)
-  local n = math.min(#a, #b)
-  for i = 1, n do
-    if a:byte(i) ~= b:byte(i) then return a:sub(1, i - 1) end
+-- What two texts begin with in common, in whole characters and whole control strings.
+local function common_prefix(tokenizer, a, b)
+  local n = 0
+  while n < math.min(#a, #b) and a:byte(n + 1) == b:byte(n + 1) do n = n + 1 end
+  if n == #a or n == #b then return a:sub(1, n) end
+  while n > 0 and (b:byte(n + 1) & 0xC0) == 0x80 do n = n - 1 end
+  local at = 1
+  for _, id in ipairs(tokenizer:encode(b)) do
+    local text = tokenizer:token_bytes(id)
+    if #tokenizer:encode(text, { special = false }) > 1 then -- a control string
+      local first, last = b:find(text, at, true)
+      if not first or first > n then break end
+      if last > n then n = first - 1 end
+      at = last + 1
+    end
   end
   return a:sub(1, n)
 end
@@ -104,7 +115,7 @@ local function dialogue_sequences(model, dialogue, is_stop)
       through, message, code = render(i, false)
       if not through then return nil, message, code end
       -- A template may open a think block in the prompt that it does not show in the turn.
-      prompt = common_prefix(prompt, through)
+      prompt = common_prefix(model.tokenizer, prompt, through)
       local sequence = sequences[#sequences]
       if not (text and starts_with(prompt, text)) then
         sequence, text = { ids = {}, targets = {} }, ""
@@ -157,6 +168,7 @@ local function read_dialogues(path)
 end
 
 local function chat_sequences(model, path)
+  if not model.tokenizer then return model:encode("") end -- says what is missing
   local dialogues, message, code = read_dialogues(path)
   if not dialogues then return nil, message, code end
   local is_stop, all, words = {}, {}, 0
