@@ -193,7 +193,7 @@ define("filesizeformat", "value binary?", function(_, v, binary)
   for i = 1, 8 do
     unit = unit * base
     if bytes < unit or i == 8 then
-      return string.format("%.1f %s%s", base * bytes / unit, prefixes:sub(i, i), tail)
+      return string.format("%.1f %s%s", base * (bytes + 0.0) / unit, prefixes:sub(i, i), tail)
     end
   end
 end)

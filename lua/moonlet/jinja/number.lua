@@ -237,10 +237,12 @@ end
 function number.round(value, digits)
   if is_int(value) then return digits >= 0 and value or round_int(value, -digits) end
   if value ~= value or value == huge or value == -huge or digits > 22 then return value end
-  if digits >= 0 then return tonumber(string.format("%." .. digits .. "f", value)) + 0.0 end
+  -- The point makes "-0" read as a float.
+  if digits == 0 then return tonumber(string.format("%.0f.0", value)) end
+  if digits > 0 then return tonumber(string.format("%." .. digits .. "f", value)) end
   if digits < -308 then return value < 0 and -0.0 or 0.0 end
   local unit = 10.0 ^ -digits
-  local scaled = string.format("%.0f", value / unit)
+  local scaled = string.format("%.0f.0", value / unit)
   return tonumber(scaled) * unit
 end
 

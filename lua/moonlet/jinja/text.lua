@@ -118,7 +118,7 @@ function text.split_space(s, max)
   local out, at = {}, skip_space(s, 1)
   while at <= #s do
     if max and #out >= max then
-      out[#out + 1] = rstrip_space(sub(s, at))
+      out[#out + 1] = sub(s, at)
       return out
     end
     local stop = at
