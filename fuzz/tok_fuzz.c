@@ -9,7 +9,8 @@
 
 #include "base/mem.h"
 #include "text/tok.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
+#include "text/unicode.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 

@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "base/utf8.h"
+
 typedef struct scanner {
     const uint8_t *begin, *p, *end;
     const char *name;
@@ -28,27 +30,6 @@ static void skip_space(scanner *s)
 static int is_digit(const scanner *s)
 {
     return s->p < s->end && *s->p >= '0' && *s->p <= '9';
-}
-
-int json_utf8_step(const uint8_t *p, const uint8_t *end)
-{
-    uint8_t c = p[0], low = 0x80, high = 0xbf;
-    int n;
-    if (c < 0x80) return 1;
-    if (c >= 0xc2 && c <= 0xdf) n = 2;
-    else if (c >= 0xe0 && c <= 0xef) n = 3;
-    else if (c >= 0xf0 && c <= 0xf4) n = 4;
-    else return -1;
-    if (c == 0xe0) low = 0xa0;
-    if (c == 0xed) high = 0x9f;
-    if (c == 0xf0) low = 0x90;
-    if (c == 0xf4) high = 0x8f;
-    for (int i = 1; i < n; i++) {
-        if (p + i == end || p[i] < low || p[i] > high) return -i;
-        low = 0x80;
-        high = 0xbf;
-    }
-    return n;
 }
 
 /* A string or number has been read since `from`. */
@@ -107,8 +88,9 @@ static err_code check_string(scanner *s, int is_key)
             err_code code = check_escape(s, is_key);
             if (code) return code;
         } else {
-            int n = json_utf8_step(s->p, s->end);
-            if (n < 0) return fail(s, s->p, "invalid UTF-8");
+            size_t n;
+            if (utf8_next((const char *)s->p, (size_t)(s->end - s->p), &n) != UTF8_WHOLE)
+                return fail(s, s->p, "invalid UTF-8");
             s->p += n;
         }
     }

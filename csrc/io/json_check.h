@@ -21,11 +21,6 @@ typedef struct json_facts {
 err_code json_check(const char *text, size_t n_bytes, const char *name, int max_depth,
                     json_facts *facts, err_info *e);
 
-/* Length of the well-formed UTF-8 sequence at p (1..4), or minus the length of the longest
- * ill-formed piece that one U+FFFD stands for (Unicode 15, section 3.9, table 3-7: overlong
- * forms, surrogates and values above U+10FFFF are ill-formed). p < end. */
-int json_utf8_step(const uint8_t *p, const uint8_t *end);
-
 /* The value of \uXXXX at p, -1 if it is not there. */
 int json_escape_value(const uint8_t *p, const uint8_t *end);
 

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
 #include "io/json.h"
-#include "io/json_check.h"
 
 static char *put_unit(char *out, unsigned unit)
 {
@@ -46,9 +46,10 @@ size_t json_quote(char *out, const char *s, size_t n_bytes, int ascii)
     const uint8_t *p = (const uint8_t *)s, *end = p + n_bytes;
     *out++ = '"';
     while (p < end) {
-        int n = json_utf8_step(p, end);
-        const uint8_t *from = n > 0 ? p : (const uint8_t *)replacement;
-        int width = n > 0 ? n : 3;
+        size_t n;
+        int whole = utf8_next((const char *)p, (size_t)(end - p), &n) == UTF8_WHOLE;
+        const uint8_t *from = whole ? p : (const uint8_t *)replacement;
+        int width = whole ? (int)n : 3;
         if (width == 1) {
             out = put_ascii(out, *from, ascii);
         } else if (ascii) {
@@ -57,7 +58,7 @@ size_t json_quote(char *out, const char *s, size_t n_bytes, int ascii)
             memcpy(out, from, (size_t)width);
             out += width;
         }
-        p += abs(n);
+        p += n;
     }
     *out++ = '"';
     return (size_t)(out - begin);

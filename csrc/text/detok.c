@@ -4,7 +4,8 @@
 
 #include "base/mem.h"
 #include "text/tok_impl.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
+#include "text/unicode.h"
 
 static err_code append_token(const tok *t, int32_t id, int skip_special, buf *out, err_info *e)
 {
@@ -28,7 +29,7 @@ err_code tok_decode(const tok *t, const int32_t *ids, size_t n_ids, int skip_spe
         if (c) err_prefix(e, "entry %zu", i);
     }
     if (!c && utf8_valid(raw.data, raw.n) < raw.n) {
-        c = utf8_repair(raw.data, raw.n, &whole, NULL, e);
+        c = unicode_repair(raw.data, raw.n, &whole, NULL, e);
         buf_free(&raw);
         raw = whole;
         whole = (buf){0};
@@ -71,7 +72,8 @@ static err_code show(tok_stream *s, int at_end, const char **text, size_t *n_byt
     size_t held = 0;
     s->shown.n = 0;
     err_code c = buf_reserve(&s->shown, 1, e);
-    if (!c && s->raw.n) c = utf8_repair(s->raw.data, s->raw.n, &s->shown, at_end ? NULL : &held, e);
+    if (!c && s->raw.n)
+        c = unicode_repair(s->raw.data, s->raw.n, &s->shown, at_end ? NULL : &held, e);
     if (c) return c;
     char *raw = s->raw.data;
     if (held) memmove(raw, raw + s->raw.n - held, held);
@@ -81,8 +83,7 @@ static err_code show(tok_stream *s, int at_end, const char **text, size_t *n_byt
     return ERR_NONE;
 }
 
-err_code tok_stream_step(tok_stream *s, int32_t id, const char **text, size_t *n_bytes,
-                         err_info *e)
+err_code tok_stream_step(tok_stream *s, int32_t id, const char **text, size_t *n_bytes, err_info *e)
 {
     err_code c = append_token(s->t, id, s->skip_special, &s->raw, e);
     return c ? c : show(s, 0, text, n_bytes, e);

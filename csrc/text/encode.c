@@ -3,7 +3,8 @@
 
 #include "base/mem.h"
 #include "text/tok_impl.h"
-#include "text/utf8.h"
+#include "base/utf8.h"
+#include "text/unicode.h"
 
 /* Repair and NFC each make at most three bytes of one, so that positions fit 32 bits. */
 #define MOST_BYTES ((size_t)1 << 30)
@@ -96,11 +97,11 @@ static err_code normalise(encoder *c, const char **s, size_t *n, err_info *e)
     int changed = 0;
     if (utf8_valid(*s, *n) < *n) {
         c->repaired.n = 0;
-        code = utf8_repair(*s, *n, &c->repaired, NULL, e);
+        code = unicode_repair(*s, *n, &c->repaired, NULL, e);
         *s = c->repaired.data;
         *n = c->repaired.n;
     }
-    if (c->t->nfc && !code) code = utf8_nfc(*s, *n, &c->nfc, &changed, e);
+    if (c->t->nfc && !code) code = unicode_nfc(*s, *n, &c->nfc, &changed, e);
     if (changed) {
         *s = c->nfc.data;
         *n = c->nfc.n;

@@ -3,7 +3,7 @@
  *
  * utf8proc_map does all three, but orders marks by exchanging neighbours, which takes minutes for
  * a megabyte of marks in bad order; here a run of marks is ordered by counting. */
-#include "text/utf8.h"
+#include "text/unicode.h"
 
 #include <string.h>
 #include <utf8proc.h>
@@ -145,7 +145,7 @@ static err_code nfc_stretch(const char *s, size_t n, nfc_work *w, buf *out, err_
     return c ? c : compose(cp, n_cp, out, e);
 }
 
-err_code utf8_nfc(const char *s, size_t n, buf *out, int *changed, err_info *e)
+err_code unicode_nfc(const char *s, size_t n, buf *out, int *changed, err_info *e)
 {
     size_t i = 0, copied = 0, base = 0;
     nfc_work w = {{0}, {0}};
