@@ -12,12 +12,20 @@ local function run(command)
 end
 
 describe("examples", function()
-  for _, name in ipairs { "hello", "custom_recipe", "custom_sampler", "quickstart #slow" } do
+  for _, name in ipairs { "custom_recipe", "custom_sampler" } do
     it(name .. ".lua runs", function()
       local text = run("lua5.4 examples/" .. name .. ".lua")
       assert.is_true(#text > 10)
     end)
   end
+
+  it("quickstart.lua plans, quantizes, measures, answers and calls a tool #slow", function()
+    local text = run("lua5.4 examples/quickstart.lua")
+    for _, part in ipairs { "expert_gate .- mxfp4", "28%.8 MB %-> 10%.6 MB", "11804 tokens",
+      "Paris", "Rome", "<function=calculator>", "540 %* 737" } do
+      assert.matches(part, text)
+    end
+  end)
 
   it("hello.lua answers", function()
     assert.matches("Paris", run("lua5.4 examples/hello.lua"))
