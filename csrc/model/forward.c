@@ -76,43 +76,36 @@ static void score_batch(ses *s, int64_t n, const int32_t *targets, float *nll)
     }
 }
 
-/* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. False if it
- * was cancelled, and then nothing has changed. A single token is not worth saving a state for. */
-static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
-                     const ses_want *want, const cancel_flag *cancel)
+/* The residual stream as row `depth` of what `want` collects: 0 the embeddings, 1 after layer 0. */
+static void take_hidden(const ses *s, const ses_want *want, int depth, int64_t t0, int64_t n,
+                        int64_t total)
+{
+    int64_t H = s->m->config.hidden_size;
+    if (want->hidden)
+        memcpy(want->hidden + (depth * total + t0) * H, s->t.x,
+               (size_t)(n * H) * sizeof *want->hidden);
+}
+
+static void take_router(const ses *s, const ses_want *want, int layer, int64_t t0, int64_t n,
+                        int64_t total)
+{
+    int64_t k = s->m->config.n_experts_used, at = (layer * total + t0) * k;
+    if (want->router_ids)
+        memcpy(want->router_ids + at, s->t.expert_ids, (size_t)(n * k) * sizeof *want->router_ids);
+    if (want->router_weights)
+        memcpy(want->router_weights + at, s->t.expert_weights,
+               (size_t)(n * k) * sizeof *want->router_weights);
+}
+
+/* From the residual stream to the logits: all that are wanted, and those after the last token. */
+static void read_out(ses *s, const ses_want *want, int64_t t0, int64_t n, int64_t total)
 {
     const model *m = s->m;
-    const model_config *c = &m->config;
     scratch *t = &s->t;
-    int64_t H = c->hidden_size, V = c->vocab_size, k = c->n_experts_used, pos = s->n_past;
-
-    for (int64_t i = 0; i < n; i++)
-        m->ops->decode[m->weights.embed.mode](&m->weights.embed, ids[i], t->x + i * H);
-    rope_prepare(s, pos, n);
-    if (n == 1) cancel = NULL;
-    if (cancel) ses_save_state(s);
-
-    float *hidden = rows_from(want->hidden, t0, H);
-    if (hidden) memcpy(hidden, t->x, (size_t)(n * H) * sizeof *hidden);
-    for (int layer = 0; layer < c->n_layers; layer++) {
-        if (cancel_raised(cancel)) {
-            ses_restore_state(s);
-            return 0;
-        }
-        run_layer(s, &m->weights.layers[layer], layer, c->is_full[layer] ? &s->kv[layer] : NULL,
-                  pos, n);
-        if (hidden)
-            memcpy(hidden + (layer + 1) * total * H, t->x, (size_t)(n * H) * sizeof *hidden);
-        if (want->router_ids)
-            memcpy(want->router_ids + (layer * total + t0) * k, t->expert_ids,
-                   (size_t)(n * k) * sizeof *want->router_ids);
-        if (want->router_weights)
-            memcpy(want->router_weights + (layer * total + t0) * k, t->expert_weights,
-                   (size_t)(n * k) * sizeof *want->router_weights);
-    }
-
+    int64_t H = m->config.hidden_size, V = m->config.vocab_size;
     int last = t0 + n == total;
     float *final = rows_from(want->final, t0, H), *logits = rows_from(want->logits, t0, V);
+
     if (final || logits || last || want->nll) pass_norm(s, t->x, m->weights.norm, n, t->u);
     if (final) memcpy(final, t->u, (size_t)(n * H) * sizeof *final);
     if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
@@ -120,12 +113,41 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t 
         memcpy(s->logits, logits + (n - 1) * V, (size_t)V * sizeof *logits);
     else if (last)
         pass_linear(s, &m->weights.lm_head, t->u + (n - 1) * H, 1, s->logits);
-
     if (want->nll) score_batch(s, n, want->targets + t0, want->nll + t0);
+}
+
+/* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. False if it
+ * was cancelled, and then nothing has changed. A single token is not worth saving a state for. */
+static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
+                     const ses_want *want, const cancel_flag *cancel)
+{
+    const model *m = s->m;
+    const model_config *c = &m->config;
+    int64_t pos = s->n_past;
+
+    for (int64_t i = 0; i < n; i++)
+        m->ops->decode[m->weights.embed.mode](&m->weights.embed, ids[i],
+                                              s->t.x + i * c->hidden_size);
+    rope_prepare(s, pos, n);
+    if (n == 1) cancel = NULL;
+    if (cancel) ses_save_state(s);
+
+    take_hidden(s, want, 0, t0, n, total);
+    for (int layer = 0; layer < c->n_layers; layer++) {
+        if (cancel_raised(cancel)) {
+            ses_restore_state(s);
+            return 0;
+        }
+        run_layer(s, &m->weights.layers[layer], layer, c->is_full[layer] ? &s->kv[layer] : NULL,
+                  pos, n);
+        take_hidden(s, want, layer + 1, t0, n, total);
+        take_router(s, want, layer, t0, n, total);
+    }
+    read_out(s, want, t0, n, total);
 
     memcpy(s->ids + pos, ids, (size_t)n * sizeof *ids);
     s->n_past = pos + n;
-    if (last) s->logits_at = s->n_past;
+    if (t0 + n == total) s->logits_at = s->n_past;
     return 1;
 }
 

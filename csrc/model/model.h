@@ -11,10 +11,10 @@
 
 #include <stdint.h>
 
+#include "base/cancel.h"
 #include "base/cpu.h"
 #include "base/err.h"
 #include "base/pool.h"
-#include "base/cancel.h"
 #include "io/st.h"
 #include "kern/kern.h"
 #include "model/config.h"
