@@ -7,7 +7,7 @@ local RECIPE <const> = { bits = 4, mxfp = true }
 local function size_of(plan) return ("%.1f MB"):format(plan.total_bytes / 1e6) end
 
 local function perplexity(dir)
-  local model <close> = assert(moonlet.open(dir))
+  local model <close> = assert(moonlet.open(dir, { precision = "exact" }))
   local result = assert(moonlet.eval.perplexity(model, { chat = SOURCE .. "/eval.jsonl" }))
   return result.perplexity, result.tokens
 end
