@@ -138,14 +138,20 @@ err_code bpe_encode(const bpe *b, const vocab *v, const char *piece, size_t n, b
     err_code c = buf_reserve(&w->parts, n * sizeof(part), e);
     if (c) return c;
     part *parts = w->parts.data;
-    for (uint32_t i = 0; i < n; i++)
-        parts[i] = (part){v->byte_ids[(uint8_t)piece[i]], i - 1, i + 1 < n ? i + 1 : END};
-    for (uint32_t i = 0; i + 1 < n && !c; i++) c = push_pair(b, parts, i, &w->heap, e);
+    uint32_t m = 0;
+    for (size_t i = 0; i < n; i++) {
+        int32_t id = v->byte_ids[(uint8_t)piece[i]];
+        if (id < 0) continue;
+        parts[m] = (part){id, m - 1, m + 1};
+        m++;
+    }
+    if (m) parts[m - 1].next = END;
+    for (uint32_t i = 0; i + 1 < m && !c; i++) c = push_pair(b, parts, i, &w->heap, e);
     if (!c) c = merge_all(b, parts, &w->heap, e);
     if (!c) c = buf_reserve(ids, n * sizeof(int32_t), e);
     if (c) return c;
     int32_t *to = (int32_t *)((char *)ids->data + ids->n);
-    for (uint32_t i = 0; i < n; i = parts[i].next) {
+    for (uint32_t i = 0; i < m; i = parts[i].next) {
         *to++ = parts[i].id;
         ids->n += sizeof *to;
     }

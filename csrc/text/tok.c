@@ -192,8 +192,19 @@ static err_code load_pre_tokenizer(loader *l, const json_value *v)
     return c ? c : load_byte_level(l, json_at(list, n - 1));
 }
 
-/* Without influence on ids: truncation and padding (training-time settings that transformers
- * resets on every call), and a ByteLevel post-processor, which only moves offsets. */
+/* A post-processor without influence on ids: none, ByteLevel, which only moves offsets, or a
+ * TemplateProcessing that puts nothing around a single text, as transformers 5 writes it. */
+static int adds_nothing(const json_value *post)
+{
+    if (json_type_of(post) == JSON_NULL || is_string(json_get(post, "type"), "ByteLevel")) return 1;
+    const json_value *single = json_get(post, "single");
+    return is_string(json_get(post, "type"), "TemplateProcessing") &&
+           json_type_of(single) == JSON_ARRAY && json_length(single) == 1 &&
+           is_string(json_get(json_get(json_at(single, 0), "Sequence"), "id"), "A");
+}
+
+/* Truncation and padding (training-time settings that transformers resets on every call) have no
+ * influence on ids either. */
 static err_code load_components(loader *l, const json_value *root)
 {
     static const char *const known[] = {"version",        "truncation",    "padding",
@@ -202,7 +213,7 @@ static err_code load_components(loader *l, const json_value *root)
     err_code c = check_fields(root, "tokenizer", known, nothing, l->e);
     if (c) return c;
     const json_value *post = json_get(root, "post_processor"), *decoder = json_get(root, "decoder");
-    if (json_type_of(post) != JSON_NULL && !is_string(json_get(post, "type"), "ByteLevel"))
+    if (!adds_nothing(post))
         return refuse_type(post, "post_processor", l->e);
     if (!is_string(json_get(decoder, "type"), "ByteLevel"))
         return refuse_type(decoder, "decoder", l->e);
@@ -256,9 +267,6 @@ static err_code load_vocab(loader *l, const json_value *v)
     err_code c = (err_code)json_each(v, measure_entry, l);
     if (!c) c = vocab_init(&l->t->vocab, (int32_t)(l->top + 1), l->n_entries, l->e);
     if (!c) c = (err_code)json_each(v, load_entry, l);
-    for (int b = 0; b < 256 && !c; b++)
-        if (l->t->vocab.byte_ids[b] < 0)
-            c = err_set(l->e, ERR_FORMAT, "model.vocab: no entry for byte 0x%02x", (unsigned)b);
     return c;
 }
 

@@ -28,7 +28,7 @@ typedef struct vocab {
     buf bytes;
     int32_t *slots; /* [mask + 1] open addressing by hash of the bytes; -1 is free */
     uint32_t mask;
-    int32_t byte_ids[256]; /* the entries of one byte */
+    int32_t byte_ids[256]; /* the entries of one byte; -1: the byte is lost, as in tokenizers */
 } vocab;
 
 /* Room for ids below n, n_entries of them in the table. vocab_free it even after failure. */

@@ -110,7 +110,8 @@ describe("refused by name:", function()
     { "Sequence decoder", { decoder = '{"type":"Sequence"}' },
       "decoder: type Sequence is not supported" },
     { "no decoder", { decoder = "null" }, "decoder: type null is not supported" },
-    { "template", { post_processor = '{"type":"TemplateProcessing"}' },
+    { "template with a prefix", { post_processor = '{"type":"TemplateProcessing","single":['
+      .. '{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}]}' },
       "post_processor: type TemplateProcessing is not supported" },
     { "single_word", { added = { '{"id":259,"content":"<s>","single_word":true}' } },
       "token '<s>': added_tokens.single_word: true is not supported" },
@@ -149,7 +150,6 @@ describe("damaged:", function()
   local cases = {
     { "pattern", { pattern = "(a" }, "pre_tokenizer: split pattern: missing closing parenthesis" },
     { "vocab is no object", { vocab = "[]" }, "model.vocab: object expected" },
-    { "vocab without bytes", { vocab = '{"a":0}' }, "model.vocab: no entry for byte 0x00" },
     { "text as id", { vocab = '{"a":"0"}' },
       "model.vocab: id of 'a' is 0, not an integer" },
     { "fraction as id", { vocab = '{"a":1.5}' },
