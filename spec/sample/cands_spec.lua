@@ -1,4 +1,5 @@
 local core = require "moonlet.core"
+local ordered = require "spec.support.order"
 
 local inf, nan = math.huge, 0 / 0
 
@@ -30,16 +31,7 @@ describe("candidates", function()
   end)
 
   it("sorts as deep as one looks, in any order of looking", function()
-    math.randomseed(3)
-    local values, order = {}, {}
-    for i = 1, 5000 do
-      values[i] = math.random(0, 700) / 8
-      order[i] = i - 1
-    end
-    table.sort(order, function(a, b)
-      local x, y = values[a + 1], values[b + 1]
-      return x > y or (x == y and a < b)
-    end)
+    local values, order = ordered(3, 5000, 700, 8)
     for _, first in ipairs{ 1, 64, 65, 600, 4999, 5000 } do
       local c = load(values)
       assert.equal(order[first], c:id(first))

@@ -1,4 +1,5 @@
 local core = require "moonlet.core"
+local ordered = require "spec.support.order"
 
 local inf, nan = math.huge, 0 / 0
 
@@ -22,16 +23,7 @@ describe("logits", function()
   end)
 
   it("agrees with a full sort", function()
-    math.randomseed(7)
-    local values, order = {}, {}
-    for i = 1, 900 do
-      values[i] = math.random(0, 60) / 4
-      order[i] = i - 1
-    end
-    table.sort(order, function(a, b)
-      local x, y = values[a + 1], values[b + 1]
-      return x > y or (x == y and a < b)
-    end)
+    local values, order = ordered(7, 900, 60, 4)
     for _, k in ipairs{ 1, 2, 3, 17, 64, 450, 899, 900 } do
       assert.same(table.move(order, 1, k, 1, {}), (view(values):topk(k)))
     end
