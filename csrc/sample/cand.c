@@ -96,7 +96,7 @@ static void compact(cands *c, const char *flags, double floor)
     c->n_sorted = n_sorted;
 }
 
-void cands_settle(cands *c)
+static void settle(cands *c)
 {
     if (!c->moved) return;
     c->moved = 0;
@@ -168,7 +168,7 @@ static void cut(cands *c, int64_t n)
 
 void cands_keep(cands *c, int64_t k)
 {
-    cands_settle(c);
+    settle(c);
     if (k >= c->n) return;
     order(c, k);
     cut(c, k);
@@ -181,7 +181,7 @@ void cands_filter(cands *c, const char *flags)
 
 void cands_temperature(cands *c, double t)
 {
-    cands_settle(c);
+    settle(c);
     if (t < COLDEST) {
         cands_keep(c, 1);
         return;
@@ -193,7 +193,7 @@ void cands_temperature(cands *c, double t)
 
 void cands_top_k(cands *c, int64_t k)
 {
-    cands_settle(c);
+    settle(c);
     if (k <= 0 || k >= c->n) return;
     order(c, k);
     double last = c->list[k - 1].logit;
@@ -205,14 +205,14 @@ void cands_top_k(cands *c, int64_t k)
 
 void cands_top_p(cands *c, double p)
 {
-    cands_settle(c);
+    settle(c);
     if (p >= 1 || !c->n) return;
     cut(c, run_of_mass(c, p));
 }
 
 void cands_min_p(cands *c, double p)
 {
-    cands_settle(c);
+    settle(c);
     if (p <= 0 || !c->n) return;
     weigh(c);
     compact(c, NULL, c->max + log(p));
@@ -220,7 +220,7 @@ void cands_min_p(cands *c, double p)
 
 void cands_typical(cands *c, double p)
 {
-    cands_settle(c);
+    settle(c);
     if (p >= 1 || !c->n) return;
     /* |-ln p_i - entropy| = |logit_i - centre|: the run is a stretch [lo, hi) of the sorted list
      * around the centre, and grows at whichever end is nearer. */
@@ -267,7 +267,7 @@ static void unmark(cands *c, const int32_t *ids, int64_t n_ids)
 
 void cands_repetition(cands *c, const int32_t *ids, int64_t n_ids, double r)
 {
-    cands_settle(c);
+    settle(c);
     mark_counts(c, ids, n_ids);
     for (int64_t i = 0; i < c->n; i++) {
         double *logit = &c->list[i].logit;
@@ -278,7 +278,7 @@ void cands_repetition(cands *c, const int32_t *ids, int64_t n_ids, double r)
 
 void cands_penalty(cands *c, const int32_t *ids, int64_t n_ids, double presence, double frequency)
 {
-    cands_settle(c);
+    settle(c);
     mark_counts(c, ids, n_ids);
     for (int64_t i = 0; i < c->n; i++) {
         uint32_t count = c->mark[c->list[i].id];
@@ -289,7 +289,7 @@ void cands_penalty(cands *c, const int32_t *ids, int64_t n_ids, double presence,
 
 void cands_bias(cands *c, const int32_t *ids, const double *x, int64_t n_ids)
 {
-    cands_settle(c);
+    settle(c);
     for (int64_t i = 0; i < n_ids; i++)
         if (known(c, ids[i])) c->mark[ids[i]] = (uint32_t)i + 1;
     for (int64_t i = 0; i < c->n; i++) {
@@ -298,14 +298,14 @@ void cands_bias(cands *c, const int32_t *ids, const double *x, int64_t n_ids)
     }
     unmark(c, ids, n_ids);
     c->moved = 1; /* a bias may be -inf */
-    cands_settle(c);
+    settle(c);
 }
 
 /* ---- the draw ---------------------------------------------------------------------------- */
 
 err_code cands_pick(cands *c, double u, int32_t *id, err_info *e)
 {
-    cands_settle(c);
+    settle(c);
     if (!c->n) return err_set(e, ERR_RANGE, "no candidate is left");
     int64_t at = run_of_mass(c, u) - 1;
     /* rounding may leave the mass short of u: not a reason to draw what cannot be drawn */

@@ -7,8 +7,8 @@
  *
  * Candidates have positions 0..n-1, best first, equal logits by id. The order is made only as
  * deep as somebody looks: reading a position sorts that far, a vocabulary is never sorted for its
- * 20 best. cands_set leaves positions as they are until cands_settle, which every other stage
- * begins with.
+ * 20 best. cands_set leaves positions as they are until the next other stage, which begins
+ * by putting them in order.
  *
  * What the stages mean follows the logits processors of Hugging Face transformers
  * (generation/logits_process.py), presence and frequency penalty OpenAI's formula. A cands
@@ -62,9 +62,8 @@ void cands_filter(cands *c, const char *flags);
 const cand *cands_at(cands *c, int64_t position);
 double cands_p(cands *c, int64_t position);
 double cands_entropy(cands *c);
-/* x < +inf; -inf rules the candidate out at the next cands_settle. */
+/* x < +inf; -inf rules the candidate out at the next stage. */
 void cands_set(cands *c, int64_t position, double x);
-void cands_settle(cands *c);
 
 /* Draws by probability with u in [0, 1): the first position whose cumulated mass reaches u. That
  * candidate alone is left. ERR_RANGE when there is none. */
