@@ -100,21 +100,50 @@ static int quant_create(lua_State *L)
     return 1;
 }
 
-/* parts[i] = {name=, first_row=}; the array is a userdata left on the stack. */
+/* Field `key` of the part on top of the stack: a string of n floats, or nil. A string is aligned
+ * for bytes only, so the floats are copied; `keep` is a table that holds the copies. */
+static const float *opt_floats(lua_State *L, int keep, const char *key, int64_t n)
+{
+    size_t bytes;
+    int type = lml_get(L, lua_gettop(L), key);
+    if (type != LUA_TNIL && type != LUA_TSTRING)
+        luaL_error(L, "field '%s': string of floats expected, got %s", key, luaL_typename(L, -1));
+    const char *text = lua_tolstring(L, -1, &bytes);
+    lua_pop(L, 1);
+    if (!text) return NULL;
+    if (n < 1 || bytes != (size_t)n * sizeof(float))
+        luaL_error(L, "field '%s': %I floats expected, got %I bytes", key, (lua_Integer)n,
+                   (lua_Integer)bytes);
+    float *copy = lua_newuserdatauv(L, bytes, 0);
+    memcpy(copy, text, bytes);
+    lua_rawseti(L, keep, (lua_Integer)lua_rawlen(L, keep) + 1);
+    return copy;
+}
+
+/* parts[i] = {name=, first_row=, importance=, col_scale=, row_scale=}; the array and the vectors
+ * are left on the stack. */
 static void read_parts(lua_State *L, int job_table, quant_job *job)
 {
+    static const char *const keys[] = {"name",      "first_row", "importance",
+                                       "col_scale", "row_scale", NULL};
     lml_get(L, job_table, "parts");
     luaL_checktype(L, -1, LUA_TTABLE);
     int list = lua_gettop(L);
     job->n_parts = lml_len(L, list, INT32_MAX);
     quant_part *parts = lua_newuserdatauv(L, (size_t)job->n_parts * sizeof *parts + 1, 0);
+    lua_newtable(L);
+    int keep = lua_gettop(L);
     for (int64_t i = 0; i < job->n_parts; i++) {
         lua_rawgeti(L, list, i + 1);
         luaL_checktype(L, -1, LUA_TTABLE);
+        lml_check_keys(L, lua_gettop(L), keys);
         const char *name = get_string(L, -1, "name");
         parts[i].tensor = st_find(check_open(L)->source, name);
         if (!parts[i].tensor) luaL_error(L, "no tensor %s", name);
         parts[i].first_row = get_int(L, -1, "first_row");
+        parts[i].importance = opt_floats(L, keep, "importance", job->cols);
+        parts[i].col_scale = opt_floats(L, keep, "col_scale", job->cols);
+        parts[i].row_scale = opt_floats(L, keep, "row_scale", job->part_rows);
         lua_pop(L, 1);
     }
     job->parts = parts;
@@ -128,30 +157,42 @@ static int64_t read_entries(lua_State *L, int job_table, const quantizer *q, int
     return first;
 }
 
-/* q:put{op=, parts=, part_rows=, cols=, entry=, mode=, bits=, group=, flavour=, mx_rule=} -> true
+/* Number of arrays that the job's output consists of; 0 and *e if there is no such format. */
+static int read_job(lua_State *L, int table, quant_job *job, err_info *e)
+{
+    static const char *const keys[] = {"op",   "parts",    "part_rows", "cols",    "entry",
+                                       "mode", "bits",     "group",     "flavour", "mx_rule",
+                                       "add",  "subtract", NULL};
+    static const char *const ops[] = {"copy", "bf16", "encode", NULL};
+    int n_arrays = 1;
+    luaL_checktype(L, table, LUA_TTABLE);
+    lml_check_keys(L, table, keys);
+    lml_get(L, table, "op");
+    job->op = (quant_op)luaL_checkoption(L, -1, NULL, ops);
+    job->part_rows = get_int(L, table, "part_rows");
+    job->cols = get_int(L, table, "cols");
+    job->add = (float)lml_opt_number(L, table, "add", 0);
+    job->subtract = (float)lml_opt_number(L, table, "subtract", 0);
+    if (job->op == QUANT_ENCODE) {
+        job->format = lml_check_format(L, table);
+        if (num_format_check(&job->format, job->cols, e)) return 0;
+        n_arrays = job->format.mode == NUM_AFFINE ? 3 : 2;
+    }
+    read_parts(L, table, job);
+    return n_arrays;
+}
+
+/* q:put{op=, parts=, part_rows=, cols=, entry=, add=, subtract=, mode=, bits=, group=, flavour=,
+ *       mx_rule=} -> true
  *
- * op: copy, bf16, bf16_plus_one or encode (which needs mode, bits and group). entry: the 1-based
- * entry of the weight; scales and biases are the entries behind it. */
+ * op: copy, bf16 or encode (which needs mode, bits and group). entry: the 1-based entry of the
+ * weight; scales and biases are the entries behind it. add, subtract: numbers, as in quant.h. */
 static int quant_put(lua_State *L)
 {
-    static const char *const keys[] = {"op",   "parts", "part_rows", "cols",    "entry", "mode",
-                                       "bits", "group", "flavour",   "mx_rule", NULL};
-    static const char *const ops[] = {"copy", "bf16", "bf16_plus_one", "encode", NULL};
     err_info e = {0};
     quant_job job = {.scales = -1, .biases = -1};
-    luaL_checktype(L, 2, LUA_TTABLE);
-    lml_check_keys(L, 2, keys);
-    lml_get(L, 2, "op");
-    job.op = (quant_op)luaL_checkoption(L, -1, NULL, ops);
-    job.part_rows = get_int(L, 2, "part_rows");
-    job.cols = get_int(L, 2, "cols");
-    int n_arrays = 1;
-    if (job.op == QUANT_ENCODE) {
-        job.format = lml_check_format(L, 2);
-        if (num_format_check(&job.format, job.cols, &e)) return lml_fail(L, &e);
-        n_arrays = job.format.mode == NUM_AFFINE ? 3 : 2;
-    }
-    read_parts(L, 2, &job);
+    int n_arrays = read_job(L, 2, &job, &e);
+    if (!n_arrays) return lml_fail(L, &e);
     const quantizer *q = check_writing(L);
     job.weight = read_entries(L, 2, q, n_arrays);
     if (n_arrays > 1) job.scales = job.weight + 1;

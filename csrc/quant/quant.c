@@ -34,8 +34,7 @@ static row_sizes sizes_of(const quant_job *job)
     row_sizes s = {0};
     switch (job->op) {
     case QUANT_COPY: s.weight = job->cols * st_dtype_bytes(job->parts[0].tensor->dtype); break;
-    case QUANT_BF16:
-    case QUANT_BF16_PLUS_ONE: s.weight = job->cols * 2; break;
+    case QUANT_BF16: s.weight = job->cols * 2; break;
     case QUANT_ENCODE:
         s.weight = num_format_code_bytes(&job->format, job->cols);
         s.scales = num_format_scale_bytes(&job->format, job->cols);
@@ -45,13 +44,20 @@ static row_sizes sizes_of(const quant_job *job)
     return s;
 }
 
-static const uint8_t *stored_row(const quant_job *job, int64_t row, const st_tensor **tensor,
-                                 int64_t *stored)
+/* Where an output row comes from: row `stored` of the tensor, row `row` of the part. */
+typedef struct source_row {
+    const quant_part *part;
+    int64_t row, stored;
+    const uint8_t *data;
+} source_row;
+
+static source_row find_row(const quant_job *job, int64_t row)
 {
-    const quant_part *part = &job->parts[row / job->part_rows];
-    *tensor = part->tensor;
-    *stored = part->first_row + row % job->part_rows;
-    return part->tensor->data + *stored * job->cols * st_dtype_bytes(part->tensor->dtype);
+    source_row s = {.part = &job->parts[row / job->part_rows], .row = row % job->part_rows};
+    const st_tensor *t = s.part->tensor;
+    s.stored = s.part->first_row + s.row;
+    s.data = t->data + s.stored * job->cols * st_dtype_bytes(t->dtype);
+    return s;
 }
 
 /* The row as f32; the first column that is not finite, or -1. */
@@ -71,29 +77,42 @@ static int64_t load_row(const uint8_t *data, st_dtype dtype, int64_t cols, float
 }
 
 /* The first column that bf16 cannot hold, or -1. */
-static int64_t store_bf16(const float *x, int64_t n, float add, uint8_t *out)
+static int64_t store_bf16(const float *x, int64_t n, uint8_t *out)
 {
     for (int64_t i = 0; i < n; i++) {
-        uint16_t h = fp_bf16_encode(x[i] + add);
+        uint16_t h = fp_bf16_encode(x[i]);
         if ((h & 0x7f80) == 0x7f80) return i;
         memcpy(out + 2 * i, &h, 2);
     }
     return -1;
 }
 
+static void transform_row(const quant_job *job, const source_row *s, float *x)
+{
+    const quant_part *part = s->part;
+    float rows = part->row_scale ? part->row_scale[s->row] : 1.0f;
+    if (job->add != 0.0f)
+        for (int64_t i = 0; i < job->cols; i++) x[i] += job->add;
+    if (rows != 1.0f)
+        for (int64_t i = 0; i < job->cols; i++) x[i] *= rows;
+    if (part->col_scale)
+        for (int64_t i = 0; i < job->cols; i++) x[i] *= part->col_scale[i];
+    if (job->subtract != 0.0f)
+        for (int64_t i = 0; i < job->cols; i++) x[i] -= job->subtract;
+}
+
 static err_code block_row(const run *r, int64_t row, float *x, uint8_t *weight, uint8_t *scales,
                           uint8_t *biases, err_info *e)
 {
     const quant_job *job = r->job;
-    const st_tensor *t;
-    int64_t stored;
-    const uint8_t *data = stored_row(job, row, &t, &stored);
-    int64_t bad = load_row(data, t->dtype, job->cols, x);
+    source_row s = find_row(job, row);
+    const st_tensor *t = s.part->tensor;
+    int64_t bad = load_row(s.data, t->dtype, job->cols, x);
     if (bad < 0) {
+        transform_row(job, &s, x);
         switch (job->op) {
-        case QUANT_COPY: memcpy(weight, data, (size_t)r->out.weight); break;
-        case QUANT_BF16: bad = store_bf16(x, job->cols, 0.0f, weight); break;
-        case QUANT_BF16_PLUS_ONE: bad = store_bf16(x, job->cols, 1.0f, weight); break;
+        case QUANT_COPY: memcpy(weight, s.data, (size_t)r->out.weight); break;
+        case QUANT_BF16: bad = store_bf16(x, job->cols, weight); break;
         case QUANT_ENCODE:
             bad = num_encode_row(&job->format, x, job->cols, weight, scales, biases);
             break;
@@ -101,18 +120,17 @@ static err_code block_row(const run *r, int64_t row, float *x, uint8_t *weight, 
     }
     if (bad < 0) return ERR_NONE;
     return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
-                   t->file, t->name, (long long)stored, (long long)bad, (double)x[bad]);
+                   t->file, t->name, (long long)s.stored, (long long)bad, (double)x[bad]);
 }
 
 /* Lets go of source rows, or a checkpoint would fill memory as it is read. */
 static void forget_rows(const quant_job *job, int64_t row, int64_t n)
 {
     while (n > 0) {
-        const st_tensor *t;
-        int64_t stored, left = job->part_rows - row % job->part_rows;
-        const uint8_t *data = stored_row(job, row, &t, &stored);
+        source_row s = find_row(job, row);
+        int64_t left = job->part_rows - s.row;
         if (left > n) left = n;
-        map_forget(data, (size_t)(left * job->cols * st_dtype_bytes(t->dtype)));
+        map_forget(s.data, (size_t)(left * job->cols * st_dtype_bytes(s.part->tensor->dtype)));
         row += left;
         n -= left;
     }
@@ -181,6 +199,9 @@ static err_code check_job(const quant_job *job, int64_t *n_rows, err_info *e)
             return err_set(e, ERR_RANGE, "%s: tensor %s has no rows %lld to %lld of %lld", t->file,
                            t->name, (long long)first, (long long)(first + job->part_rows - 1),
                            (long long)job->cols);
+        if (job->op == QUANT_COPY && (job->parts[i].col_scale || job->parts[i].row_scale ||
+                                      job->add != 0.0f || job->subtract != 0.0f))
+            return err_set(e, ERR_RANGE, "%s: tensor %s: a copy has no scales", t->file, t->name);
         if (job->op == QUANT_COPY && t->dtype != job->parts[0].tensor->dtype)
             return err_set(e, ERR_RANGE, "%s: tensor %s is %s, other parts are not", t->file,
                            t->name, st_dtype_name(t->dtype));

@@ -13,19 +13,28 @@
 #include "num/format.h"
 
 typedef enum quant_op {
-    QUANT_COPY,          /* the stored bytes */
-    QUANT_BF16,          /* each element rounded to bf16 */
-    QUANT_BF16_PLUS_ONE, /* 1 + w rounded to bf16: a zero-centred norm made plain */
-    QUANT_ENCODE,        /* rows in `format` */
+    QUANT_COPY,   /* the stored bytes */
+    QUANT_BF16,   /* each element rounded to bf16 */
+    QUANT_ENCODE, /* rows in `format` */
 } quant_op;
 
-typedef struct quant_part {  /* part_rows rows of a stored tensor seen as [elements / cols][cols] */
-    const st_tensor *tensor; /* BF16, F16 or F32; borrowed */
+/* part_rows rows of a stored tensor seen as [elements / cols][cols]. All pointers are borrowed;
+ * vectors may be NULL: scales of 1, inputs that all count the same. */
+typedef struct quant_part {
+    const st_tensor *tensor; /* BF16, F16 or F32 */
     int64_t first_row;
+    const float *importance; /* [cols] mean squares of the inputs that the written columns meet */
+    const float *col_scale;  /* [cols] */
+    const float *row_scale;  /* [part_rows] */
 } quant_part;
 
-typedef struct quant_job { /* one output tensor: the rows of its parts, one part after the other */
+/* One output tensor: the rows of its parts, one part after the other. What is written is
+ *     (w + add) * row_scale * col_scale - subtract
+ * each step in f32. A norm that is stored as w - 1 becomes a plain one by adding 1, and is scaled
+ * where it lies by adding and subtracting it. QUANT_COPY changes nothing: no scales, no shifts. */
+typedef struct quant_job {
     quant_op op;
+    float add, subtract;
     const quant_part *parts; /* [n_parts] borrowed */
     int64_t n_parts, part_rows, cols;
     num_format format;              /* QUANT_ENCODE */

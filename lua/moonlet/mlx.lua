@@ -50,21 +50,21 @@ local function dense(tensor, zero_centred)
     entry.dtype = tensor.stored:upper()
     return entry, "copy"
   end
-  return entry, zero_centred and tensor.zero_centred and "bf16_plus_one" or "bf16"
+  return entry, "bf16", zero_centred and tensor.zero_centred and 1 or nil
 end
 
 local function item_of(tensor, decision, zero_centred)
   local item = { name = tensor.output, parameters = tensor.rows * tensor.cols,
     bytes = recipe.bytes(tensor, decision) }
-  local op, mode
+  local op, mode, add
   if decision.mode then
     item.entries, op, mode = quantized_entries(tensor, decision), "encode", decision.mode
   else
     item.entries = {}
-    item.entries[1], op = dense(tensor, zero_centred)
+    item.entries[1], op, add = dense(tensor, zero_centred)
   end
   item.put = { op = op, parts = tensor.parts, part_rows = tensor.part_rows, cols = tensor.cols,
-    mode = mode, bits = decision.bits, group = decision.group }
+    add = add, mode = mode, bits = decision.bits, group = decision.group }
   return item
 end
 

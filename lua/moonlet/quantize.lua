@@ -5,6 +5,7 @@
 -- was written. Memory is bounded by the threads' blocks of rows, whatever the size of a tensor.
 
 local core = require "moonlet.core"
+local json = require "moonlet.json"
 local mlx = require "moonlet.mlx"
 local options = require "moonlet.options"
 local plan = require "moonlet.plan"
@@ -197,7 +198,8 @@ end
 
 ---Quantizes a checkpoint.
 ---@param given moonlet.quantize.options
----@return moonlet.Plan? plan  what was decided and written
+---@return moonlet.Plan? plan  what was decided and written; `notes` is a list of lines that the
+---  user should read
 ---@return string? message
 ---@return string? code
 function quantize.run(given)
@@ -234,6 +236,7 @@ function quantize.run(given)
     return write_checkpoint(o, dir, files, config)
   end)
   if not ok then return nil, message, code end
+  decisions.notes = json.array {}
   return decisions
 end
 

@@ -32,6 +32,7 @@ function quantize.run(args)
   else
     output.line(("%s: %s, %.3f bits per weight"):format(out, output.bytes(result.total_bytes),
       result.bits_per_weight))
+    for _, note in ipairs(result.notes) do output.line("note: " .. note) end
   end
   return true
 end

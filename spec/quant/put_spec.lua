@@ -1,0 +1,99 @@
+local checkpoint = require "spec.support.checkpoint"
+local core = require "moonlet.core"
+
+-- What one put makes of one F32 tensor [rows, cols]: the bytes of every entry.
+local function put(values, cols, entries, job)
+  local dir = checkpoint.directory()
+  local _ <close> = setmetatable({}, { __close = function() checkpoint.remove(dir) end })
+  local data = string.pack("<" .. ("f"):rep(#values), table.unpack(values))
+  checkpoint.write(dir .. "/in.safetensors",
+    { w = { dtype = "F32", shape = { #values // cols, cols }, data = data } })
+  local writer <close> = assert(core.quant_open(dir .. "/in.safetensors", 1))
+  assert(writer:create(dir .. "/out.safetensors", entries, "mlx"))
+  job.cols, job.entry = cols, 1
+  local ok, message, code = writer:put(job)
+  if not ok then return nil, message, code end
+  assert(writer:finish())
+  return checkpoint.read(dir .. "/out.safetensors")
+end
+
+local function f32(...) return string.pack("<" .. ("f"):rep(select("#", ...)), ...) end
+
+local function bf16_values(data)
+  local out = {}
+  for i = 1, #data, 2 do out[#out + 1] = string.unpack("<f", "\0\0" .. data:sub(i, i + 1)) end
+  return out
+end
+
+describe("one tensor's put", function()
+  local VALUES = { 1, 2, 3, 4, 5, 6, 7, 8 }
+
+  it("scales rows and columns of every part by its own vectors", function()
+    local got = put(VALUES, 2, { { name = "out", dtype = "BF16", shape = { 4, 2 } } }, {
+      op = "bf16", part_rows = 2, parts = {
+        { name = "w", first_row = 2, col_scale = f32(2, 0.5) },
+        { name = "w", first_row = 0, row_scale = f32(4, -1), col_scale = f32(1, 3) },
+      } })
+    assert.same({ 10, 3, 14, 4, 4, 24, -3, -12 }, bf16_values(got.out.data))
+  end)
+
+  it("adds before the scales and subtracts behind them", function()
+    local function norm(add, subtract)
+      return bf16_values(put({ 0.5, -0.25, 0, 1 }, 4,
+        { { name = "out", dtype = "BF16", shape = { 4 } } }, { op = "bf16", part_rows = 1,
+          add = add, subtract = subtract,
+          parts = { { name = "w", first_row = 0, col_scale = f32(2, 4, 0.5, 1) } } }).out.data)
+    end
+    assert.same({ 1, -1, 0, 1 }, norm())
+    assert.same({ 3, 3, 0.5, 2 }, norm(1))
+    assert.same({ 2, 2, -0.5, 1 }, norm(1, 1))
+    assert.same({ 0, -2, -1, 0 }, norm(nil, 1))
+  end)
+
+  it("encodes what the scales make of the weights", function()
+    local row, scaled, scales = {}, {}, {}
+    for i = 1, 32 do
+      row[i], scales[i] = math.sin(i), 2.0 ^ (i % 3)
+      scaled[i] = row[i] * scales[i]
+    end
+    local function encode(values, col_scale)
+      return put(values, 32, { { name = "w", dtype = "U32", shape = { 1, 4 } },
+        { name = "s", dtype = "U8", shape = { 1, 1 } } }, { op = "encode", mode = "mxfp4",
+        bits = 4, group = 32, part_rows = 1,
+        parts = { { name = "w", first_row = 0, col_scale = col_scale } } })
+    end
+    assert.same(encode(scaled), encode(row, f32(table.unpack(scales))))
+    assert.not_same(encode(row), encode(scaled))
+  end)
+
+  it("names the weight that a scale takes out of range", function()
+    local got, message, code = put(VALUES, 4, { { name = "out", dtype = "BF16",
+      shape = { 2, 4 } } }, { op = "bf16", part_rows = 2,
+      parts = { { name = "w", first_row = 0, row_scale = f32(1, 1e38) } } })
+    assert.is_nil(got)
+    assert.matches("tensor w row 1 column 0: inf cannot be written", message)
+    assert.equal("format", code)
+  end)
+
+  it("raises on vectors of other lengths", function()
+    for field, vector in pairs { col_scale = f32(1, 2, 3), row_scale = f32(1),
+        importance = f32(1) } do
+      assert.error_matches(function()
+        put(VALUES, 2, { { name = "out", dtype = "BF16", shape = { 4, 2 } } }, { op = "bf16",
+          part_rows = 4, parts = { { name = "w", first_row = 0, [field] = vector } } })
+      end, "field '" .. field .. "': [24] floats expected")
+    end
+    assert.error_matches(function()
+      put(VALUES, 2, { { name = "out", dtype = "BF16", shape = { 4, 2 } } }, { op = "bf16",
+        part_rows = 4, parts = { { name = "w", first_row = 0, col_scale = 1 } } })
+    end, "string of floats expected, got number")
+  end)
+
+  it("does not let a copy be changed", function()
+    local got, message = put(VALUES, 2, { { name = "out", dtype = "F32", shape = { 4, 2 } } },
+      { op = "copy", part_rows = 4,
+        parts = { { name = "w", first_row = 0, col_scale = f32(1, 2) } } })
+    assert.is_nil(got)
+    assert.matches("a copy has no scales", message)
+  end)
+end)
