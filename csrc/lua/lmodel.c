@@ -70,6 +70,20 @@ static int info(lua_State *L)
     return 1;
 }
 
+/* model:kv_bytes() -> bytes of key and value pages that sessions and snapshots hold, shared ones
+ * counted once. */
+static int kv_bytes(lua_State *L)
+{
+    const model *m = lmodel_check(L, 1)->m;
+    int64_t bytes = 0, page;
+    for (int codec = 0; codec < KV_N_CODECS; codec++) {
+        int64_t n = model_kv_pages(m, (kv_codec)codec, &page);
+        bytes += n * page;
+    }
+    lua_pushinteger(L, bytes);
+    return 1;
+}
+
 /* model:check_finite() -> true, or nil and where the first NaN or infinite weight lies. */
 static int check_finite(lua_State *L)
 {
@@ -205,9 +219,15 @@ static int forward(lua_State *L)
 
 void lml_open_model(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"check_finite", check_finite}, {"close", close_model},
-                                       {"forward", forward},           {"info", info},
-                                       {"session", lsession_new},      {NULL, NULL}};
+    static const luaL_Reg methods[] = {
+        {"check_finite", check_finite},
+        {"close", close_model},
+        {"forward", forward},
+        {"info", info},
+        {"kv_bytes", kv_bytes},
+        {"session", lsession_new},
+        {NULL, NULL},
+    };
     lml_class(L, LMODEL_CLASS, methods, close_model);
     lua_pushcfunction(L, open_model);
     lua_setfield(L, -2, "model_open");

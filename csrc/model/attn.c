@@ -37,7 +37,7 @@ static void rotate(float *x, const float *cosines, const float *sines, int64_t h
 typedef struct attn_loop {
     ses *s;
     const attn_weights *w;
-    kv_layer *kv;
+    int slot;
     int64_t pos;
 } attn_loop;
 
@@ -63,7 +63,7 @@ static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
             ops->rms_norm(k, l->w->k_norm, D, c->rms_eps, k);
             rotate(k, cosines, sines, half);
         }
-        kv_write(l->s, l->kv, l->pos + i, t->k + i * width, t->v + i * width);
+        kv_write(l->s, l->slot, l->pos + i, t->k + i * width, t->v + i * width);
     }
 }
 
@@ -90,7 +90,7 @@ static void attend(void *ctx, int64_t begin, int64_t end, int worker)
 
         for (int64_t p = 0; p < n; p += KERN_ROWS) {
             int rows = n - p < KERN_ROWS ? (int)(n - p) : KERN_ROWS;
-            const float *keys = kv_head_rows(s, l->kv->key, p, rows, h, tmp, &ld);
+            const float *keys = kv_head_rows(s, l->slot, KV_KEY, p, rows, h, tmp, &ld);
             ops->dots(keys, ld, rows, q, 2 * D, group, D, scores + p, s->n_ctx);
         }
         for (int64_t g = 0; g < group; g++) {
@@ -101,7 +101,7 @@ static void attend(void *ctx, int64_t begin, int64_t end, int worker)
         memset(out, 0, (size_t)(group * D) * sizeof *out);
         for (int64_t p = 0; p < n; p += KERN_ROWS) {
             int rows = n - p < KERN_ROWS ? (int)(n - p) : KERN_ROWS;
-            const float *values = kv_head_rows(s, l->kv->value, p, rows, h, tmp, &ld);
+            const float *values = kv_head_rows(s, l->slot, KV_VALUE, p, rows, h, tmp, &ld);
             for (int64_t g = 0; g < group; g++)
                 ops->axpy_rows(scores + g * s->n_ctx + p, values, ld, rows, out + g * D, D);
         }
@@ -109,12 +109,12 @@ static void attend(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-void attn_mix(ses *s, const attn_weights *w, kv_layer *kv, int64_t pos, int64_t n)
+void attn_mix(ses *s, const attn_weights *w, int slot, int64_t pos, int64_t n)
 {
     const model_config *c = &s->m->config;
     scratch *t = &s->t;
     int64_t H = c->hidden_size;
-    attn_loop l = {s, w, kv, pos};
+    attn_loop l = {s, w, slot, pos};
     kern_job jobs[] = {
         {&w->q_proj, t->u, t->qg, H, n, w->q_proj.rows},
         {&w->k_proj, t->u, t->k, H, n, w->k_proj.rows},

@@ -14,18 +14,17 @@ static void add_rows(float *x, const float *y, int64_t n)
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-static void run_layer(ses *s, const layer_weights *w, int layer, kv_layer *kv, int64_t pos,
-                      int64_t n)
+static void run_layer(ses *s, const layer_weights *w, int is_full, int slot, int64_t pos, int64_t n)
 {
     scratch *t = &s->t;
     const model_config *c = &s->m->config;
     int64_t H = c->hidden_size;
 
     pass_norm(s, t->x, w->input_norm, n, t->u);
-    if (kv)
-        attn_mix(s, &w->attn, kv, pos, n);
+    if (is_full)
+        attn_mix(s, &w->attn, slot, pos, n);
     else
-        gdn_mix(s, &w->gdn, s->slot[layer], n);
+        gdn_mix(s, &w->gdn, slot, n);
     add_rows(t->x, t->y, n * H);
 
     pass_norm(s, t->x, w->post_norm, n, t->u);
@@ -129,6 +128,7 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t 
         m->ops->decode[m->weights.embed.mode](&m->weights.embed, ids[i],
                                               s->t.x + i * c->hidden_size);
     rope_prepare(s, pos, n);
+    kv_own(s, pos, n);
     if (n == 1) cancel = NULL;
     if (cancel) ses_save_state(s);
 
@@ -138,8 +138,7 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t 
             ses_restore_state(s);
             return 0;
         }
-        run_layer(s, &m->weights.layers[layer], layer, c->is_full[layer] ? &s->kv[layer] : NULL,
-                  pos, n);
+        run_layer(s, &m->weights.layers[layer], c->is_full[layer], s->slot[layer], pos, n);
         take_hidden(s, want, layer + 1, t0, n, total);
         take_router(s, want, layer, t0, n, total);
     }
@@ -207,7 +206,8 @@ static void run_mtp(ses *s, int64_t pos, const float *final, const int32_t *next
     }
     pass_linear(s, &w->fc, t->mtp_in, n, t->x);
     rope_prepare(s, pos, n);
-    run_layer(s, &w->layer, c->n_layers, &s->kv[c->n_layers], pos, n);
+    kv_own(s, pos, n);
+    run_layer(s, &w->layer, 1, kv_mtp_slot(m), pos, n);
     pass_norm(s, t->x, w->norm, n, t->u);
     if (hidden) memcpy(hidden, t->u, (size_t)(n * H) * sizeof *hidden);
     if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);

@@ -1,4 +1,4 @@
-/* kv: rows of the key/value cache and the codecs they are stored in. */
+/* kv: rows of the key/value cache, the pages they lie in and the codecs they are stored in. */
 #include "model/pass.h"
 
 #include <string.h>
@@ -16,20 +16,49 @@ int kv_codec_parse(const char *name)
     return -1;
 }
 
-static int64_t kv_width(const ses *s)
+static int64_t kv_width(const model *m)
 {
-    return (int64_t)s->m->config.n_kv_heads * s->m->config.head_dim;
+    return (int64_t)m->config.n_kv_heads * m->config.head_dim;
 }
 
-int64_t kv_row_bytes(const ses *s)
+int64_t kv_row_bytes(const model *m, kv_codec codec)
 {
-    return kv_width(s) * (s->codec == KV_F32 ? 4 : 2);
+    return kv_width(m) * (codec == KV_F32 ? 4 : 2);
 }
 
-void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value)
+int kv_mtp_slot(const model *m)
 {
-    int64_t width = kv_width(s), bytes = kv_row_bytes(s);
-    char *k = (char *)kv->key + pos * bytes, *v = (char *)kv->value + pos * bytes;
+    int n = 0;
+    for (int i = 0; i < m->config.n_layers; i++) n += m->config.is_full[i];
+    return n;
+}
+
+int kv_n_slots(const model *m)
+{
+    return kv_mtp_slot(m) + (m->weights.mtp.present ? 1 : 0);
+}
+
+int64_t kv_n_pages(int64_t n_rows)
+{
+    return (n_rows + KV_PAGE_ROWS - 1) / KV_PAGE_ROWS;
+}
+
+void kv_own(ses *s, int64_t pos, int64_t n)
+{
+    for (int64_t i = pos / KV_PAGE_ROWS; i < kv_n_pages(pos + n); i++)
+        kv_page_own(s->kv, &s->pages[i]);
+}
+
+static char *row_at(const ses *s, int slot, kv_which which, int64_t pos)
+{
+    int64_t row = (2 * (int64_t)slot + which) * KV_PAGE_ROWS + pos % KV_PAGE_ROWS;
+    return s->pages[pos / KV_PAGE_ROWS]->rows + row * kv_row_bytes(s->m, s->codec);
+}
+
+void kv_write(ses *s, int slot, int64_t pos, const float *key, const float *value)
+{
+    int64_t width = kv_width(s->m), bytes = kv_row_bytes(s->m, s->codec);
+    char *k = row_at(s, slot, KV_KEY, pos), *v = row_at(s, slot, KV_VALUE, pos);
     if (s->codec == KV_F32) {
         memcpy(k, key, (size_t)bytes);
         memcpy(v, value, (size_t)bytes);
@@ -39,16 +68,18 @@ void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *
     }
 }
 
-const float *kv_head_rows(const ses *s, const void *rows, int64_t pos, int n, int h, float *tmp,
-                          int64_t *ld)
+const float *kv_head_rows(const ses *s, int slot, kv_which which, int64_t pos, int n, int h,
+                          float *tmp, int64_t *ld)
 {
-    int64_t width = kv_width(s), D = s->m->config.head_dim, at = pos * width + h * D;
+    int64_t width = kv_width(s->m), D = s->m->config.head_dim, at = h * D;
+    const char *rows = row_at(s, slot, which, pos);
     if (s->codec == KV_F32) {
         *ld = width;
-        return (const float *)rows + at;
+        return (const float *)(const void *)rows + at;
     }
     for (int i = 0; i < n; i++)
-        s->m->ops->f16_decode((const uint16_t *)rows + at + i * width, tmp + i * D, D);
+        s->m->ops->f16_decode((const uint16_t *)(const void *)rows + at + i * width, tmp + i * D,
+                              D);
     *ld = D;
     return tmp;
 }

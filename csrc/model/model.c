@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "model/kv_page.h"
 #include "num/fp.h"
 
 json_doc *model_read_config(const char *dir, err_info *e)
@@ -47,12 +48,20 @@ model *model_open(const char *dir, const model_options *options, err_info *e)
 void model_close(model *m)
 {
     if (!m) return;
+    for (int i = 0; i < KV_N_CODECS; i++) kv_pool_close(m->kv[i]);
     pool_close(m->pool);
     weights_free(&m->weights);
     st_close(m->files);
     config_free(&m->config);
     json_close(m->config_json);
     mem_free(m);
+}
+
+int64_t model_kv_pages(const model *m, kv_codec codec, int64_t *page_bytes)
+{
+    const kv_pool *kv = m->kv[codec];
+    *page_bytes = kv ? kv_pool_page_bytes(kv) : 0;
+    return kv ? kv_pool_n_used(kv) : 0;
 }
 
 typedef struct finite_scan {

@@ -1,9 +1,9 @@
 /* model: an opened checkpoint, ready to run; and session: one mutable timeline on it.
  *
  * A model is immutable after model_open apart from its thread pool, which serves one call at a
- * time; sessions of one model must therefore be driven from one thread. Sessions borrow the model
- * and must be closed before it. All scratch is allocated when a session opens; ses_eval allocates
- * nothing.
+ * time, and the pages its sessions share; sessions of one model must therefore be driven from one
+ * thread. Sessions borrow the model and must be closed before it. All scratch is allocated when a
+ * session opens; ses_eval allocates nothing.
  *
  * Shapes: H hidden size, V vocabulary, L layers, k experts used; all arrays are f32, row major. */
 #ifndef MODEL_MODEL_H
@@ -20,6 +20,8 @@
 #include "model/config.h"
 #include "model/weights.h"
 
+typedef enum kv_codec { KV_F32, KV_F16, KV_N_CODECS } kv_codec;
+
 typedef struct model {
     model_config config;
     weights weights;
@@ -27,6 +29,7 @@ typedef struct model {
     json_doc *config_json;
     const kern_ops *ops;
     pool *pool;
+    struct kv_pool *kv[KV_N_CODECS]; /* pages of all sessions; NULL before the first of a codec */
 } model;
 
 typedef struct model_options {
@@ -45,9 +48,11 @@ json_doc *model_read_config(const char *dir, err_info *e);
  * first matrix that is not finite: ERR_FORMAT with its row and column. */
 err_code model_check_finite(const model *m, err_info *e);
 
-/* ---- sessions ------------------------------------------------------------------------------ */
+/* Pages of keys and values that sessions and snapshots hold, each counted once, and the bytes of
+ * one; 0 before the first session of the codec. */
+int64_t model_kv_pages(const model *m, kv_codec codec, int64_t *page_bytes);
 
-typedef enum kv_codec { KV_F32, KV_F16, KV_N_CODECS } kv_codec;
+/* ---- sessions ------------------------------------------------------------------------------ */
 
 const char *kv_codec_name(kv_codec codec);
 int kv_codec_parse(const char *name); /* -1 if there is no such codec */
@@ -95,7 +100,8 @@ void ses_reset(ses *s);
 int64_t ses_kv_bytes(const ses *s);    /* in use: rows of past tokens, MTP included */
 int64_t ses_state_bytes(const ses *s); /* recurrent and convolution state */
 
-/* A copy of the timeline that outlives changes to the session, not the model. */
+/* The timeline as it is: outlives changes to the session and the session, not the model. Keys and
+ * values are shared until one side writes; the recurrent state and the logits are copied. */
 typedef struct ses_snap ses_snap;
 ses_snap *ses_snapshot(const ses *s, err_info *e);
 err_code ses_restore(ses *s, const ses_snap *snap, err_info *e);

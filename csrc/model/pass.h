@@ -9,6 +9,7 @@
 #ifndef MODEL_PASS_H
 #define MODEL_PASS_H
 
+#include "model/kv_page.h"
 #include "model/model.h"
 
 /* Tokens per pass: enough that a decoded weight row serves many, little enough that scratch stays
@@ -17,11 +18,6 @@ enum { SES_BATCH = 256 };
 
 /* Rows that are scored at once: a pass over lm_head serves this many. */
 enum { SES_SCORE_ROWS = 16 };
-
-/* Keys and values of one attention layer, a row per position. */
-typedef struct kv_layer {
-    void *key, *value; /* [n_ctx][Nkv*D] of the codec's elements; pages, touched as they fill */
-} kv_layer;
 
 typedef struct scratch {
     float *x;              /* [n][H] residual stream */
@@ -57,10 +53,11 @@ struct ses {
     model *m;
     kv_codec codec;
     int64_t n_ctx, n_past;
-    int32_t *ids;  /* [n_ctx] */
-    kv_layer *kv;  /* [n_layers + 1]; full layers only, the last is MTP's */
-    int64_t n_mtp; /* rows in the MTP block's cache */
-    int *slot;     /* [n_layers] rank of a linear layer among the linear ones */
+    int32_t *ids;    /* [n_ctx] */
+    kv_pool *kv;     /* the model's, of this codec */
+    kv_page **pages; /* [ceil(n_ctx / KV_PAGE_ROWS)], NULL where nothing was written yet */
+    int64_t n_mtp;   /* rows in the MTP block's cache */
+    int *slot;       /* [n_layers] rank among the linear layers, or among the full ones */
     int n_linear;
     float *S;      /* [n_linear][Nv][Dv][Dk] recurrent state, keys contiguous */
     float *conv;   /* [n_linear][K-1][C] last raw rows, oldest first */
@@ -76,18 +73,27 @@ int64_t ses_S_floats(const ses *s);
 int64_t ses_conv_floats(const ses *s);
 void ses_save_state(ses *s);
 void ses_restore_state(ses *s);
+/* Gives up every page of the cache. */
+void ses_drop_pages(ses *s);
 
-/* Elements of one codec: bytes, and rows in and out. */
-int64_t kv_row_bytes(const ses *s);
-void kv_write(ses *s, kv_layer *kv, int64_t pos, const float *key, const float *value);
-/* Head h of rows [pos, pos+n) of `rows` (key or value): borrowed f32 with stride *ld, widened into
- * tmp [n][D] when the codec is not f32. */
-const float *kv_head_rows(const ses *s, const void *rows, int64_t pos, int n, int h, float *tmp,
-                          int64_t *ld);
+/* Cache slots of a sequence: the full layers in order, then the MTP block's. */
+int kv_n_slots(const model *m);
+int kv_mtp_slot(const model *m);
+int64_t kv_row_bytes(const model *m, kv_codec codec);
+int64_t kv_n_pages(int64_t n_rows);
+/* Makes positions [pos, pos + n) writable: pages of the session's own. */
+void kv_own(ses *s, int64_t pos, int64_t n);
+void kv_write(ses *s, int slot, int64_t pos, const float *key, const float *value);
+/* Head h of key or value rows [pos, pos+n), which lie in one page: borrowed f32 with stride *ld,
+ * widened into tmp [n][D] when the codec is not f32. */
+typedef enum kv_which { KV_KEY, KV_VALUE } kv_which;
+const float *kv_head_rows(const ses *s, int slot, kv_which which, int64_t pos, int n, int h,
+                          float *tmp, int64_t *ld);
 
-/* y = mixer(u) or FFN(u) for n tokens that start at position `pos`; see gdn.c, attn.c, ffn.c. */
+/* y = mixer(u) or FFN(u) for n tokens that start at position `pos`; `slot` is the layer's among
+ * those of its kind. See gdn.c, attn.c, ffn.c. */
 void gdn_mix(ses *s, const gdn_weights *w, int slot, int64_t n);
-void attn_mix(ses *s, const attn_weights *w, kv_layer *kv, int64_t pos, int64_t n);
+void attn_mix(ses *s, const attn_weights *w, int slot, int64_t pos, int64_t n);
 void ffn_mix(ses *s, const layer_weights *w, int64_t n);
 
 /* Positions pos .. pos+n-1 into t.cos and t.sin. */

@@ -53,7 +53,7 @@ static void lay_out(ses *s, layout *l)
                             : n * c->intermediate_size;
     size_t f = sizeof(float);
 
-    s->kv = take(l, c->n_layers + 1, sizeof *s->kv);
+    s->pages = take(l, kv_n_pages(s->n_ctx), sizeof *s->pages);
     s->slot = take(l, c->n_layers, sizeof *s->slot);
     s->S = take(l, s->n_linear * Nv * c->lin_v_dim * c->lin_k_dim, f);
     s->conv = take(l, s->n_linear * (K - 1) * C, f);
@@ -106,19 +106,20 @@ static size_t saved_bytes(const ses *s)
     return (size_t)(ses_S_floats(s) + ses_conv_floats(s)) * sizeof(float);
 }
 
-static size_t kv_bytes(const ses *s)
+/* The pool of the session's codec, with room for a full context. */
+static err_code open_kv(ses *s, err_info *e)
 {
-    return (size_t)s->n_ctx * (size_t)kv_row_bytes(s);
+    kv_pool **kv = &s->m->kv[s->codec];
+    int64_t row = kv_row_bytes(s->m, s->codec);
+    if (!*kv) *kv = kv_pool_open(2 * kv_n_slots(s->m) * KV_PAGE_ROWS * row, e);
+    if (!*kv || kv_pool_promise(*kv, kv_n_pages(s->n_ctx), e)) return e->code;
+    s->kv = *kv;
+    return ERR_NONE;
 }
 
 static err_code open_pages(ses *s, err_info *e)
 {
-    const model_config *c = &s->m->config;
-    for (int i = 0; i <= c->n_layers; i++) {
-        if (i < c->n_layers ? !c->is_full[i] : !s->m->weights.mtp.present) continue;
-        if (!(s->kv[i].key = mem_pages(kv_bytes(s), e))) return e->code;
-        if (!(s->kv[i].value = mem_pages(kv_bytes(s), e))) return e->code;
-    }
+    if (open_kv(s, e)) return e->code;
     if (!(s->ids = mem_pages((size_t)s->n_ctx * sizeof *s->ids, e))) return e->code;
     if (!(s->t.scores = mem_pages(scores_bytes(s), e))) return e->code;
     if (!(s->t.scored = mem_pages(scored_bytes(s), e))) return e->code;
@@ -136,8 +137,7 @@ static err_code open_into(ses *s, err_info *e)
     if (!(s->arena = mem_array(1, l.n_bytes, e))) return e->code;
     l = (layout){.base = s->arena};
     lay_out(s, &l);
-    for (int i = 0, rank = 0; i < c->n_layers; i++)
-        if (!c->is_full[i]) s->slot[i] = rank++;
+    for (int i = 0, n_seen[2] = {0}; i < c->n_layers; i++) s->slot[i] = n_seen[c->is_full[i]]++;
     return open_pages(s, e);
 }
 
@@ -165,9 +165,9 @@ ses *ses_open(model *m, const ses_options *options, err_info *e)
 void ses_close(ses *s)
 {
     if (!s) return;
-    for (int i = 0; s->kv && i <= s->m->config.n_layers; i++) {
-        mem_pages_free(s->kv[i].key, kv_bytes(s));
-        mem_pages_free(s->kv[i].value, kv_bytes(s));
+    if (s->kv) {
+        ses_drop_pages(s);
+        kv_pool_return(s->kv, kv_n_pages(s->n_ctx));
     }
     mem_pages_free(s->ids, (size_t)s->n_ctx * sizeof *s->ids);
     mem_pages_free(s->t.scores, scores_bytes(s));
@@ -207,7 +207,7 @@ static int n_full(const ses *s)
 
 int64_t ses_kv_bytes(const ses *s)
 {
-    return 2 * kv_row_bytes(s) * (n_full(s) * s->n_past + s->n_mtp);
+    return 2 * kv_row_bytes(s->m, s->codec) * (n_full(s) * s->n_past + s->n_mtp);
 }
 
 int64_t ses_state_bytes(const ses *s)
@@ -234,17 +234,26 @@ void ses_kv_row(const ses *s, int layer, int64_t pos, float *key, float *value)
     int64_t D = c->head_dim, ld;
     for (int h = 0; h < c->n_kv_heads; h++) {
         float *k = key + h * D, *v = value + h * D;
-        const float *row = kv_head_rows(s, s->kv[layer].key, pos, 1, h, k, &ld);
+        const float *row = kv_head_rows(s, s->slot[layer], KV_KEY, pos, 1, h, k, &ld);
         if (row != k) memcpy(k, row, (size_t)D * sizeof *k);
-        row = kv_head_rows(s, s->kv[layer].value, pos, 1, h, v, &ld);
+        row = kv_head_rows(s, s->slot[layer], KV_VALUE, pos, 1, h, v, &ld);
         if (row != v) memcpy(v, row, (size_t)D * sizeof *v);
     }
 }
 
 /* ---- rewinding ------------------------------------------------------------------------------ */
 
+void ses_drop_pages(ses *s)
+{
+    for (int64_t i = 0; i < kv_n_pages(s->n_ctx); i++) {
+        kv_page_drop(s->kv, s->pages[i]);
+        s->pages[i] = NULL;
+    }
+}
+
 void ses_reset(ses *s)
 {
+    ses_drop_pages(s);
     memset(s->S, 0, (size_t)ses_S_floats(s) * sizeof *s->S);
     memset(s->conv, 0, (size_t)ses_conv_floats(s) * sizeof *s->conv);
     s->n_past = 0;

@@ -1,4 +1,5 @@
-/* snapshot: copies of a timeline, whole or only of its recurrent state. */
+/* snapshot: a timeline put aside, whole or only its recurrent state. Pages of keys and values are
+ * shared, the state, which every token rewrites, is copied. */
 #include "model/pass.h"
 
 #include <string.h>
@@ -36,28 +37,27 @@ struct ses_snap {
     kv_codec codec;
     int64_t n_past, n_mtp, logits_at;
     int32_t *ids; /* [n_past] */
-    char *kv;     /* key rows, then value rows, of each full layer and of MTP */
+    kv_pool *kv;
+    kv_page **pages; /* [n_pages] shared with whoever else holds them */
+    int64_t n_pages;
     float *S, *conv, *logits;
 };
 
-/* Copies the filled rows of every cache between the session and `buffer`. */
-static void copy_rows(const ses *s, char *buffer, int64_t n_past, int64_t n_mtp, int restore)
+static err_code share_pages(ses_snap *snap, const ses *s, err_info *e)
 {
-    int n_layers = s->m->config.n_layers;
-    for (int i = 0; i <= n_layers; i++) {
-        size_t bytes = (size_t)((i < n_layers ? n_past : n_mtp) * kv_row_bytes(s));
-        if (!s->kv[i].key) continue;
-        void *rows[2] = {s->kv[i].key, s->kv[i].value};
-        for (int j = 0; j < 2; j++, buffer += bytes)
-            if (restore)
-                memcpy(rows[j], buffer, bytes);
-            else
-                memcpy(buffer, rows[j], bytes);
-    }
+    int64_t n = kv_n_pages(s->n_past > s->n_mtp ? s->n_past : s->n_mtp);
+    if (!(snap->pages = mem_array((size_t)n, sizeof *snap->pages, e))) return e->code;
+    if (kv_pool_promise(s->kv, n, e)) return e->code;
+    snap->kv = s->kv;
+    snap->n_pages = n;
+    for (int64_t i = 0; i < n; i++) kv_page_share(snap->pages[i] = s->pages[i]);
+    return ERR_NONE;
 }
 
 ses_snap *ses_snapshot(const ses *s, err_info *e)
 {
+    err_info local;
+    if (!e) e = &local;
     ses_snap *snap = mem_array(1, sizeof *snap, e);
     if (!snap) return NULL;
     size_t V = (size_t)s->m->config.vocab_size, f = sizeof(float);
@@ -67,15 +67,13 @@ ses_snap *ses_snapshot(const ses *s, err_info *e)
     snap->n_mtp = s->n_mtp;
     snap->logits_at = s->logits_at;
     if (!(snap->ids = mem_array((size_t)s->n_past, sizeof *snap->ids, e)) ||
-        !(snap->kv = mem_array((size_t)ses_kv_bytes(s), 1, e)) ||
         !(snap->S = mem_array((size_t)ses_S_floats(s), f, e)) ||
         !(snap->conv = mem_array((size_t)ses_conv_floats(s), f, e)) ||
-        !(snap->logits = mem_array(V, f, e))) {
+        !(snap->logits = mem_array(V, f, e)) || share_pages(snap, s, e)) {
         ses_snap_close(snap);
         return NULL;
     }
     memcpy(snap->ids, s->ids, (size_t)s->n_past * sizeof *snap->ids);
-    copy_rows(s, snap->kv, s->n_past, s->n_mtp, 0);
     memcpy(snap->S, s->S, (size_t)ses_S_floats(s) * f);
     memcpy(snap->conv, s->conv, (size_t)ses_conv_floats(s) * f);
     memcpy(snap->logits, s->logits, V * f);
@@ -93,8 +91,9 @@ err_code ses_restore(ses *s, const ses_snap *snap, err_info *e)
                        "the snapshot holds %lld tokens, the session has room for %lld",
                        (long long)snap->n_past, (long long)s->n_ctx);
     size_t f = sizeof(float);
+    ses_drop_pages(s);
+    for (int64_t i = 0; i < snap->n_pages; i++) kv_page_share(s->pages[i] = snap->pages[i]);
     memcpy(s->ids, snap->ids, (size_t)snap->n_past * sizeof *s->ids);
-    copy_rows(s, snap->kv, snap->n_past, snap->n_mtp, 1);
     memcpy(s->S, snap->S, (size_t)ses_S_floats(s) * f);
     memcpy(s->conv, snap->conv, (size_t)ses_conv_floats(s) * f);
     memcpy(s->logits, snap->logits, (size_t)s->m->config.vocab_size * f);
@@ -107,8 +106,10 @@ err_code ses_restore(ses *s, const ses_snap *snap, err_info *e)
 void ses_snap_close(ses_snap *snap)
 {
     if (!snap) return;
+    for (int64_t i = 0; i < snap->n_pages; i++) kv_page_drop(snap->kv, snap->pages[i]);
+    if (snap->kv) kv_pool_return(snap->kv, snap->n_pages);
+    mem_free(snap->pages);
     mem_free(snap->ids);
-    mem_free(snap->kv);
     mem_free(snap->S);
     mem_free(snap->conv);
     mem_free(snap->logits);

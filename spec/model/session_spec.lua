@@ -82,6 +82,74 @@ describe("session", function()
     assert.is_nil(fresh:mtp(2, final:sub(2 * row + 1), { 8 }))
   end)
 
+  local function ids_from(first, n)
+    local ids = {}
+    for i = 1, n do ids[i] = (first * 7 + i * 13) % 320 end
+    return ids
+  end
+
+  local function fresh_values(ids, codec)
+    local ses <close> = assert(model:session { ctx = 256, kv = codec })
+    assert(ses:eval(ids))
+    return values_of(ses)
+  end
+
+  it("diverges from a snapshot in the middle of a page without touching it", function()
+    for _, codec in ipairs { "f32", "f16" } do
+      local trunk = ids_from(1, 77)
+      local a <close> = assert(model:session { ctx = 256, kv = codec })
+      local b <close> = assert(model:session { ctx = 256, kv = codec })
+      assert(a:eval(trunk))
+      local snap <close> = assert(a:snapshot())
+      assert(b:restore(snap))
+      for i = 1, 3 do -- both write behind the same rows, more than a page
+        local more = ids_from(10 + i, 45)
+        assert(a:eval(more))
+        assert(b:restore(snap))
+        assert(b:eval(ids_from(20 + i, 45)))
+        local whole = table.move(more, 1, #more, #trunk + 1, table.move(trunk, 1, #trunk, 1, {}))
+        assert.same(fresh_values(whole, codec), values_of(a))
+        whole = table.move(ids_from(20 + i, 45), 1, 45, #trunk + 1,
+          table.move(trunk, 1, #trunk, 1, {}))
+        assert.same(fresh_values(whole, codec), values_of(b))
+        assert(a:restore(snap))
+      end
+    end
+  end)
+
+  it("shares the rows of a snapshot until somebody writes", function()
+    local ses <close> = assert(model:session { ctx = 256, kv = "f16" })
+    assert(ses:eval(ids_from(1, 128)))
+    local one = model:kv_bytes()
+    local snaps = {}
+    for i = 1, 20 do snaps[i] = assert(ses:snapshot()) end
+    assert.equal(one, model:kv_bytes())
+    assert(ses:eval(ids_from(2, 1)))
+    assert.equal(one + one // 4, model:kv_bytes()) -- 128 rows are four pages; a fifth begins
+    ses:reset()
+    assert.equal(one, model:kv_bytes())
+    assert(ses:restore(snaps[20]))
+    for _, snap in ipairs(snaps) do snap:close() end
+    assert.equal(one, model:kv_bytes())
+    assert(ses:eval(ids_from(3, 128)))
+    ses:close()
+    assert.equal(0, model:kv_bytes())
+  end)
+
+  it("keeps a snapshot alive without its session", function()
+    local ses = assert(model:session { ctx = 64, kv = "f16" })
+    assert(ses:eval(ids_from(1, 40)))
+    local expected = values_of(ses)
+    local snap <close> = assert(ses:snapshot())
+    ses:close()
+    local other <close> = assert(model:session { ctx = 256, kv = "f16" })
+    assert(other:restore(snap))
+    assert.same(expected, values_of(other))
+    assert(other:eval(ids_from(2, 40)))
+    local whole = table.move(ids_from(2, 40), 1, 40, 41, ids_from(1, 40))
+    assert.same(fresh_values(whole, "f16"), values_of(other))
+  end)
+
   it("refuses a snapshot of another model or codec", function()
     local ses <close> = assert(model:session { ctx = 8, kv = "f16" })
     assert(ses:eval { 1 })
