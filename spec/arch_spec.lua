@@ -19,6 +19,7 @@ local LIBRARIES = {
   ["pcre2.h"] = { text = true },
   ["utf8proc.h"] = { text = true },
   ["immintrin.h"] = { kern = true },
+  ["dlfcn.h"] = { kern = true },
   ["lua.h"] = { lua = true },
   ["lauxlib.h"] = { lua = true },
   ["lualib.h"] = { lua = true },

@@ -82,6 +82,7 @@ cancel_flag *lml_cancel_flag(void);
 
 /* Each adds its functions and classes to the core table on top of the stack. */
 void lml_open_base(lua_State *L);
+void lml_open_blas(lua_State *L);
 void lml_open_cands(lua_State *L);
 void lml_open_file(lua_State *L);
 void lml_open_json(lua_State *L);

@@ -136,6 +136,7 @@ int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
     lml_open_base(L);
+    lml_open_blas(L);
     lml_open_cands(L);
     lml_open_file(L);
     lml_open_json(L);
