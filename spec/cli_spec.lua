@@ -110,6 +110,13 @@ describe("misuse exits with 2", function()
     { "eval nosuch", 2, "unknown command 'nosuch'" },
     { "eval ppl", 2, "give one of %-%-file and %-%-chat" },
     { "eval ppl --file D/empty --window 1", 2, "'%-%-window': 2 or more expected" },
+    { "eval ppl --chat D/empty --window 9", 2, "belong to %-%-file" },
+    { "eval ppl --file D/empty --dialogues 1-2", 2, "%-%-dialogues belongs to %-%-chat" },
+    { "eval ppl --chat D/empty --dialogues 0-2", 2, "A%-B, A%- or A expected, got '0%-2'" },
+    { "eval kld --file D/empty", 2, "give one of %-%-reference, %-%-reference%-logits and" },
+    { "eval kld --reference a --save-logits b --file D/empty", 2, "give one of %-%-reference," },
+    { "eval kld --reference a", 2, "give one of %-%-file and %-%-chat" },
+    { "eval kld --save-logits D/q --per-position p --file a", 2, "compares no positions" },
   } do
     it("moonlet " .. row[1], function() check(row) end)
   end
@@ -156,6 +163,11 @@ describe("a failure of the work exits with 1", function()
     { "eval ppl --chat /", 1, "/: Is a directory" },
     { "eval ppl --file D/empty", 1, "nothing to score" },
     { "eval ppl --chat D/empty", 1, "nothing to score" },
+    { "eval kld --reference /nosuch --file D/empty", 1, "/nosuch/config.json" },
+    { "eval kld --reference-logits D/empty", 1, "empty: 0 bytes are too few" },
+    { "eval kld --save-logits /nosuch/f --file LICENSE", 1, "/nosuch/f" },
+    { "eval kld --reference examples/demo-model --file LICENSE --windows 2 --per-position /", 1,
+      "/: Is a directory" },
     { "eval ppl --chat D/line5.jsonl", 1, "line5%.jsonl:2: an object with messages expected" },
     { "eval ppl --chat D/line6.jsonl", 1, "line6%.jsonl:1: messages%[0%] is not an object" },
     { "eval ppl --chat D/line7.jsonl", 1, "line7%.jsonl:1: template is not an object" },
@@ -201,6 +213,7 @@ rm D/pipe; exit $code]]
     { "model.safetensors", "generate --file D/long.txt --json" },
     { "model.safetensors", "quantize D/q --recipe unsloth" },
     { "model.safetensors", "eval ppl --chat examples/demo-model/eval.jsonl" },
+    { "model.safetensors", "eval kld --chat examples/demo-model/eval.jsonl --save-logits D/q" },
     { "model.safetensors", "forward --ids " .. ("5,"):rep(3000) .. " --out D/q" },
     { "model.safetensors", "chat" },
     { "core.so", "tokenize" },
@@ -255,7 +268,7 @@ describe("success exits with 0", function()
   end
 
   for _, command in ipairs { "inspect", "plan", "quantize", "tokenize", "render", "forward",
-    "generate", "chat", "eval", "eval ppl" } do
+    "generate", "chat", "eval", "eval kld", "eval ppl" } do
     it(command .. " --help", function()
       assert.matches("^Usage: moonlet " .. command .. " ", succeeds(command .. " --help"))
       assert.matches("\n   " .. command:match("%w+"), succeeds("--help"))
@@ -313,6 +326,20 @@ describe("success exits with 0", function()
     local value, keys = answer("eval ppl --file LICENSE --window 64", expected)
     assert.same(expected, keys)
     assert.is_true(math.abs(math.exp(value.nll / value.tokens) / value.perplexity - 1) < 1e-9)
+  end)
+
+  it("eval kld --json, and positions in a file", function()
+    local expected = { "mean", "mean_error", "median", "p99", "p999", "max", "top1", "tokens",
+      "words", "nll", "reference_nll", "perplexity", "reference_perplexity", "reference" }
+    local value, keys = answer("eval kld --reference " .. DEMO .. " --file LICENSE --window 64 "
+      .. "--windows 1-2 --per-position D/p.csv", expected)
+    assert.same(expected, keys)
+    assert.same({ 0, 1, 126 }, { value.mean, value.top1, value.tokens })
+    local rows = {}
+    for line in io.lines(dir .. "/p.csv") do rows[#rows + 1] = line end
+    assert.equal(127, #rows)
+    assert.equal("sequence,position,token,kld,nll,reference_nll,top,reference_top", rows[1])
+    assert.matches("^2,63,%d+,0,[%d.e-]+,[%d.e-]+,%d+,%d+$", rows[127])
   end)
 
   it("tokenize --json", function()

@@ -48,6 +48,9 @@ void lml_push_ids(lua_State *L, const int32_t *ids, int64_t n);
  * data; dtype 'f' for f32, 'i' for int32. Raises when memory runs out. */
 void *lml_push_tensor(lua_State *L, char dtype, int n_dims, const int64_t *shape);
 
+/* The f32 numbers of a tensor of two dimensions at `arg`, borrowed; raises on any other. */
+const float *lml_check_rows(lua_State *L, int arg, int64_t *rows, int64_t *cols);
+
 /* Pushes a view of n logits (class moonlet.logits). The object at `owner` is kept alive; once
  * *epoch differs from what it is now, every use of the view raises "stale logits". */
 void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch, int owner);
@@ -87,6 +90,7 @@ void lml_open_cands(lua_State *L);
 void lml_open_file(lua_State *L);
 void lml_open_json(lua_State *L);
 void lml_open_kern(lua_State *L);
+void lml_open_kld(lua_State *L);
 void lml_open_layout(lua_State *L);
 void lml_open_logits(lua_State *L);
 void lml_open_model(lua_State *L);

@@ -141,6 +141,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_file(L);
     lml_open_json(L);
     lml_open_kern(L);
+    lml_open_kld(L);
     lml_open_layout(L);
     lml_open_logits(L);
     lml_open_model(L);

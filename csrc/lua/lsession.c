@@ -87,6 +87,29 @@ static int score(lua_State *L)
     return 1;
 }
 
+/* session:final(ids, targets) -> [k,H]: evaluates ids; what the last norm puts out where there is
+ * a target, which is what lm_head makes logits of. */
+static int final(lua_State *L)
+{
+    int64_t n, n_targets, n_rows = 0;
+    const int32_t *ids = lml_check_ids(L, 2, &n), *targets = lml_check_ids(L, 3, &n_targets);
+    luaL_argcheck(L, n == n_targets, 3, "one target for each id expected");
+    int64_t H = check_session(L)->owner->m->config.hidden_size;
+    for (int64_t i = 0; i < n; i++) n_rows += targets[i] >= 0;
+    float *rows = lml_push_tensor(L, 'f', 2, (int64_t[]){n_rows, H});
+    float *all = lml_push_tensor(L, 'f', 2, (int64_t[]){n, H});
+    lua_toclose(L, -1);
+    ses_want want = {.final = all};
+    session_box *box = check_session(L);
+    err_info e;
+    box->epoch++;
+    if (ses_eval(box->s, ids, n, &want, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    for (int64_t i = 0, row = 0; i < n; i++)
+        if (targets[i] >= 0) memcpy(rows + row++ * H, all + i * H, (size_t)H * sizeof *rows);
+    lua_pushvalue(L, -2);
+    return 1;
+}
+
 /* session:mtp(first, final, next_ids) -> hidden [n,H], logits [n,V]; final: bytes of [n,H] f32.
  * See ses_mtp. */
 static int mtp(lua_State *L)
@@ -277,6 +300,7 @@ void lsession_open(lua_State *L)
     static const luaL_Reg session_methods[] = {
         {"close", close_session},
         {"eval", eval},
+        {"final", final},
         {"ids", push_past_ids},
         {"kv_row", kv_row},
         {"linear_state", linear_state},

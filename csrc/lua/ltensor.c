@@ -46,6 +46,15 @@ void *lml_push_tensor(lua_State *L, char dtype, int n_dims, const int64_t *shape
     return t->data;
 }
 
+const float *lml_check_rows(lua_State *L, int arg, int64_t *rows, int64_t *cols)
+{
+    const tensor *t = check(L, arg);
+    luaL_argcheck(L, t->n_dims == 2 && t->dtype == 'f', arg, "2-D f32 tensor expected");
+    *rows = t->shape[0];
+    *cols = t->shape[1];
+    return t->data;
+}
+
 static int tensor_gc(lua_State *L)
 {
     tensor *t = luaL_checkudata(L, 1, CLASS);

@@ -31,6 +31,7 @@ local parts = {
   json = "moonlet.json",
   plan = "moonlet.plan",
   quantize = "moonlet.quantize",
+  reference = "moonlet.reference",
   safetensors = "moonlet.safetensors",
   sampler = "moonlet.sampler",
 }

@@ -165,6 +165,22 @@ function Model:forward(ids, opts)
   return self.core:forward(ids, opts.want or { "logits" })
 end
 
+---Compares predictions with those of a reference, over the whole vocabulary.
+---@param final table rows of this model, from Session:final
+---@param reference moonlet.Model|moonlet.ReferenceFile
+---@param at table|integer the reference's rows, or the number of the first one in its file
+---@param targets integer[] the token that follows, one for each row
+---@return table? out tensors [k]: kl (KL(reference || model), nats), nll and reference_nll of the
+---  targets, top and reference_top (best tokens)
+---@return string? message, string? code
+function Model:compare(final, reference, at, targets)
+  check_ids(targets)
+  local handle = getmetatable(reference) == Model and reference.core or reference
+  local kl, p, q, top_p, top_q = core.kld_compare(self.core, final, handle, at, targets)
+  if not kl then return nil, p, q end
+  return { kl = kl, reference_nll = p, nll = q, reference_top = top_p, top = top_q }
+end
+
 ---@param opts? { ctx?: integer, kv?: string } tokens of room (32768 or what the model takes) and
 ---  cache codec ("f16"; "f32" under precision "exact")
 ---@return moonlet.Session? session, string? message, string? code

@@ -65,6 +65,17 @@ function Session:score(ids, targets)
   return self.core:score(ids, targets)
 end
 
+---Appends ids and returns what the last norm puts out where there is a target: all that is needed
+---to make logits of those positions later, in a thousandth of their space. For Model:compare.
+---@param ids integer[]
+---@param targets integer[] the token that should follow ids[i]; negative: no row
+---@return table? final tensor [k, hidden]
+function Session:final(ids, targets)
+  check_table(ids, "list of token ids")
+  check_table(targets, "list of target ids")
+  return self.core:final(ids, targets)
+end
+
 ---Generates tokens from the sampler's choices; see moonlet.generate.
 function Session:generate(opts)
   return generate.tokens(self, opts)

@@ -1,37 +1,79 @@
---- moonlet eval ppl: how well a model predicts a text or dialogues.
+--- moonlet eval: how well a model predicts a text or dialogues, and how far it is from another.
 local output = require "moonlet.cli.output"
 
 local command_eval = {}
+
+-- "A-B", "A-" or "A": items A to B, counted from 1.
+local function range(name)
+  return function(text)
+    local first, dash, last = text:match("^(%d+)(%-?)(%d*)$")
+    first, last = math.tointeger(tonumber(first)), math.tointeger(tonumber(last))
+    if first and dash == "" then last = first end
+    if first and first >= 1 and (last or first) >= first then return { first, last } end
+    return nil, ("option '%s': A-B, A- or A expected, got '%s'"):format(name, text)
+  end
+end
+
+local function text_options(command)
+  command:option("--file", "text file, evaluated in windows"):argname("TEXT")
+  command:option("--window", "tokens per window of --file (default 512)"):argname("N")
+    :convert(output.integer("--window", 2))
+  command:option("--windows", "only windows A to B"):argname("A-B"):convert(range("--windows"))
+  command:option("--chat", "JSON Lines of {messages, tools, template}; only what assistants say "
+    .. "is scored"):argname("DIALOGUES.jsonl")
+  command:option("--dialogues", "only dialogues A to B"):argname("A-B")
+    :convert(range("--dialogues"))
+end
+
+local function common_options(command)
+  output.precision_option(command, "exact")
+  output.threads_option(command)
+  output.progress_option(command)
+  command:flag("--json", "print one JSON object")
+end
 
 function command_eval.define(parser)
   local command = parser:command("eval", "Measure a model.")
   command:command_target("measure")
   local ppl = command:command("ppl", "Perplexity of a text or of dialogues.")
   output.dir_argument(ppl)
-  ppl:option("--file", "text file, evaluated in windows"):argname("TEXT")
-  ppl:option("--chat", "JSON Lines of {messages, tools, template}; only what assistants say "
-    .. "is scored"):argname("DIALOGUES.jsonl")
-  ppl:option("--window", "tokens per window of --file (default 512)"):argname("N")
-    :convert(output.integer("--window", 2))
-  output.precision_option(ppl, "exact")
-  output.threads_option(ppl)
-  output.progress_option(ppl)
-  ppl:flag("--json", "print one JSON object")
+  text_options(ppl)
+  common_options(ppl)
+
+  local kld = command:command("kld", "How far a model's predictions are from a reference's.")
+  output.dir_argument(kld)
+  kld:option("--reference", "checkpoint to compare with"):argname("REFDIR")
+  kld:option("--reference-logits", "file of --save-logits to compare with; it knows its text")
+    :argname("F")
+  kld:option("--save-logits", "compare nothing: write what DIR predicts, for --reference-logits")
+    :argname("F")
+  text_options(kld)
+  kld:option("--per-position", "write one line of comma-separated values for each position")
+    :argname("F.csv")
+  common_options(kld)
 end
 
-function command_eval.run(args)
-  if (args.file == nil) == (args.chat == nil) then
-    output.misuse("give one of --file and --chat")
+local function text_given(args)
+  if args.file and args.chat then output.misuse("give one of --file and --chat") end
+  if args.chat and (args.window or args.windows) then
+    output.misuse("--window and --windows belong to --file")
   end
+  if args.dialogues and not args.chat then output.misuse("--dialogues belongs to --chat") end
+  return args.file or args.chat
+end
+
+-- What both measures take, as options of moonlet.eval.
+local function text_of(args, what)
+  return { file = args.file, window = args.window, windows = args.windows, chat = args.chat,
+    dialogues = args.dialogues, on_progress = output.progress(args, what) }
+end
+
+local function run_ppl(args)
+  if not text_given(args) then output.misuse("give one of --file and --chat") end
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
   local result
-  result, message, code = require("moonlet.eval").perplexity(model, {
-    file = args.file,
-    chat = args.chat,
-    window = args.window,
-    on_progress = output.progress(args, "evaluating"),
-  })
+  result, message, code = require("moonlet.eval").perplexity(model, text_of(args, "evaluating"))
   if not result then return nil, message, code end
   if args.json then
     output.print_json(result)
@@ -41,6 +83,105 @@ function command_eval.run(args)
       result.word_perplexity, output.count(result.words)))
   end
   return true
+end
+
+-- ---- kld ----------------------------------------------------------------------------------------
+
+local COLUMNS <const> = { "sequence", "position", "token", "kld", "nll", "reference_nll", "top",
+  "reference_top" }
+
+local function write_positions(path, positions)
+  local file, message = io.open(path, "w")
+  if not file then return nil, message, "io" end
+  local ok
+  ok, message = file:write(table.concat(COLUMNS, ","), "\n")
+  for _, row in ipairs(positions) do
+    local cells = {}
+    for i, name in ipairs(COLUMNS) do
+      cells[i] = (math.type(row[name]) == "float" and "%.9g" or "%d"):format(row[name])
+    end
+    if ok then ok, message = file:write(table.concat(cells, ","), "\n") end
+  end
+  if ok then ok, message = file:close() end
+  if not ok then return nil, ("%s: %s"):format(path, message), "io" end
+  return true
+end
+
+local function print_kld(result)
+  local form = "KLD %.6g +- %.2g nats per token (median %.3g, 99 %% %.4g, 99.9 %% %.4g, "
+    .. "largest %.4g)"
+  output.line(form:format(result.mean, result.mean_error, result.median, result.p99, result.p999,
+    result.max))
+  output.line(("same best token %.3f %%"):format(100 * result.top1))
+  output.line(("perplexity %.6g, of the reference %.6g, over %s tokens"):format(result.perplexity,
+    result.reference_perplexity, output.count(result.tokens)))
+end
+
+local function save_logits(args)
+  local model <close>, message, code = output.open_model(args)
+  if not model then return nil, message, code end
+  local opts = text_of(args, "evaluating")
+  opts.out = args.save_logits
+  local result
+  result, message, code = require("moonlet.eval").save_logits(model, opts)
+  if not result then return nil, message, code end
+  if args.json then
+    output.print_json(result)
+  else
+    output.line(("%s: logits of %s positions"):format(args.save_logits,
+      output.count(result.tokens)))
+  end
+  return true
+end
+
+local function compare(args, reference)
+  local model <close>, message, code = output.open_model(args)
+  if not model then return nil, message, code end
+  local opts = text_of(args, "comparing")
+  local result
+  opts.reference, opts.reference_logits = reference, args.reference_logits
+  opts.positions = args.per_position ~= nil
+  result, message, code = require("moonlet.eval").kld(model, opts)
+  if not result then return nil, message, code end
+  if args.per_position then
+    local ok
+    ok, message, code = write_positions(args.per_position, result.positions)
+    if not ok then return nil, message, code end
+    result.positions = nil
+  end
+  if args.json then output.print_json(result) else print_kld(result) end
+  return true
+end
+
+local function check_kld(args)
+  local n = 0
+  for _, name in ipairs { "reference", "reference_logits", "save_logits" } do
+    if args[name] then n = n + 1 end
+  end
+  if n ~= 1 then
+    output.misuse("give one of --reference, --reference-logits and --save-logits")
+  end
+  if not text_given(args) and not args.reference_logits then
+    output.misuse("give one of --file and --chat")
+  end
+  if args.save_logits and args.per_position then
+    output.misuse("--save-logits compares no positions")
+  end
+end
+
+local function run_kld(args)
+  check_kld(args)
+  if args.save_logits then return save_logits(args) end
+  if not args.reference then return compare(args) end
+  local reference <close>, message, code = output.open_model { dir = args.reference,
+    threads = args.threads, precision = "exact" }
+  if not reference then return nil, message, code end
+  return compare(args, reference)
+end
+
+function command_eval.run(args)
+  if args.measure == "kld" then return run_kld(args) end
+  return run_ppl(args)
 end
 
 return command_eval
