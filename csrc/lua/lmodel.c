@@ -220,13 +220,9 @@ static int forward(lua_State *L)
 void lml_open_model(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"check_finite", check_finite},
-        {"close", close_model},
-        {"forward", forward},
-        {"info", info},
-        {"kv_bytes", kv_bytes},
-        {"session", lsession_new},
-        {NULL, NULL},
+        {"check_finite", check_finite}, {"close", close_model}, {"eval_parts", lsession_eval_parts},
+        {"forward", forward},           {"info", info},         {"kv_bytes", kv_bytes},
+        {"session", lsession_new},      {NULL, NULL},
     };
     lml_class(L, LMODEL_CLASS, methods, close_model);
     lua_pushcfunction(L, open_model);

@@ -26,6 +26,8 @@ void lmodel_release(model_box *box);
 
 /* model:session{ctx=, kv=} -> session; in lsession.c. */
 int lsession_new(lua_State *L);
+/* model:eval_parts{{session=, ids=}, ...} -> true; in lsession.c. See ses_eval_parts. */
+int lsession_eval_parts(lua_State *L);
 void lsession_open(lua_State *L);
 
 #endif

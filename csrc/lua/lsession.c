@@ -14,9 +14,9 @@ typedef struct snap_box {
     model_box *owner;
 } snap_box;
 
-static session_box *check_session(lua_State *L)
+static session_box *check_session(lua_State *L, int arg)
 {
-    session_box *box = luaL_checkudata(L, 1, LSESSION_CLASS);
+    session_box *box = luaL_checkudata(L, arg, LSESSION_CLASS);
     if (!box->s) luaL_error(L, "closed session");
     if (box->owner->closed) luaL_error(L, "closed model");
     return box;
@@ -64,10 +64,36 @@ static int eval(lua_State *L)
 {
     int64_t n;
     const int32_t *ids = lml_check_ids(L, 2, &n);
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     err_info e;
     box->epoch++;
     if (ses_eval(box->s, ids, n, NULL, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+int lsession_eval_parts(lua_State *L)
+{
+    lmodel_check(L, 1);
+    luaL_checktype(L, 2, LUA_TTABLE);
+    lua_Integer n = lml_len(L, 2, SES_BATCH);
+    ses_part *parts = lua_newuserdatauv(L, (size_t)n * sizeof *parts + 1, 0);
+    luaL_checkstack(L, (int)n + 8, "parts of a batch");
+    for (lua_Integer i = 0; i < n; i++) {
+        lua_rawgeti(L, 2, i + 1);
+        luaL_checktype(L, -1, LUA_TTABLE);
+        int part = lua_gettop(L);
+        lml_get(L, part, "session");
+        session_box *box = check_session(L, part + 1);
+        box->epoch++;
+        parts[i].s = box->s;
+        lml_get(L, part, "ids");
+        parts[i].ids = lml_check_ids(L, part + 2, &parts[i].n);
+        lua_replace(L, part); /* keeps the ids alive, on the stack */
+        lua_settop(L, part);
+    }
+    err_info e;
+    if (ses_eval_parts(parts, (int)n, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;
 }
@@ -80,7 +106,7 @@ static int score(lua_State *L)
     const int32_t *ids = lml_check_ids(L, 2, &n), *targets = lml_check_ids(L, 3, &n_targets);
     luaL_argcheck(L, n == n_targets, 3, "one target for each id expected");
     ses_want want = {.targets = targets, .nll = lml_push_tensor(L, 'f', 1, &n)};
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     err_info e;
     box->epoch++;
     if (ses_eval(box->s, ids, n, &want, lml_cancel_flag(), &e)) return lml_fail(L, &e);
@@ -94,13 +120,13 @@ static int final(lua_State *L)
     int64_t n, n_targets, n_rows = 0;
     const int32_t *ids = lml_check_ids(L, 2, &n), *targets = lml_check_ids(L, 3, &n_targets);
     luaL_argcheck(L, n == n_targets, 3, "one target for each id expected");
-    int64_t H = check_session(L)->owner->m->config.hidden_size;
+    int64_t H = check_session(L, 1)->owner->m->config.hidden_size;
     for (int64_t i = 0; i < n; i++) n_rows += targets[i] >= 0;
     float *rows = lml_push_tensor(L, 'f', 2, (int64_t[]){n_rows, H});
     float *all = lml_push_tensor(L, 'f', 2, (int64_t[]){n, H});
     lua_toclose(L, -1);
     ses_want want = {.final = all};
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     err_info e;
     box->epoch++;
     if (ses_eval(box->s, ids, n, &want, lml_cancel_flag(), &e)) return lml_fail(L, &e);
@@ -119,7 +145,7 @@ static int mtp(lua_State *L)
     int64_t n;
     const char *final = luaL_checklstring(L, 3, &n_bytes);
     const int32_t *next_ids = lml_check_ids(L, 4, &n);
-    const model_config *c = &check_session(L)->owner->m->config;
+    const model_config *c = &check_session(L, 1)->owner->m->config;
     int64_t H = c->hidden_size, V = c->vocab_size;
     luaL_argcheck(L, n_bytes == (size_t)n * (size_t)H * sizeof(float), 3,
                   "one row of f32 for each id expected");
@@ -128,14 +154,14 @@ static int mtp(lua_State *L)
     float *hidden = lml_push_tensor(L, 'f', 2, (int64_t[]){n, H});
     float *out = lml_push_tensor(L, 'f', 2, (int64_t[]){n, V});
     err_info e;
-    if (ses_mtp(check_session(L)->s, first, rows, next_ids, n, hidden, out, &e))
+    if (ses_mtp(check_session(L, 1)->s, first, rows, next_ids, n, hidden, out, &e))
         return lml_fail(L, &e);
     return 2;
 }
 
 static int logits(lua_State *L)
 {
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     float *row = ses_logits(box->s);
     if (!row) return luaL_error(L, "no logits: nothing has been evaluated, or not to its end");
     lml_push_logits(L, row, box->owner->m->config.vocab_size, &box->epoch, 1);
@@ -144,19 +170,19 @@ static int logits(lua_State *L)
 
 static int n_past(lua_State *L)
 {
-    lua_pushinteger(L, ses_n_past(check_session(L)->s));
+    lua_pushinteger(L, ses_n_past(check_session(L, 1)->s));
     return 1;
 }
 
 static int n_ctx(lua_State *L)
 {
-    lua_pushinteger(L, ses_n_ctx(check_session(L)->s));
+    lua_pushinteger(L, ses_n_ctx(check_session(L, 1)->s));
     return 1;
 }
 
 static int push_past_ids(lua_State *L)
 {
-    const ses *s = check_session(L)->s;
+    const ses *s = check_session(L, 1)->s;
     lml_push_ids(L, ses_ids(s), ses_n_past(s));
     return 1;
 }
@@ -167,7 +193,7 @@ static int reusable(lua_State *L)
 {
     int64_t n;
     const int32_t *ids = lml_check_ids(L, 2, &n);
-    ses *s = check_session(L)->s;
+    ses *s = check_session(L, 1)->s;
     int64_t past = ses_n_past(s);
     err_info e;
     if (ses_check(s, 0, ids, n, &e)) return lml_fail(L, &e);
@@ -180,7 +206,7 @@ static int reusable(lua_State *L)
 
 static int reset(lua_State *L)
 {
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     box->epoch++;
     ses_reset(box->s);
     return 0;
@@ -188,7 +214,7 @@ static int reset(lua_State *L)
 
 static int stats(lua_State *L)
 {
-    const ses *s = check_session(L)->s;
+    const ses *s = check_session(L, 1)->s;
     lua_createtable(L, 0, 5);
     lua_pushstring(L, kv_codec_name(ses_codec(s)));
     lua_setfield(L, -2, "codec");
@@ -225,7 +251,7 @@ static snap_box *check_snap(lua_State *L, int arg)
 
 static int snapshot(lua_State *L)
 {
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     snap_box *out = lua_newuserdatauv(L, sizeof *out, 1);
     *out = (snap_box){.owner = box->owner};
     luaL_setmetatable(L, LSNAP_CLASS);
@@ -240,7 +266,7 @@ static int snapshot(lua_State *L)
 
 static int restore(lua_State *L)
 {
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     const snap_box *snap = check_snap(L, 2);
     err_info e;
     box->epoch++;
@@ -269,7 +295,7 @@ static int check_layer(lua_State *L, const session_box *box, int full)
 /* session:linear_state(layer) -> S [Nv,Dv,Dk], convolution rows [K-1,C] */
 static int linear_state(lua_State *L)
 {
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     const model_config *c = &box->owner->m->config;
     int layer = check_layer(L, box, 0);
     int64_t shape[] = {c->lin_v_heads, c->lin_v_dim, c->lin_k_dim};
@@ -284,7 +310,7 @@ static int linear_state(lua_State *L)
 /* session:kv_row(layer, position) -> key [Nkv,D], value [Nkv,D] */
 static int kv_row(lua_State *L)
 {
-    session_box *box = check_session(L);
+    session_box *box = check_session(L, 1);
     const model_config *c = &box->owner->m->config;
     int layer = check_layer(L, box, 1);
     lua_Integer pos = luaL_checkinteger(L, 3);
@@ -298,23 +324,12 @@ static int kv_row(lua_State *L)
 void lsession_open(lua_State *L)
 {
     static const luaL_Reg session_methods[] = {
-        {"close", close_session},
-        {"eval", eval},
-        {"final", final},
-        {"ids", push_past_ids},
-        {"kv_row", kv_row},
-        {"linear_state", linear_state},
-        {"logits", logits},
-        {"mtp", mtp},
-        {"n_ctx", n_ctx},
-        {"n_past", n_past},
-        {"reset", reset},
-        {"restore", restore},
-        {"reusable", reusable},
-        {"score", score},
-        {"snapshot", snapshot},
-        {"stats", stats},
-        {NULL, NULL},
+        {"close", close_session}, {"eval", eval},     {"final", final},
+        {"ids", push_past_ids},   {"kv_row", kv_row}, {"linear_state", linear_state},
+        {"logits", logits},       {"mtp", mtp},       {"n_ctx", n_ctx},
+        {"n_past", n_past},       {"reset", reset},   {"restore", restore},
+        {"reusable", reusable},   {"score", score},   {"snapshot", snapshot},
+        {"stats", stats},         {NULL, NULL},
     };
     static const luaL_Reg snap_methods[] = {
         {"close", close_snap}, {"n_past", snap_n_past}, {NULL, NULL}};

@@ -11,16 +11,15 @@
 
 /* ---- rotary positions ----------------------------------------------------------------------- */
 
-void rope_prepare(ses *s, int64_t pos, int64_t n)
+void rope_prepare(pass *p, int64_t i, int64_t pos)
 {
-    const model_config *c = &s->m->config;
+    const model_config *c = &p->m->config;
     int64_t half = c->rotary_dim / 2;
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < half; j++) {
-            double angle = (double)(pos + i) * (double)c->inv_freq[j];
-            s->t.cos[i * half + j] = (float)cos(angle) * c->rope_scale;
-            s->t.sin[i * half + j] = (float)sin(angle) * c->rope_scale;
-        }
+    for (int64_t j = 0; j < half; j++) {
+        double angle = (double)pos * (double)c->inv_freq[j];
+        p->cos[i * half + j] = (float)cos(angle) * c->rope_scale;
+        p->sin[i * half + j] = (float)sin(angle) * c->rope_scale;
+    }
 }
 
 static void rotate(float *x, const float *cosines, const float *sines, int64_t half)
@@ -35,35 +34,43 @@ static void rotate(float *x, const float *cosines, const float *sines, int64_t h
 /* ---- the mixer ------------------------------------------------------------------------------ */
 
 typedef struct attn_loop {
-    ses *s;
+    pass *p;
     const attn_weights *w;
     int slot;
-    int64_t pos;
 } attn_loop;
+
+/* The session and position of row i. */
+static ses *row_place(const pass *p, int64_t i, int64_t *pos)
+{
+    const span *sp = p->row_span[i];
+    *pos = sp->pos + (i - sp->first);
+    return sp->s;
+}
 
 /* Norms and rotation of tokens [begin, end); their keys and values go into the cache. */
 static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const attn_loop *l = ctx;
-    const model_config *c = &l->s->m->config;
-    const kern_ops *ops = l->s->m->ops;
-    scratch *t = &l->s->t;
-    int64_t D = c->head_dim, half = c->rotary_dim / 2, width = c->n_kv_heads * D;
+    const pass *p = l->p;
+    const model_config *c = &p->m->config;
+    const kern_ops *ops = p->m->ops;
+    int64_t D = c->head_dim, half = c->rotary_dim / 2, width = c->n_kv_heads * D, pos;
 
     for (int64_t i = begin; i < end; i++) {
-        const float *cosines = t->cos + i * half, *sines = t->sin + i * half;
+        const float *cosines = p->cos + i * half, *sines = p->sin + i * half;
         for (int64_t h = 0; h < c->n_heads; h++) {
-            float *q = t->qg + (i * c->n_heads + h) * 2 * D;
+            float *q = p->qg + (i * c->n_heads + h) * 2 * D;
             ops->rms_norm(q, l->w->q_norm, D, c->rms_eps, q);
             rotate(q, cosines, sines, half);
         }
         for (int64_t h = 0; h < c->n_kv_heads; h++) {
-            float *k = t->k + i * width + h * D;
+            float *k = p->k + i * width + h * D;
             ops->rms_norm(k, l->w->k_norm, D, c->rms_eps, k);
             rotate(k, cosines, sines, half);
         }
-        kv_write(l->s, l->slot, l->pos + i, t->k + i * width, t->v + i * width);
+        ses *s = row_place(p, i, &pos);
+        kv_write(s, l->slot, pos, p->k + i * width, p->v + i * width);
     }
 }
 
@@ -72,29 +79,31 @@ static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 static void attend(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const attn_loop *l = ctx;
-    ses *s = l->s;
-    const model_config *c = &s->m->config;
-    const kern_ops *ops = s->m->ops;
-    scratch *t = &s->t;
-    int64_t D = c->head_dim, group = c->n_heads / c->n_kv_heads, ld;
-    float *scores = t->scores + worker * group * s->n_ctx;
-    float *tmp = t->kv_rows + worker * KERN_ROWS * D;
+    const pass *b = l->p;
+    const model_config *c = &b->m->config;
+    const kern_ops *ops = b->m->ops;
+    int64_t D = c->head_dim, group = c->n_heads / c->n_kv_heads, ld, n;
+    float *scores = b->scores + worker * group * b->n_scores;
+    float *tmp = b->kv_rows + worker * KERN_ROWS * D;
     float scale = 1 / sqrtf((float)D);
 
     for (int64_t item = begin; item < end; item++) {
         int64_t i = item / c->n_kv_heads, first = (item % c->n_kv_heads) * group;
         int h = (int)(item % c->n_kv_heads);
-        int64_t n = l->pos + i + 1; /* positions that token i sees */
-        const float *q = t->qg + (i * c->n_heads + first) * 2 * D;
-        float *out = t->heads + (i * c->n_heads + first) * D;
+        const ses *s = row_place(b, i, &n);
+        n++; /* positions that row i sees */
+
+        int64_t ld_scores = (n + 31) / 16 * 16;
+        const float *q = b->qg + (i * c->n_heads + first) * 2 * D;
+        float *out = b->heads + (i * c->n_heads + first) * D;
 
         for (int64_t p = 0; p < n; p += KERN_ROWS) {
             int rows = n - p < KERN_ROWS ? (int)(n - p) : KERN_ROWS;
             const float *keys = kv_head_rows(s, l->slot, KV_KEY, p, rows, h, tmp, &ld);
-            ops->dots(keys, ld, rows, q, 2 * D, group, D, scores + p, s->n_ctx);
+            ops->dots(keys, ld, rows, q, 2 * D, group, D, scores + p, ld_scores);
         }
         for (int64_t g = 0; g < group; g++) {
-            float *row = scores + g * s->n_ctx;
+            float *row = scores + g * ld_scores;
             for (int64_t p = 0; p < n; p++) row[p] *= scale;
             ops->softmax(row, n);
         }
@@ -103,25 +112,24 @@ static void attend(void *ctx, int64_t begin, int64_t end, int worker)
             int rows = n - p < KERN_ROWS ? (int)(n - p) : KERN_ROWS;
             const float *values = kv_head_rows(s, l->slot, KV_VALUE, p, rows, h, tmp, &ld);
             for (int64_t g = 0; g < group; g++)
-                ops->axpy_rows(scores + g * s->n_ctx + p, values, ld, rows, out + g * D, D);
+                ops->axpy_rows(scores + g * ld_scores + p, values, ld, rows, out + g * D, D);
         }
         for (int64_t g = 0; g < group; g++) ops->sigmoid_mul(out + g * D, q + g * 2 * D + D, D);
     }
 }
 
-void attn_mix(ses *s, const attn_weights *w, int slot, int64_t pos, int64_t n)
+void attn_mix(pass *p, const attn_weights *w, int slot, int64_t n)
 {
-    const model_config *c = &s->m->config;
-    scratch *t = &s->t;
+    const model_config *c = &p->m->config;
     int64_t H = c->hidden_size;
-    attn_loop l = {s, w, slot, pos};
+    attn_loop l = {p, w, slot};
     kern_job jobs[] = {
-        {&w->q_proj, t->u, t->qg, H, n, w->q_proj.rows},
-        {&w->k_proj, t->u, t->k, H, n, w->k_proj.rows},
-        {&w->v_proj, t->u, t->v, H, n, w->v_proj.rows},
+        {&w->q_proj, p->u, p->qg, H, n, w->q_proj.rows},
+        {&w->k_proj, p->u, p->k, H, n, w->k_proj.rows},
+        {&w->v_proj, p->u, p->v, H, n, w->v_proj.rows},
     };
-    kern_linear_jobs(s->m->pool, s->m->ops, jobs, 3, t->kern_cols, t->kern);
-    pool_for(s->m->pool, n, 8, place_tokens, &l);
-    pool_for(s->m->pool, n * c->n_kv_heads, 1, attend, &l);
-    pass_linear(s, &w->o_proj, t->heads, n, t->y);
+    kern_linear_jobs(p->m->pool, p->m->ops, jobs, 3, p->kern_cols, p->kern);
+    pool_for(p->m->pool, n, 8, place_tokens, &l);
+    pool_for(p->m->pool, n * c->n_kv_heads, 1, attend, &l);
+    pass_linear(p, &w->o_proj, p->heads, n, p->y);
 }

@@ -14,22 +14,20 @@ static void add_rows(float *x, const float *y, int64_t n)
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-static void run_layer(ses *s, const layer_weights *w, int is_full, int slot, int64_t pos, int64_t n)
+static void run_layer(pass *p, const layer_weights *w, int is_full, int slot, int64_t n)
 {
-    scratch *t = &s->t;
-    const model_config *c = &s->m->config;
-    int64_t H = c->hidden_size;
+    int64_t H = p->m->config.hidden_size;
 
-    pass_norm(s, t->x, w->input_norm, n, t->u);
+    pass_norm(p, p->x, w->input_norm, n, p->u);
     if (is_full)
-        attn_mix(s, &w->attn, slot, pos, n);
+        attn_mix(p, &w->attn, slot, n);
     else
-        gdn_mix(s, &w->gdn, slot, n);
-    add_rows(t->x, t->y, n * H);
+        gdn_mix(p, &w->gdn, slot, n);
+    add_rows(p->x, p->y, n * H);
 
-    pass_norm(s, t->x, w->post_norm, n, t->u);
-    ffn_mix(s, w, n);
-    add_rows(t->x, t->y, n * H);
+    pass_norm(p, p->x, w->post_norm, n, p->u);
+    ffn_mix(p, w, n);
+    add_rows(p->x, p->y, n * H);
 }
 
 /* Row t0 of arrays that span the whole call; NULL stays NULL. */
@@ -39,7 +37,7 @@ static float *rows_from(float *base, int64_t row, int64_t width)
 }
 
 typedef struct score_loop {
-    ses *s;
+    pass *p;
     const int32_t *targets; /* [n] */
     const int64_t *rows;    /* which of them each scored row is */
     float *nll;
@@ -49,104 +47,144 @@ static void score_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const score_loop *l = ctx;
-    int64_t V = l->s->m->config.vocab_size;
+    int64_t V = l->p->m->config.vocab_size;
     for (int64_t i = begin; i < end; i++) {
-        float *logits = l->s->t.scored + i * V, target = logits[l->targets[l->rows[i]]];
-        l->nll[l->rows[i]] = l->s->m->ops->softmax(logits, V) - target;
+        float *logits = l->p->scored + i * V, target = logits[l->targets[l->rows[i]]];
+        l->nll[l->rows[i]] = l->p->m->ops->softmax(logits, V) - target;
     }
 }
 
-/* nll of the batch's targets; t.u holds the rows that lm_head reads. */
-static void score_batch(ses *s, int64_t n, const int32_t *targets, float *nll)
+/* nll of the batch's targets; p->u holds the rows that lm_head reads. */
+static void score_batch(pass *p, int64_t n, const int32_t *targets, float *nll)
 {
-    int64_t H = s->m->config.hidden_size, rows[SES_SCORE_ROWS];
-    score_loop l = {s, targets, rows, nll};
+    int64_t H = p->m->config.hidden_size, rows[SES_SCORE_ROWS];
+    score_loop l = {p, targets, rows, nll};
     for (int64_t i = 0, count = 0; i < n; i++) {
         nll[i] = 0;
         if (targets[i] >= 0) {
-            memcpy(s->t.y + count * H, s->t.u + i * H, (size_t)H * sizeof(float));
+            memcpy(p->y + count * H, p->u + i * H, (size_t)H * sizeof(float));
             rows[count++] = i;
         }
         if (count == SES_SCORE_ROWS || (i == n - 1 && count)) {
-            pass_linear(s, &s->m->weights.lm_head, s->t.y, count, s->t.scored);
-            pool_for(s->m->pool, count, 1, score_rows, &l);
+            pass_linear(p, &p->m->weights.lm_head, p->y, count, p->scored);
+            pool_for(p->m->pool, count, 1, score_rows, &l);
             count = 0;
         }
     }
 }
 
+/* Rows of a batch that are rows t0.. of the `total` in `want`. */
+typedef struct wanted {
+    const ses_want *want;
+    int64_t t0, total;
+} wanted;
+
 /* The residual stream as row `depth` of what `want` collects: 0 the embeddings, 1 after layer 0. */
-static void take_hidden(const ses *s, const ses_want *want, int depth, int64_t t0, int64_t n,
-                        int64_t total)
+static void take_hidden(const pass *p, const wanted *w, int depth, int64_t n)
 {
-    int64_t H = s->m->config.hidden_size;
-    if (want->hidden)
-        memcpy(want->hidden + (depth * total + t0) * H, s->t.x,
-               (size_t)(n * H) * sizeof *want->hidden);
+    int64_t H = p->m->config.hidden_size;
+    if (w->want->hidden)
+        memcpy(w->want->hidden + (depth * w->total + w->t0) * H, p->x,
+               (size_t)(n * H) * sizeof *p->x);
 }
 
-static void take_router(const ses *s, const ses_want *want, int layer, int64_t t0, int64_t n,
-                        int64_t total)
+static void take_router(const pass *p, const wanted *w, int layer, int64_t n)
 {
-    int64_t k = s->m->config.n_experts_used, at = (layer * total + t0) * k;
+    const ses_want *want = w->want;
+    int64_t k = p->m->config.n_experts_used, at = (layer * w->total + w->t0) * k;
     if (want->router_ids)
-        memcpy(want->router_ids + at, s->t.expert_ids, (size_t)(n * k) * sizeof *want->router_ids);
+        memcpy(want->router_ids + at, p->expert_ids, (size_t)(n * k) * sizeof *want->router_ids);
     if (want->router_weights)
-        memcpy(want->router_weights + at, s->t.expert_weights,
+        memcpy(want->router_weights + at, p->expert_weights,
                (size_t)(n * k) * sizeof *want->router_weights);
 }
 
 /* From the residual stream to the logits: all that are wanted, and those after the last token. */
-static void read_out(ses *s, const ses_want *want, int64_t t0, int64_t n, int64_t total)
+static void read_out(pass *p, ses *s, const wanted *w, int64_t n)
 {
-    const model *m = s->m;
-    scratch *t = &s->t;
+    const model *m = p->m;
+    const ses_want *want = w->want;
     int64_t H = m->config.hidden_size, V = m->config.vocab_size;
-    int last = t0 + n == total;
-    float *final = rows_from(want->final, t0, H), *logits = rows_from(want->logits, t0, V);
+    int last = w->t0 + n == w->total;
+    float *final = rows_from(want->final, w->t0, H), *logits = rows_from(want->logits, w->t0, V);
 
-    if (final || logits || last || want->nll) pass_norm(s, t->x, m->weights.norm, n, t->u);
-    if (final) memcpy(final, t->u, (size_t)(n * H) * sizeof *final);
-    if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
+    if (final || logits || last || want->nll) pass_norm(p, p->x, m->weights.norm, n, p->u);
+    if (final) memcpy(final, p->u, (size_t)(n * H) * sizeof *final);
+    if (logits) pass_linear(p, &m->weights.lm_head, p->u, n, logits);
     if (last && logits)
         memcpy(s->logits, logits + (n - 1) * V, (size_t)V * sizeof *logits);
     else if (last)
-        pass_linear(s, &m->weights.lm_head, t->u + (n - 1) * H, 1, s->logits);
-    if (want->nll) score_batch(s, n, want->targets + t0, want->nll + t0);
+        pass_linear(p, &m->weights.lm_head, p->u + (n - 1) * H, 1, s->logits);
+    if (want->nll) score_batch(p, n, want->targets + w->t0, want->nll + w->t0);
 }
 
-/* One batch: n tokens at s->n_past, which are rows t0 .. t0+n-1 of `total` in `want`. False if it
- * was cancelled, and then nothing has changed. A single token is not worth saving a state for. */
-static int run_batch(ses *s, const int32_t *ids, int64_t n, int64_t t0, int64_t total,
-                     const ses_want *want, const cancel_flag *cancel)
+/* The logits after the last row of each span. */
+static void read_out_parts(pass *p, int64_t n)
 {
-    const model *m = s->m;
-    const model_config *c = &m->config;
-    int64_t pos = s->n_past;
+    const model *m = p->m;
+    int64_t H = m->config.hidden_size, V = m->config.vocab_size;
 
+    pass_norm(p, p->x, m->weights.norm, n, p->u);
+    for (int first = 0; first < p->n_spans; first += SES_SCORE_ROWS) {
+        int count = p->n_spans - first < SES_SCORE_ROWS ? p->n_spans - first : SES_SCORE_ROWS;
+        const span *spans = p->spans + first;
+        for (int i = 0; i < count; i++)
+            memcpy(p->y + i * H, p->u + (spans[i].first + spans[i].n - 1) * H,
+                   (size_t)H * sizeof *p->y);
+        pass_linear(p, &m->weights.lm_head, p->y, count, p->scored);
+        for (int i = 0; i < count; i++)
+            memcpy(spans[i].s->logits, p->scored + i * V, (size_t)V * sizeof *p->scored);
+    }
+}
+
+static void embed(pass *p, int64_t row, const int32_t *ids, int64_t n)
+{
+    const num_matrix *w = &p->m->weights.embed;
     for (int64_t i = 0; i < n; i++)
-        m->ops->decode[m->weights.embed.mode](&m->weights.embed, ids[i],
-                                              s->t.x + i * c->hidden_size);
-    rope_prepare(s, pos, n);
-    kv_own(s, pos, n);
-    if (n == 1) cancel = NULL;
-    if (cancel) ses_save_state(s);
+        p->m->ops->decode[w->mode](w, ids[i], p->x + (row + i) * w->cols);
+}
 
-    take_hidden(s, want, 0, t0, n, total);
+/* The batch's rows through all layers. False if it was cancelled, and then no session has changed.
+ * Single tokens are not worth saving a state for. */
+static int run_layers(pass *p, int64_t n, const wanted *w, const cancel_flag *cancel)
+{
+    const model *m = p->m;
+    const model_config *c = &m->config;
+
+    if (n == p->n_spans) cancel = NULL;
+    for (int i = 0; cancel && i < p->n_spans; i++) ses_save_state(p->spans[i].s);
+    if (w) take_hidden(p, w, 0, n);
     for (int layer = 0; layer < c->n_layers; layer++) {
         if (cancel_raised(cancel)) {
-            ses_restore_state(s);
+            for (int i = 0; i < p->n_spans; i++) ses_restore_state(p->spans[i].s);
             return 0;
         }
-        run_layer(s, &m->weights.layers[layer], c->is_full[layer], s->slot[layer], pos, n);
-        take_hidden(s, want, layer + 1, t0, n, total);
-        take_router(s, want, layer, t0, n, total);
+        run_layer(p, &m->weights.layers[layer], c->is_full[layer], p->spans->s->slot[layer], n);
+        if (w) take_hidden(p, w, layer + 1, n);
+        if (w) take_router(p, w, layer, n);
     }
-    read_out(s, want, t0, n, total);
+    return 1;
+}
 
-    memcpy(s->ids + pos, ids, (size_t)n * sizeof *ids);
-    s->n_past = pos + n;
-    if (t0 + n == total) s->logits_at = s->n_past;
+static void append(const span *sp, const int32_t *ids)
+{
+    memcpy(sp->s->ids + sp->pos, ids, (size_t)sp->n * sizeof *ids);
+    sp->s->n_past = sp->pos + sp->n;
+}
+
+/* One batch of one session: n tokens, which are rows w->t0 on of what is wanted. */
+static int run_batch(ses *s, const int32_t *ids, int64_t n, const wanted *w,
+                     const cancel_flag *cancel)
+{
+    pass *p = s->m->pass;
+    span sp = {s, s->n_past, 0, n};
+
+    pass_begin(p, &sp, 1);
+    embed(p, 0, ids, n);
+    if (!run_layers(p, n, w, cancel)) return 0;
+    read_out(p, s, w, n);
+    append(&sp, ids);
+    if (w->t0 + n == w->total) s->logits_at = s->n_past;
     return 1;
 }
 
@@ -179,10 +217,51 @@ err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                            want->targets[i], (long long)i, s->m->config.vocab_size);
     for (int64_t t0 = 0; t0 < n; t0 += SES_BATCH) {
         int64_t size = n - t0 < SES_BATCH ? n - t0 : SES_BATCH;
-        if (cancel_raised(cancel) ||
-            !run_batch(s, ids + t0, size, t0, n, want ? want : &nothing, cancel))
+        wanted w = {want ? want : &nothing, t0, n};
+        if (cancel_raised(cancel) || !run_batch(s, ids + t0, size, &w, cancel))
             return err_set(e, ERR_CANCELLED, "cancelled after %lld of %lld tokens", (long long)t0,
                            (long long)n);
+    }
+    return ERR_NONE;
+}
+
+static err_code check_parts(const ses_part *parts, int n_parts, err_info *e)
+{
+    int64_t n = 0;
+    for (int i = 0; i < n_parts; i++) {
+        const ses_part *part = &parts[i];
+        if (part->n < 1) return err_set(e, ERR_RANGE, "part %d has no tokens", i);
+        if (part->s->m != parts->s->m)
+            return err_set(e, ERR_RANGE, "part %d is of another model", i);
+        for (int j = 0; j < i; j++)
+            if (parts[j].s == part->s)
+                return err_set(e, ERR_RANGE, "parts %d and %d are one session", j, i);
+        if (ses_check(part->s, part->s->n_past, part->ids, part->n, e))
+            return err_prefix(e, "part %d", i);
+        if (part->n > SES_BATCH - n)
+            return err_set(e, ERR_LIMIT, "more than %d tokens in a batch", SES_BATCH);
+        n += part->n;
+    }
+    return ERR_NONE;
+}
+
+err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *cancel, err_info *e)
+{
+    span spans[SES_BATCH];
+    if (check_parts(parts, n_parts, e)) return e->code;
+    if (n_parts < 1) return ERR_NONE;
+    pass *p = parts->s->m->pass;
+    int64_t n = 0;
+    for (int i = 0; i < n_parts; n += parts[i++].n)
+        spans[i] = (span){parts[i].s, parts[i].s->n_past, n, parts[i].n};
+    pass_begin(p, spans, n_parts);
+    for (int i = 0; i < n_parts; i++) embed(p, spans[i].first, parts[i].ids, parts[i].n);
+    if (!run_layers(p, n, NULL, cancel))
+        return err_set(e, ERR_CANCELLED, "cancelled a batch of %lld tokens", (long long)n);
+    read_out_parts(p, n);
+    for (int i = 0; i < n_parts; i++) {
+        append(&spans[i], parts[i].ids);
+        parts[i].s->logits_at = parts[i].s->n_past;
     }
     return ERR_NONE;
 }
@@ -195,22 +274,22 @@ static void run_mtp(ses *s, int64_t pos, const float *final, const int32_t *next
     const model *m = s->m;
     const mtp_weights *w = &m->weights.mtp;
     const model_config *c = &m->config;
-    scratch *t = &s->t;
+    pass *p = m->pass;
     int64_t H = c->hidden_size;
+    span sp = {s, pos, 0, n};
 
     for (int64_t i = 0; i < n; i++) {
-        float *in = t->mtp_in + i * 2 * H;
+        float *in = p->mtp_in + i * 2 * H;
         m->ops->decode[m->weights.embed.mode](&m->weights.embed, next_ids[i], in);
         m->ops->rms_norm(in, w->norm_embedding, H, c->rms_eps, in);
         m->ops->rms_norm(final + i * H, w->norm_hidden, H, c->rms_eps, in + H);
     }
-    pass_linear(s, &w->fc, t->mtp_in, n, t->x);
-    rope_prepare(s, pos, n);
-    kv_own(s, pos, n);
-    run_layer(s, &w->layer, 1, kv_mtp_slot(m), pos, n);
-    pass_norm(s, t->x, w->norm, n, t->u);
-    if (hidden) memcpy(hidden, t->u, (size_t)(n * H) * sizeof *hidden);
-    if (logits) pass_linear(s, &m->weights.lm_head, t->u, n, logits);
+    pass_begin(p, &sp, 1);
+    pass_linear(p, &w->fc, p->mtp_in, n, p->x);
+    run_layer(p, &w->layer, 1, kv_mtp_slot(m), n);
+    pass_norm(p, p->x, w->norm, n, p->u);
+    if (hidden) memcpy(hidden, p->u, (size_t)(n * H) * sizeof *hidden);
+    if (logits) pass_linear(p, &m->weights.lm_head, p->u, n, logits);
 }
 
 err_code ses_mtp(ses *s, int64_t first, const float *final, const int32_t *next_ids, int64_t n,

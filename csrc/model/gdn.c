@@ -13,82 +13,113 @@
 #include <string.h>
 
 typedef struct gdn_loop {
-    ses *s;
+    pass *p;
     const gdn_weights *w;
-    float *S; /* [Nv][Dv][Dk] of this layer */
-    int64_t n;
+    int slot;
 } gdn_loop;
 
-/* Convolution, SiLU and norms for heads [begin, end) of the Nk query, Nk key and Nv value heads. */
+/* The rows that enter the convolution before a session's next token, oldest first: [K-1][C]. */
+static float *conv_past(const gdn_loop *l, const span *sp)
+{
+    const model_config *c = &l->p->m->config;
+    return sp->s->conv + (int64_t)l->slot * (c->conv_kernel - 1) * config_conv_width(c);
+}
+
+/* Convolution, SiLU and norms of one head: `width` columns from `at` on, for all rows. */
+static void prepare_head(const gdn_loop *l, int64_t at, int64_t width, float norm_scale)
+{
+    const pass *p = l->p;
+    const model_config *c = &p->m->config;
+    const kern_ops *ops = p->m->ops;
+    int64_t C = config_conv_width(c), past = c->conv_kernel - 1;
+
+    for (const span *sp = p->spans; sp < p->spans + p->n_spans; sp++) {
+        const float *before = conv_past(l, sp) + at, *now = p->conv_in + sp->first * C + at;
+        for (int64_t i = 0; i < sp->n; i++) {
+            const float *rows[CONFIG_MAX_TAPS];
+            for (int64_t j = 0; j <= past; j++)
+                rows[j] = i + j < past ? before + (i + j) * C : now + (i + j - past) * C;
+            float *out = p->conv_out + (sp->first + i) * C + at;
+            ops->conv_silu(rows, l->w->conv + at * (past + 1), (int)past + 1, width, out);
+            if (norm_scale != 0) ops->l2_norm(out, width, 1e-6f, norm_scale, out);
+        }
+    }
+}
+
+/* Heads [begin, end) of the Nk query, Nk key and Nv value heads. */
 static void prepare_heads(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const gdn_loop *l = ctx;
-    const model_config *c = &l->s->m->config;
-    const kern_ops *ops = l->s->m->ops;
-    scratch *t = &l->s->t;
-    int64_t Nk = c->lin_k_heads, Dk = c->lin_k_dim, Dv = c->lin_v_dim, C = config_conv_width(c);
-    int K = c->conv_kernel;
+    const model_config *c = &l->p->m->config;
+    int64_t Nk = c->lin_k_heads, Dk = c->lin_k_dim, Dv = c->lin_v_dim;
+    float query_scale = 1 / sqrtf((float)Dk);
 
-    for (int64_t h = begin; h < end; h++) {
-        int64_t is_value = h >= 2 * Nk, width = is_value ? Dv : Dk;
-        int64_t at = is_value ? 2 * Nk * Dk + (h - 2 * Nk) * Dv : h * Dk;
-        for (int64_t i = 0; i < l->n; i++) {
-            const float *rows[CONFIG_MAX_TAPS];
-            for (int j = 0; j < K; j++) rows[j] = t->conv_in + (i + j) * C + at;
-            float *out = t->conv_out + i * C + at;
-            ops->conv_silu(rows, l->w->conv + at * K, K, width, out);
-            if (!is_value) ops->l2_norm(out, Dk, 1e-6f, h < Nk ? 1 / sqrtf((float)Dk) : 1, out);
-        }
-    }
+    for (int64_t h = begin; h < end; h++)
+        if (h < 2 * Nk)
+            prepare_head(l, h * Dk, Dk, h < Nk ? query_scale : 1);
+        else
+            prepare_head(l, 2 * Nk * Dk + (h - 2 * Nk) * Dv, Dv, 0);
 }
 
-/* The recurrence of value heads [begin, end) over all tokens, then norm and gate into z. */
+/* The recurrence of items [begin, end), which are (span, value head) pairs: token by token, then
+ * norm and gate into z. */
 static void run_heads(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const gdn_loop *l = ctx;
-    const model_config *c = &l->s->m->config;
-    const kern_ops *ops = l->s->m->ops;
-    scratch *t = &l->s->t;
+    pass *p = l->p;
+    const model_config *c = &p->m->config;
+    const kern_ops *ops = p->m->ops;
     int64_t Nk = c->lin_k_heads, Nv = c->lin_v_heads, Dk = c->lin_k_dim, Dv = c->lin_v_dim;
     int64_t C = config_conv_width(c);
 
-    for (int64_t h = begin; h < end; h++) {
-        int64_t key_head = h / (Nv / Nk);
-        for (int64_t i = 0; i < l->n; i++) {
-            float *q = t->conv_out + i * C + key_head * Dk, *k = q + Nk * Dk;
-            float *v = t->conv_out + i * C + 2 * Nk * Dk + h * Dv; /* its output replaces it */
-            float beta = kern_sigmoidf(t->b[i * Nv + h]);
+    for (int64_t item = begin; item < end; item++) {
+        const span *sp = &p->spans[item / Nv];
+        int64_t h = item % Nv, key_head = h / (Nv / Nk);
+        float *S = sp->s->S + (l->slot * Nv + h) * Dv * Dk;
+        for (int64_t i = sp->first; i < sp->first + sp->n; i++) {
+            float *q = p->conv_out + i * C + key_head * Dk, *k = q + Nk * Dk;
+            float *v = p->conv_out + i * C + 2 * Nk * Dk + h * Dv; /* its output replaces it */
+            float beta = kern_sigmoidf(p->b[i * Nv + h]);
             float decay =
-                kern_expf(l->w->neg_exp_a[h] * kern_softplusf(t->a[i * Nv + h] + l->w->dt_bias[h]));
-            ops->delta_step(l->S + h * Dv * Dk, q, k, v, Dk, Dv, decay, beta, v);
+                kern_expf(l->w->neg_exp_a[h] * kern_softplusf(p->a[i * Nv + h] + l->w->dt_bias[h]));
+            ops->delta_step(S, q, k, v, Dk, Dv, decay, beta, v);
             ops->rms_norm(v, l->w->norm, Dv, c->rms_eps, v);
-            ops->silu_mul(t->z + (i * Nv + h) * Dv, v, Dv);
+            ops->silu_mul(p->z + (i * Nv + h) * Dv, v, Dv);
         }
     }
 }
 
-void gdn_mix(ses *s, const gdn_weights *w, int slot, int64_t n)
+/* Each session's last K-1 rows, for its next token. */
+static void keep_rows(const gdn_loop *l)
 {
-    const model_config *c = &s->m->config;
-    scratch *t = &s->t;
+    const pass *p = l->p;
+    int64_t C = config_conv_width(&p->m->config), past = p->m->config.conv_kernel - 1;
+    for (const span *sp = p->spans; sp < p->spans + p->n_spans; sp++) {
+        float *conv = conv_past(l, sp);
+        int64_t n_new = sp->n < past ? sp->n : past, n_old = past - n_new;
+        memmove(conv, conv + n_new * C, (size_t)(n_old * C) * sizeof *conv);
+        memcpy(conv + n_old * C, p->conv_in + (sp->first + sp->n - n_new) * C,
+               (size_t)(n_new * C) * sizeof *conv);
+    }
+}
+
+void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
+{
+    const model_config *c = &p->m->config;
     int64_t Nk = c->lin_k_heads, Nv = c->lin_v_heads, C = config_conv_width(c);
-    int64_t past = c->conv_kernel - 1;
-    float *conv = s->conv + slot * past * C;
-    gdn_loop l = {s, w, s->S + slot * Nv * c->lin_v_dim * c->lin_k_dim, n};
+    gdn_loop l = {p, w, slot};
 
-    memcpy(t->conv_in, conv, (size_t)(past * C) * sizeof *conv);
     kern_job jobs[] = {
-        {&w->in_proj_qkv, t->u, t->conv_in + past * C, c->hidden_size, n, C},
-        {&w->in_proj_z, t->u, t->z, c->hidden_size, n, w->in_proj_z.rows},
-        {&w->in_proj_b, t->u, t->b, c->hidden_size, n, Nv},
-        {&w->in_proj_a, t->u, t->a, c->hidden_size, n, Nv},
+        {&w->in_proj_qkv, p->u, p->conv_in, c->hidden_size, n, C},
+        {&w->in_proj_z, p->u, p->z, c->hidden_size, n, w->in_proj_z.rows},
+        {&w->in_proj_b, p->u, p->b, c->hidden_size, n, Nv},
+        {&w->in_proj_a, p->u, p->a, c->hidden_size, n, Nv},
     };
-    kern_linear_jobs(s->m->pool, s->m->ops, jobs, 4, t->kern_cols, t->kern);
-    memcpy(conv, t->conv_in + n * C, (size_t)(past * C) * sizeof *conv);
-
-    pool_for(s->m->pool, 2 * Nk + Nv, 4, prepare_heads, &l);
-    pool_for(s->m->pool, Nv, 1, run_heads, &l);
-    pass_linear(s, &w->out_proj, t->z, n, t->y);
+    kern_linear_jobs(p->m->pool, p->m->ops, jobs, 4, p->kern_cols, p->kern);
+    pool_for(p->m->pool, 2 * Nk + Nv, 4, prepare_heads, &l);
+    keep_rows(&l);
+    pool_for(p->m->pool, p->n_spans * Nv, 1, run_heads, &l);
+    pass_linear(p, &w->out_proj, p->z, n, p->y);
 }

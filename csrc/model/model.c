@@ -6,7 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "model/kv_page.h"
+#include "model/pass.h"
 #include "num/fp.h"
 
 json_doc *model_read_config(const char *dir, err_info *e)
@@ -48,6 +48,7 @@ model *model_open(const char *dir, const model_options *options, err_info *e)
 void model_close(model *m)
 {
     if (!m) return;
+    pass_close(m->pass);
     for (int i = 0; i < KV_N_CODECS; i++) kv_pool_close(m->kv[i]);
     pool_close(m->pool);
     weights_free(&m->weights);

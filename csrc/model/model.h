@@ -1,9 +1,9 @@
 /* model: an opened checkpoint, ready to run; and session: one mutable timeline on it.
  *
  * A model is immutable after model_open apart from its thread pool, which serves one call at a
- * time, and the pages its sessions share; sessions of one model must therefore be driven from one
- * thread. Sessions borrow the model and must be closed before it. All scratch is allocated when a
- * session opens; ses_eval allocates nothing.
+ * time, and the workspace and pages its sessions share; sessions of one model must therefore be
+ * driven from one thread. Sessions borrow the model and must be closed before it. Everything is
+ * allocated when a session opens; evaluating allocates nothing.
  *
  * Shapes: H hidden size, V vocabulary, L layers, k experts used; all arrays are f32, row major. */
 #ifndef MODEL_MODEL_H
@@ -29,6 +29,7 @@ typedef struct model {
     json_doc *config_json;
     const kern_ops *ops;
     pool *pool;
+    struct pass *pass;               /* workspace of all sessions; NULL before the first */
     struct kv_pool *kv[KV_N_CODECS]; /* pages of all sessions; NULL before the first of a codec */
 } model;
 
@@ -59,6 +60,10 @@ int kv_codec_parse(const char *name); /* -1 if there is no such codec */
 
 typedef struct ses ses;
 
+/* Tokens per batch: enough that a decoded weight row serves many, little enough that scratch stays
+ * well under 100 MB at 35B-A3B's sizes and cancelling is prompt. */
+enum { SES_BATCH = 256 };
+
 typedef struct ses_options {
     int64_t n_ctx; /* tokens it can hold; at least 1 */
     kv_codec codec;
@@ -85,6 +90,19 @@ typedef struct ses_want {
  * tokens that were complete stay (ERR_CANCELLED, ses_n_past tells). want may be NULL. */
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e);
+
+/* What one session takes in in a batch: n >= 1 tokens. */
+typedef struct ses_part {
+    ses *s;
+    const int32_t *ids; /* [n] */
+    int64_t n;
+} ses_part;
+
+/* Appends at most SES_BATCH tokens to several sessions of one model, each weight being read once:
+ * decode steps of many, or of some while others read their prompts. Each session ends up with the
+ * bits that ses_eval would give it. Fails without effect on any of them, naming the part; when
+ * cancelled (looked at unless every part is one token), all are as they were. */
+err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *cancel, err_info *e);
 
 /* Whether ses_eval would take the n ids after the first `past` tokens; nothing changes. */
 err_code ses_check(const ses *s, int64_t past, const int32_t *ids, int64_t n, err_info *e);

@@ -1,13 +1,153 @@
-/* pass: what layers and their parts do to every row of a batch. */
+/* pass: the workspace of a batch, and what layers and their parts do to every row of it. */
 #include "model/pass.h"
 
-void pass_linear(ses *s, const num_matrix *w, const float *x, int64_t n, float *y)
+#include "base/mem.h"
+
+/* A first pass with base NULL adds up sizes, a second one hands out pieces of the arena. */
+typedef struct layout {
+    char *base;
+    size_t n_bytes;
+    int overflow;
+} layout;
+
+static void *take(layout *l, int64_t n, size_t size)
 {
-    kern_linear(s->m->pool, s->m->ops, w, x, w->cols, n, y, w->rows, s->t.kern);
+    size_t bytes;
+    if (__builtin_mul_overflow((size_t)n, size, &bytes) ||
+        __builtin_add_overflow(l->n_bytes, (bytes + 63) & ~(size_t)63, &bytes)) {
+        l->overflow = 1;
+        return NULL;
+    }
+    void *p = l->base ? l->base + l->n_bytes : NULL;
+    l->n_bytes = bytes;
+    return p;
+}
+
+static int64_t max64(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
+/* Widest input of any matrix of the model. */
+static int64_t widest_matrix(const model_config *c)
+{
+    int64_t cols = max64(2 * (int64_t)c->hidden_size, config_value_width(c));
+    cols = max64(cols, (int64_t)c->n_heads * c->head_dim);
+    cols = max64(cols, max64(c->intermediate_size, c->moe_intermediate_size));
+    return max64(cols, c->shared_intermediate_size);
+}
+
+static void lay_out(pass *p, layout *l)
+{
+    const model_config *c = &p->m->config;
+    int64_t n = SES_BATCH, H = c->hidden_size, C = config_conv_width(c), D = c->head_dim;
+    int64_t Nv = c->lin_v_heads, kv_width = (int64_t)c->n_kv_heads * D, E = c->n_experts;
+    int64_t pairs = n * c->n_experts_used, workers = pool_n_threads(p->m->pool);
+    int64_t ffn = c->is_moe ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
+                            : n * c->intermediate_size;
+    size_t f = sizeof(float);
+
+    p->row_span = take(l, n, sizeof(span *));
+    p->x = take(l, n * H, f);
+    p->u = take(l, n * H, f);
+    p->y = take(l, n * H, f);
+    p->conv_in = take(l, n * C, f);
+    p->conv_out = take(l, n * C, f);
+    p->z = take(l, n * config_value_width(c), f);
+    p->b = take(l, n * Nv, f);
+    p->a = take(l, n * Nv, f);
+    p->qg = take(l, n * c->n_heads * 2 * D, f);
+    p->k = take(l, n * kv_width, f);
+    p->v = take(l, n * kv_width, f);
+    p->heads = take(l, n * c->n_heads * D, f);
+    p->cos = take(l, n * c->rotary_dim / 2, f);
+    p->sin = take(l, n * c->rotary_dim / 2, f);
+    p->router = take(l, n * E, f);
+    p->expert_ids = take(l, pairs, sizeof *p->expert_ids);
+    p->expert_weights = take(l, pairs, f);
+    p->expert_rows = take(l, pairs, sizeof *p->expert_rows);
+    p->expert_first = take(l, E + 1, sizeof *p->expert_first);
+    p->xe = take(l, pairs * H, f);
+    p->gate = take(l, ffn, f);
+    p->up = take(l, ffn, f);
+    p->down = take(l, c->is_moe ? (pairs + n) * H : 0, f);
+    p->shared = take(l, n, f);
+    p->jobs = take(l, 2 * (E + 1), sizeof *p->jobs);
+    p->mtp_in = take(l, p->m->weights.mtp.present ? n * 2 * H : 0, f);
+    p->kern = take(l, workers, (size_t)kern_scratch_bytes(p->kern_cols));
+    p->kv_rows = take(l, workers * KERN_ROWS * D, f);
+}
+
+static size_t scores_bytes(const pass *p)
+{
+    const model_config *c = &p->m->config;
+    return (size_t)(c->n_heads / c->n_kv_heads) * (size_t)p->n_scores * sizeof(float) *
+           (size_t)pool_n_threads(p->m->pool);
+}
+
+static size_t scored_bytes(const pass *p)
+{
+    return SES_SCORE_ROWS * (size_t)p->m->config.vocab_size * sizeof(float);
+}
+
+static err_code open_into(pass *p, err_info *e)
+{
+    layout l = {0};
+    lay_out(p, &l);
+    if (l.overflow) return err_set(e, ERR_MEMORY, "scratch does not fit in memory");
+    if (!(p->arena = mem_array(1, l.n_bytes, e))) return e->code;
+    l = (layout){.base = p->arena};
+    lay_out(p, &l);
+    if (!(p->scores = mem_pages(scores_bytes(p), e))) return e->code;
+    if (!(p->scored = mem_pages(scored_bytes(p), e))) return e->code;
+    return ERR_NONE;
+}
+
+pass *pass_open(model *m, err_info *e)
+{
+    pass *p = mem_array(1, sizeof *p, e);
+    if (!p) return NULL;
+    p->m = m;
+    p->n_scores = m->config.max_positions + 32;
+    p->kern_cols = widest_matrix(&m->config);
+    if (open_into(p, e)) {
+        pass_close(p);
+        return NULL;
+    }
+    return p;
+}
+
+void pass_close(pass *p)
+{
+    if (!p) return;
+    mem_pages_free(p->scores, scores_bytes(p));
+    mem_pages_free(p->scored, scored_bytes(p));
+    mem_free(p->arena);
+    mem_free(p);
+}
+
+int64_t pass_begin(pass *p, const span *spans, int n_spans)
+{
+    int64_t n = 0;
+    p->spans = spans;
+    p->n_spans = n_spans;
+    for (int i = 0; i < n_spans; i++) {
+        kv_own(spans[i].s, spans[i].pos, spans[i].n);
+        for (int64_t j = 0; j < spans[i].n; j++, n++) {
+            p->row_span[n] = &spans[i];
+            rope_prepare(p, n, spans[i].pos + j);
+        }
+    }
+    return n;
+}
+
+void pass_linear(pass *p, const num_matrix *w, const float *x, int64_t n, float *y)
+{
+    kern_linear(p->m->pool, p->m->ops, w, x, w->cols, n, y, w->rows, p->kern);
 }
 
 typedef struct norm_loop {
-    const ses *s;
+    const pass *p;
     const float *x, *weight;
     float *out;
 } norm_loop;
@@ -16,15 +156,14 @@ static void norm_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const norm_loop *l = ctx;
-    const model_config *c = &l->s->m->config;
+    const model_config *c = &l->p->m->config;
     int64_t H = c->hidden_size;
     for (int64_t t = begin; t < end; t++)
-        l->s->m->ops->rms_norm(l->x + t * H, l->weight, H, c->rms_eps, l->out + t * H);
+        l->p->m->ops->rms_norm(l->x + t * H, l->weight, H, c->rms_eps, l->out + t * H);
 }
 
-/* out[t] = RMSNorm(x[t]) for n rows of width H. */
-void pass_norm(ses *s, const float *x, const float *weight, int64_t n, float *out)
+void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *out)
 {
-    norm_loop l = {s, x, weight, out};
-    pool_for(s->m->pool, n, 8, norm_rows, &l);
+    norm_loop l = {p, x, weight, out};
+    pool_for(p->m->pool, n, 8, norm_rows, &l);
 }

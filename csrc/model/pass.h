@@ -1,36 +1,45 @@
 /* pass: what the parts of a forward pass share. Internal to the model room.
  *
- * A pass takes a batch of n <= SES_BATCH tokens through the layers. Shapes use
+ * A pass takes a batch of n <= SES_BATCH tokens, of one or several sequences, through the layers.
+ * Shapes use
  *   n tokens · H hidden · Nk, Nv key and value heads of Dk, Dv · C = 2 Nk Dk + Nv Dv · K taps
  *   Nq query heads, Nkv key/value heads of D · E experts, k used, of width I · V vocabulary
  * No part may let one token's result depend on the other tokens of its batch, except through the
- * state that runs along the sequence: this is what makes results independent of how a prompt is
- * cut into calls. */
+ * state that runs along its sequence: this is what makes results independent of how a prompt is
+ * cut into calls, and of who else is in the batch. */
 #ifndef MODEL_PASS_H
 #define MODEL_PASS_H
 
 #include "model/kv_page.h"
 #include "model/model.h"
 
-/* Tokens per pass: enough that a decoded weight row serves many, little enough that scratch stays
- * well under 100 MB at 35B-A3B's sizes and cancelling is prompt. */
-enum { SES_BATCH = 256 };
-
 /* Rows that are scored at once: a pass over lm_head serves this many. */
 enum { SES_SCORE_ROWS = 16 };
 
-typedef struct scratch {
+/* Tokens pos .. pos+n-1 of a session, which are rows first .. first+n-1 of the batch. */
+typedef struct span {
+    ses *s;
+    int64_t pos, first, n;
+} span;
+
+/* The workspace of a model: what a batch is computed in, whosever tokens it holds. */
+struct pass {
+    model *m;
+    const span *spans; /* [n_spans] of the batch being computed */
+    int n_spans;
+    const span **row_span; /* [n] of each row */
+
     float *x;              /* [n][H] residual stream */
     float *u;              /* [n][H] its norm: what the layer's matrices read */
     float *y;              /* [n][H] what a mixer or FFN adds to x */
-    float *conv_in;        /* [K-1+n][C] rows that enter the convolution, oldest first */
+    float *conv_in;        /* [n][C] rows that enter the convolution */
     float *conv_out;       /* [n][C] q, k, v after convolution */
     float *z;              /* [n][Nv*Dv] output gate, then the gated output */
     float *b, *a;          /* [n][Nv] */
     float *qg;             /* [n][Nq][2*D] queries and gates */
     float *k, *v;          /* [n][Nkv*D] */
     float *heads;          /* [n][Nq*D] attention output */
-    float *cos, *sin;      /* [n][rotary/2] of the batch's positions */
+    float *cos, *sin;      /* [n][rotary/2] of the rows' positions */
     float *router;         /* [n][E] */
     int32_t *expert_ids;   /* [n][k] */
     float *expert_weights; /* [n][k] */
@@ -42,12 +51,19 @@ typedef struct scratch {
     float *shared;         /* [n] the shared expert's gate */
     kern_job *jobs;        /* [2 * (E + 1)] */
     float *mtp_in;         /* [n][2*H] */
-    float *scored;         /* [SES_SCORE_ROWS][V]; pages, untouched unless nll is wanted */
     void *kern;            /* kern_linear's, per worker */
-    float *scores;         /* per worker [Nq/Nkv][n_ctx] attention weights */
     float *kv_rows;        /* per worker [KERN_ROWS][D] cache rows widened to f32 */
+    float *scored;         /* [SES_SCORE_ROWS][V]; pages, untouched unless wanted */
+    float *scores;         /* per worker [Nq/Nkv][n_scores] attention weights; pages */
+    int64_t n_scores;      /* positions: the longest context the model takes, padded */
     int64_t kern_cols;     /* widest matrix */
-} scratch;
+    void *arena;           /* everything but pages, one allocation */
+};
+
+typedef struct pass pass;
+
+pass *pass_open(model *m, err_info *e);
+void pass_close(pass *p);
 
 struct ses {
     model *m;
@@ -64,8 +80,6 @@ struct ses {
     float *logits; /* [V] after logits_at tokens */
     int64_t logits_at;
     float *saved; /* S and conv before a batch that may be cancelled; pages */
-    scratch t;
-    void *arena; /* everything small above, one allocation */
 };
 
 /* Floats of S and of conv; both to s->saved and back. */
@@ -90,18 +104,22 @@ typedef enum kv_which { KV_KEY, KV_VALUE } kv_which;
 const float *kv_head_rows(const ses *s, int slot, kv_which which, int64_t pos, int n, int h,
                           float *tmp, int64_t *ld);
 
-/* y = mixer(u) or FFN(u) for n tokens that start at position `pos`; `slot` is the layer's among
- * those of its kind. See gdn.c, attn.c, ffn.c. */
-void gdn_mix(ses *s, const gdn_weights *w, int slot, int64_t n);
-void attn_mix(ses *s, const attn_weights *w, int slot, int64_t pos, int64_t n);
-void ffn_mix(ses *s, const layer_weights *w, int64_t n);
+/* Begins a batch of these spans, whose rows follow one another from 0: positions, and pages that
+ * can be written. The spans stay the caller's and must last for the batch. Returns the rows. */
+int64_t pass_begin(pass *p, const span *spans, int n_spans);
 
-/* Positions pos .. pos+n-1 into t.cos and t.sin. */
-void rope_prepare(ses *s, int64_t pos, int64_t n);
+/* y = mixer(u) or FFN(u) for the n rows of the batch; `slot` is the layer's among those of its
+ * kind. See gdn.c, attn.c, ffn.c. */
+void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n);
+void attn_mix(pass *p, const attn_weights *w, int slot, int64_t n);
+void ffn_mix(pass *p, const layer_weights *w, int64_t n);
+
+/* The position of row i into p->cos and p->sin. */
+void rope_prepare(pass *p, int64_t i, int64_t pos);
 
 /* y = W x for n rows of the batch. */
-void pass_linear(ses *s, const num_matrix *w, const float *x, int64_t n, float *y);
+void pass_linear(pass *p, const num_matrix *w, const float *x, int64_t n, float *y);
 /* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
-void pass_norm(ses *s, const float *x, const float *weight, int64_t n, float *out);
+void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *out);
 
 #endif

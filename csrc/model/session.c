@@ -1,4 +1,4 @@
-/* session: memory of one timeline: cache, recurrent state, scratch. */
+/* session: memory of one timeline: cache and recurrent state. */
 #include "model/pass.h"
 
 #include <string.h>
@@ -6,100 +6,6 @@
 #include "base/mem.h"
 
 /* ---- opening -------------------------------------------------------------------------------- */
-
-/* A first pass with base NULL adds up sizes, a second one hands out pieces of the arena. */
-typedef struct layout {
-    char *base;
-    size_t n_bytes;
-    int overflow;
-} layout;
-
-static void *take(layout *l, int64_t n, size_t size)
-{
-    size_t bytes;
-    if (__builtin_mul_overflow((size_t)n, size, &bytes) ||
-        __builtin_add_overflow(l->n_bytes, (bytes + 63) & ~(size_t)63, &bytes)) {
-        l->overflow = 1;
-        return NULL;
-    }
-    void *p = l->base ? l->base + l->n_bytes : NULL;
-    l->n_bytes = bytes;
-    return p;
-}
-
-static int64_t max64(int64_t a, int64_t b)
-{
-    return a > b ? a : b;
-}
-
-/* Widest input of any matrix of the model. */
-static int64_t widest_matrix(const model_config *c)
-{
-    int64_t cols = max64(2 * (int64_t)c->hidden_size, config_value_width(c));
-    cols = max64(cols, (int64_t)c->n_heads * c->head_dim);
-    cols = max64(cols, max64(c->intermediate_size, c->moe_intermediate_size));
-    return max64(cols, c->shared_intermediate_size);
-}
-
-static void lay_out(ses *s, layout *l)
-{
-    const model_config *c = &s->m->config;
-    scratch *t = &s->t;
-    int64_t n = s->n_ctx < SES_BATCH ? s->n_ctx : SES_BATCH;
-    int64_t H = c->hidden_size, C = config_conv_width(c), D = c->head_dim, K = c->conv_kernel;
-    int64_t Nv = c->lin_v_heads, kv_width = (int64_t)c->n_kv_heads * D, E = c->n_experts;
-    int64_t pairs = n * c->n_experts_used, workers = pool_n_threads(s->m->pool);
-    int64_t ffn = c->is_moe ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
-                            : n * c->intermediate_size;
-    size_t f = sizeof(float);
-
-    s->pages = take(l, kv_n_pages(s->n_ctx), sizeof *s->pages);
-    s->slot = take(l, c->n_layers, sizeof *s->slot);
-    s->S = take(l, s->n_linear * Nv * c->lin_v_dim * c->lin_k_dim, f);
-    s->conv = take(l, s->n_linear * (K - 1) * C, f);
-    s->logits = take(l, c->vocab_size, f);
-    t->x = take(l, n * H, f);
-    t->u = take(l, n * H, f);
-    t->y = take(l, n * H, f);
-    t->conv_in = take(l, (K - 1 + n) * C, f);
-    t->conv_out = take(l, n * C, f);
-    t->z = take(l, n * config_value_width(c), f);
-    t->b = take(l, n * Nv, f);
-    t->a = take(l, n * Nv, f);
-    t->qg = take(l, n * c->n_heads * 2 * D, f);
-    t->k = take(l, n * kv_width, f);
-    t->v = take(l, n * kv_width, f);
-    t->heads = take(l, n * c->n_heads * D, f);
-    t->cos = take(l, n * c->rotary_dim / 2, f);
-    t->sin = take(l, n * c->rotary_dim / 2, f);
-    t->router = take(l, n * E, f);
-    t->expert_ids = take(l, pairs, sizeof *t->expert_ids);
-    t->expert_weights = take(l, pairs, f);
-    t->expert_rows = take(l, pairs, sizeof *t->expert_rows);
-    t->expert_first = take(l, E + 1, sizeof *t->expert_first);
-    t->xe = take(l, pairs * H, f);
-    t->gate = take(l, ffn, f);
-    t->up = take(l, ffn, f);
-    t->down = take(l, c->is_moe ? (pairs + n) * H : 0, f);
-    t->shared = take(l, n, f);
-    t->jobs = take(l, 2 * (E + 1), sizeof *t->jobs);
-    t->mtp_in = take(l, s->m->weights.mtp.present ? n * 2 * H : 0, f);
-    t->kern_cols = widest_matrix(c);
-    t->kern = take(l, workers, (size_t)kern_scratch_bytes(t->kern_cols));
-    t->kv_rows = take(l, workers * KERN_ROWS * D, f);
-}
-
-static size_t scores_bytes(const ses *s)
-{
-    const model_config *c = &s->m->config;
-    return (size_t)(c->n_heads / c->n_kv_heads) * (size_t)s->n_ctx * sizeof(float) *
-           (size_t)pool_n_threads(s->m->pool);
-}
-
-static size_t scored_bytes(const ses *s)
-{
-    return SES_SCORE_ROWS * (size_t)s->m->config.vocab_size * sizeof(float);
-}
 
 static size_t saved_bytes(const ses *s)
 {
@@ -117,28 +23,21 @@ static err_code open_kv(ses *s, err_info *e)
     return ERR_NONE;
 }
 
-static err_code open_pages(ses *s, err_info *e)
-{
-    if (open_kv(s, e)) return e->code;
-    if (!(s->ids = mem_pages((size_t)s->n_ctx * sizeof *s->ids, e))) return e->code;
-    if (!(s->t.scores = mem_pages(scores_bytes(s), e))) return e->code;
-    if (!(s->t.scored = mem_pages(scored_bytes(s), e))) return e->code;
-    if (!(s->saved = mem_pages(saved_bytes(s), e))) return e->code;
-    return ERR_NONE;
-}
-
 static err_code open_into(ses *s, err_info *e)
 {
     const model_config *c = &s->m->config;
     for (int i = 0; i < c->n_layers; i++) s->n_linear += !c->is_full[i];
-    layout l = {0};
-    lay_out(s, &l);
-    if (l.overflow) return err_set(e, ERR_MEMORY, "session scratch does not fit in memory");
-    if (!(s->arena = mem_array(1, l.n_bytes, e))) return e->code;
-    l = (layout){.base = s->arena};
-    lay_out(s, &l);
+    if (!s->m->pass && !(s->m->pass = pass_open(s->m, e))) return e->code;
+    if (!(s->pages = mem_array((size_t)kv_n_pages(s->n_ctx), sizeof *s->pages, e)) ||
+        !(s->slot = mem_array((size_t)c->n_layers, sizeof *s->slot, e)) ||
+        !(s->S = mem_array((size_t)ses_S_floats(s), sizeof *s->S, e)) ||
+        !(s->conv = mem_array((size_t)ses_conv_floats(s), sizeof *s->conv, e)) ||
+        !(s->logits = mem_array((size_t)c->vocab_size, sizeof *s->logits, e)) ||
+        !(s->ids = mem_pages((size_t)s->n_ctx * sizeof *s->ids, e)) ||
+        !(s->saved = mem_pages(saved_bytes(s), e)))
+        return e->code;
     for (int i = 0, n_seen[2] = {0}; i < c->n_layers; i++) s->slot[i] = n_seen[c->is_full[i]]++;
-    return open_pages(s, e);
+    return open_kv(s, e);
 }
 
 ses *ses_open(model *m, const ses_options *options, err_info *e)
@@ -170,10 +69,12 @@ void ses_close(ses *s)
         kv_pool_return(s->kv, kv_n_pages(s->n_ctx));
     }
     mem_pages_free(s->ids, (size_t)s->n_ctx * sizeof *s->ids);
-    mem_pages_free(s->t.scores, scores_bytes(s));
-    mem_pages_free(s->t.scored, scored_bytes(s));
     mem_pages_free(s->saved, saved_bytes(s));
-    mem_free(s->arena);
+    mem_free(s->pages);
+    mem_free(s->slot);
+    mem_free(s->S);
+    mem_free(s->conv);
+    mem_free(s->logits);
     mem_free(s);
 }
 

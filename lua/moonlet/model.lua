@@ -181,6 +181,25 @@ function Model:compare(final, reference, at, targets)
   return { kl = kl, reference_nll = p, nll = q, reference_top = top_p, top = top_q }
 end
 
+---Appends tokens to several sessions in one pass, which reads each weight once: the decode steps of
+---many sequences cost little more than one. Each session ends up as its own evaluation would have
+---left it, to the bit; on failure, or when cancelled, all are as they were.
+---@param parts { session: moonlet.Session, ids: integer[] }[] at most 256 tokens together
+---@return boolean? ok, string? message, string? code
+function Model:eval(parts)
+  if type(parts) ~= "table" then options.misuse("list of parts expected, got " .. type(parts)) end
+  local raw = {}
+  for i, part in ipairs(parts) do
+    local session = type(part) == "table" and part.session
+    if getmetatable(session) ~= Session then
+      options.misuse(("part %d: {session =, ids =} expected"):format(i))
+    end
+    check_ids(part.ids)
+    raw[i] = { session = session.core, ids = part.ids }
+  end
+  return self.core:eval_parts(raw)
+end
+
 ---@param opts? { ctx?: integer, kv?: string } tokens of room (32768 or what the model takes) and
 ---  cache codec ("f16"; "f32" under precision "exact")
 ---@return moonlet.Session? session, string? message, string? code

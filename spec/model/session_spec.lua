@@ -161,6 +161,71 @@ describe("session", function()
     assert.is_nil(ses2:restore(snap))
   end)
 
+  describe("in a batch with others", function()
+    local function open(n, codec)
+      local list = setmetatable({}, { __close = function(self)
+        for _, ses in ipairs(self) do ses:close() end
+      end })
+      for i = 1, n do list[i] = assert(model:session { ctx = 256, kv = codec or "f16" }) end
+      return list
+    end
+
+    it("comes out as alone, prompts and single tokens mixed", function()
+      for _, codec in ipairs { "f32", "f16" } do
+        local sessions <close>, whole = open(6, codec), {}
+        for step = 1, 5 do
+          local parts = {}
+          for i, ses in ipairs(sessions) do
+            -- Lengths 1, 2, 3 are shorter than the convolution, 40 crosses a page.
+            local n = ({ 1, 2, 3, 40, 1, 17 })[(i + step) % 6 + 1]
+            local ids = ids_from(i * 31 + step, n)
+            parts[i] = { session = ses, ids = ids }
+            whole[i] = table.move(ids, 1, n, #(whole[i] or {}) + 1, whole[i] or {})
+          end
+          assert(model:eval_parts(parts))
+        end
+        for i, ses in ipairs(sessions) do
+          assert.equal(#whole[i], ses:n_past())
+          assert.same(whole[i], ses:ids())
+          assert.same(fresh_values(whole[i], codec), values_of(ses))
+        end
+      end
+    end)
+
+    it("takes more sessions than lm_head takes rows at once", function()
+      local sessions <close>, parts = open(20), {}
+      for i, ses in ipairs(sessions) do parts[i] = { session = ses, ids = ids_from(i, 1) } end
+      assert(model:eval_parts(parts))
+      for i, ses in ipairs(sessions) do
+        assert.same(fresh_values(ids_from(i, 1), "f16"), values_of(ses))
+      end
+      assert(model:eval_parts {})
+    end)
+
+    it("refuses a part without effect on any", function()
+      local sessions <close> = open(2)
+      local other <close> = assert(core.model_open(DIR, { threads = 1 }))
+      local stranger <close> = assert(other:session { ctx = 8 })
+      local a, b = sessions[1], sessions[2]
+      assert(a:eval { 1 })
+      for expected, parts in pairs {
+        ["part 1: token id 999 at position 0 is not below 320"] = { { a, { 2 } }, { b, { 999 } } },
+        ["parts 0 and 1 are one session"] = { { a, { 2 } }, { a, { 3 } } },
+        ["part 1 has no tokens"] = { { a, { 2 } }, { b, {} } },
+        ["part 1 is of another model"] = { { a, { 2 } }, { stranger, { 3 } } },
+        ["more than 256 tokens in a batch"] = { { a, ids_from(1, 200) }, { b, ids_from(2, 57) } },
+        ["part 1: context is full: 0 tokens past, 257 more, room for 256"] =
+          { { a, { 2 } }, { b, ids_from(2, 257) } },
+      } do
+        for i, part in ipairs(parts) do parts[i] = { session = part[1], ids = part[2] } end
+        local ok, message = model:eval_parts(parts)
+        assert.is_nil(ok)
+        assert.equal(expected, message)
+        assert.same({ 1, 0 }, { a:n_past(), b:n_past() })
+      end
+    end)
+  end)
+
   it("marks views of its logits as stale", function()
     local ses <close> = assert(model:session { ctx = 8 })
     assert.error_matches(function() ses:logits() end, "no logits")
