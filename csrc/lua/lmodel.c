@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "lua/llayout.h"
+#include "model/replace.h"
 
 static model_box *to_box(lua_State *L, int arg)
 {
@@ -89,6 +90,48 @@ static int check_finite(lua_State *L)
 {
     err_info e;
     if (model_check_finite(lmodel_check(L, 1)->m, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* ---- replaced matrices ---------------------------------------------------------------------- */
+
+/* model:replace(name, matrix) -> true; matrix as lml_check_matrix takes it. */
+static int replace(lua_State *L)
+{
+    err_info e;
+    num_matrix w;
+    const char *name = luaL_checkstring(L, 2);
+    lml_check_matrix(L, 3, &w);
+    if (model_replace(lmodel_check(L, 1)->m, name, &w, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* model:encode(name, {mode=, bits=, group=, flavour=, mx_rule=, global_scale=}) -> bytes of the
+ * copy that runs now */
+static int encode(lua_State *L)
+{
+    static const char *const keys[] = {"mode",    "bits",         "group", "flavour",
+                                       "mx_rule", "global_scale", NULL};
+    err_info e;
+    int64_t n_bytes;
+    const char *name = luaL_checkstring(L, 2);
+    luaL_checktype(L, 3, LUA_TTABLE);
+    lml_check_keys(L, 3, keys);
+    num_format f = lml_check_format(L, 3);
+    model *m = lmodel_check(L, 1)->m;
+    if (model_encode(m, name, &f, lml_cancel_flag(), &n_bytes, &e)) return lml_fail(L, &e);
+    lua_pushinteger(L, n_bytes);
+    return 1;
+}
+
+/* model:restore([name]) -> true */
+static int restore(lua_State *L)
+{
+    err_info e;
+    const char *name = luaL_optstring(L, 2, NULL);
+    if (model_restore(lmodel_check(L, 1)->m, name, &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;
 }
@@ -220,9 +263,17 @@ static int forward(lua_State *L)
 void lml_open_model(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"check_finite", check_finite}, {"close", close_model}, {"eval_parts", lsession_eval_parts},
-        {"forward", forward},           {"info", info},         {"kv_bytes", kv_bytes},
-        {"session", lsession_new},      {NULL, NULL},
+        {"check_finite", check_finite},
+        {"close", close_model},
+        {"encode", encode},
+        {"eval_parts", lsession_eval_parts},
+        {"forward", forward},
+        {"info", info},
+        {"kv_bytes", kv_bytes},
+        {"replace", replace},
+        {"restore", restore},
+        {"session", lsession_new},
+        {NULL, NULL},
     };
     lml_class(L, LMODEL_CLASS, methods, close_model);
     lua_pushcfunction(L, open_model);

@@ -6,18 +6,20 @@
 
 #include "base/map.h"
 #include "base/mem.h"
+#include "model/replace.h"
 
 /* ---- logits --------------------------------------------------------------------------------- */
 
 typedef struct head { /* a model's logits, KLD_ROWS positions at a time */
     model *m;
-    float *logits; /* [KLD_ROWS][V] */
-    void *scratch; /* kern_linear's */
+    const num_matrix *w; /* lm_head */
+    float *logits;       /* [KLD_ROWS][V] */
+    void *scratch;       /* kern_linear's */
 } head;
 
 static err_code head_open(head *h, model *m, int64_t vocab, err_info *e)
 {
-    *h = (head){.m = m};
+    *h = (head){.m = m, .w = m ? &m->weights.lm_head : NULL};
     h->logits = mem_array((size_t)vocab, KLD_ROWS * sizeof *h->logits, e);
     if (!h->logits) return ERR_MEMORY;
     if (!m) return ERR_NONE;
@@ -34,7 +36,7 @@ static void head_close(head *h)
 
 static void head_run(const head *h, const float *final, int64_t n)
 {
-    const num_matrix *w = &h->m->weights.lm_head;
+    const num_matrix *w = h->w;
     kern_linear(h->m->pool, h->m->ops, w, final, w->cols, n, h->logits, w->rows, h->scratch);
 }
 
@@ -424,6 +426,7 @@ err_code kld_compare(const kld_reference *p, model *q, const float *final, const
     if (check_compare(p, q, targets, n, e)) return e->code;
     head hp = {0}, hq = {0};
     err_code code = head_open(&hp, p->m, q->config.vocab_size, e);
+    if (p->m == q) hp.w = model_stored(q, hp.w);
     if (!code) code = head_open(&hq, q, q->config.vocab_size, e);
     if (!code) code = compare_batches(p, &hp, &hq, final, targets, n, out, cancel, e);
     head_close(&hp);

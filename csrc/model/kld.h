@@ -54,7 +54,7 @@ void kld_writer_abort(kld_writer *w);
 /* ---- comparing ------------------------------------------------------------------------------ */
 
 typedef struct kld_reference {
-    model *m; /* either a model and its rows */
+    model *m; /* either a model and its rows; q itself stands for q without its replacements */
     const float *final;
     const kld_file *file; /* or a file's rows from `first` on */
     int64_t first;

@@ -7,6 +7,7 @@
 
 #include "base/mem.h"
 #include "model/pass.h"
+#include "model/replace.h"
 #include "num/fp.h"
 
 json_doc *model_read_config(const char *dir, err_info *e)
@@ -48,6 +49,7 @@ model *model_open(const char *dir, const model_options *options, err_info *e)
 void model_close(model *m)
 {
     if (!m) return;
+    model_restore(m, NULL, NULL);
     pass_close(m->pass);
     for (int i = 0; i < KV_N_CODECS; i++) kv_pool_close(m->kv[i]);
     pool_close(m->pool);

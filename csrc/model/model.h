@@ -1,9 +1,10 @@
 /* model: an opened checkpoint, ready to run; and session: one mutable timeline on it.
  *
  * A model is immutable after model_open apart from its thread pool, which serves one call at a
- * time, and the workspace and pages its sessions share; sessions of one model must therefore be
- * driven from one thread. Sessions borrow the model and must be closed before it. Everything is
- * allocated when a session opens; evaluating allocates nothing.
+ * time, the workspace and pages its sessions share, and the matrices that model/replace.h swaps;
+ * sessions of one model must therefore be driven from one thread. Sessions borrow the model and
+ * must be closed before it. Everything is allocated when a session opens; evaluating allocates
+ * nothing.
  *
  * Shapes: H hidden size, V vocabulary, L layers, k experts used; all arrays are f32, row major. */
 #ifndef MODEL_MODEL_H
@@ -31,6 +32,7 @@ typedef struct model {
     pool *pool;
     struct pass *pass;               /* workspace of all sessions; NULL before the first */
     struct kv_pool *kv[KV_N_CODECS]; /* pages of all sessions; NULL before the first of a codec */
+    struct model_swap *swaps;        /* matrices that run in place of others: model/replace.h */
 } model;
 
 typedef struct model_options {

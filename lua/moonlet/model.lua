@@ -165,9 +165,48 @@ function Model:forward(ids, opts)
   return self.core:forward(ids, opts.want or { "logits" })
 end
 
+-- A replacement says one of these.
+local PARTS <const> = { weight = "string", scales = "string", biases = "string", rows = "integer",
+  cols = "integer", mode = "string", bits = "integer", group = "integer", dtype = "string" }
+local ENCODING <const> = { mode = "string", bits = "integer", group = "integer", keep = "string",
+  flavour = "string", mx_rule = "string", global_scale = "number" }
+
+---Runs with one matrix replaced by an encoded copy of it, until restore(). Several may be replaced
+---at once. The checkpoint is not touched, and info() describes that.
+---@param name string below the text stack, without ".weight": "layers.3.mlp.experts.gate_proj" for
+---  a whole expert stack, "layers.3.mlp.experts.7.gate_proj" for one expert, "lm_head"
+---@param with table a decision {mode=, bits=, group=}, by which the checkpoint's weights are
+---  encoded as moonlet.quantize does it, or {keep=} for the checkpoint's own; or the bytes of one
+---  matrix: {weight=, scales=, biases=, rows=, cols=, mode=, bits=, group=, dtype= of the scales}
+---@return integer? bytes of what runs now, 0 for {keep=}
+---@return string? message, string? code
+function Model:replace(name, with)
+  if type(name) ~= "string" then options.misuse("name of a matrix expected, got " .. type(name)) end
+  if type(with) == "table" and with.weight then
+    options.check(with, PARTS)
+    local ok, message, code = self.core:replace(name, { codes = with.weight, scales = with.scales,
+      biases = with.biases, rows = with.rows, cols = with.cols, mode = with.mode,
+      bits = with.bits, group = with.group, scale_dtype = with.dtype, bias_dtype = with.dtype })
+    if not ok then return nil, message, code end
+    return #with.weight + #(with.scales or "") + #(with.biases or "")
+  end
+  options.check(with, ENCODING)
+  if not with.keep then return self.core:encode(name, with) end
+  local ok, message, code = self.core:restore(name)
+  if not ok then return nil, message, code end
+  return 0
+end
+
+---Runs the checkpoint's weights again.
+---@param name? string of one matrix or stack; all without it
+---@return true? ok, string? message, string? code
+function Model:restore(name)
+  return self.core:restore(name)
+end
+
 ---Compares predictions with those of a reference, over the whole vocabulary.
 ---@param final table rows of this model, from Session:final
----@param reference moonlet.Model|moonlet.ReferenceFile
+---@param reference moonlet.Model|moonlet.ReferenceFile self stands for itself without replacements
 ---@param at table|integer the reference's rows, or the number of the first one in its file
 ---@param targets integer[] the token that follows, one for each row
 ---@return table? out tensors [k]: kl (KL(reference || model), nats), nll and reference_nll of the
