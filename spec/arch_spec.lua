@@ -18,6 +18,7 @@ local LIBRARIES = {
   ["json-c"] = { io = true },
   ["pcre2.h"] = { text = true },
   ["utf8proc.h"] = { text = true },
+  ["nettle/"] = { io = true },
   ["immintrin.h"] = { kern = true },
   ["dlfcn.h"] = { kern = true },
   ["lua.h"] = { lua = true },

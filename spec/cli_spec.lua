@@ -211,7 +211,6 @@ rm D/pipe; exit $code]]
   for _, row in ipairs {
     { "model.safetensors", "generate --file D/long.txt" }, -- what it generates may end at once
     { "model.safetensors", "generate --file D/long.txt --json" },
-    { "model.safetensors", "quantize D/q --recipe unsloth" },
     { "model.safetensors", "eval ppl --chat examples/demo-model/eval.jsonl" },
     { "model.safetensors", "eval kld --chat examples/demo-model/eval.jsonl --save-logits D/q" },
     { "model.safetensors", "forward --ids " .. ("5,"):rep(3000) .. " --out D/q" },
@@ -230,6 +229,25 @@ rm D/pipe; exit $code]]
       assert.is_nil(io.open(dir .. "/q"))
     end)
   end
+
+  it("when a quantizer is interrupted, which can be resumed", function()
+    local command = "quantize D/q --recipe unsloth --resume"
+    write("interrupt", INTERRUPT:format(LUA_PATHS, command, "model.safetensors"):gsub("D/",
+      dir .. "/"))
+    local _, _, code = os.execute("bash " .. dir .. "/interrupt")
+    local said = read(dir .. "/err")
+    assert.equal(1, code)
+    assert.matches("^moonlet: interrupted[^\n]*\n$", said)
+    assert.is_nil(io.open(dir .. "/q"))
+    assert.equal(said:find("to be resumed") ~= nil, io.open(dir .. "/q.partial") ~= nil)
+    assert(os.execute(("%sbin/moonlet %s >%s/out"):format(LUA_PATHS, command:gsub("D/", dir .. "/"),
+      dir)))
+    assert.is_nil(io.open(dir .. "/q.partial"))
+    assert.matches("bits per weight", read(dir .. "/out"))
+    local facts = read(dir .. "/q/moonlet.json")
+    assert.matches('"command": "moonlet quantize [^"]*/q %-%-recipe unsloth %-%-resume"', facts)
+    os.execute("rm -r " .. dir .. "/q")
+  end)
 end)
 
 describe("a model's broken side files", function()

@@ -38,7 +38,7 @@ err_code err_prefix(err_info *e, const char *fmt, ...)
 
 const char *err_name(err_code code)
 {
-    static const char *const names[] = {"none",  "io",    "format",    "memory",
-                                        "limit", "range", "cancelled", "unsupported"};
+    static const char *const names[] = {"none",  "io",        "format",      "memory", "limit",
+                                        "range", "cancelled", "unsupported", "busy"};
     return (unsigned)code < sizeof names / sizeof *names ? names[code] : "unknown";
 }

@@ -15,6 +15,7 @@ typedef enum err_code {
     ERR_RANGE,       /* a value outside its range: token id, shape, ... */
     ERR_CANCELLED,   /* the caller asked to stop */
     ERR_UNSUPPORTED, /* well formed, but not something moonlet reads or does */
+    ERR_BUSY,        /* another process holds it */
 } err_code;
 
 typedef struct err_info {

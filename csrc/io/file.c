@@ -98,6 +98,15 @@ int64_t file_free_bytes(const char *path, err_info *e)
     return __builtin_mul_overflow(fs.f_bavail, fs.f_frsize, &bytes) ? INT64_MAX : bytes;
 }
 
+err_code file_info(const char *path, int64_t *n_bytes, int64_t *changed_ns, err_info *e)
+{
+    struct stat st;
+    if (stat(path, &st) != 0) return fail(path, "find", e);
+    *n_bytes = (int64_t)st.st_size;
+    *changed_ns = (int64_t)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec;
+    return ERR_NONE;
+}
+
 err_code file_real_path(const char *path, char out[PATH_MAX], err_info *e)
 {
     return realpath(path, out) ? ERR_NONE : fail(path, "find", e);

@@ -27,6 +27,9 @@ err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int 
 /* Bytes that this process may still write to the file system of `path`; -1 on failure. */
 int64_t file_free_bytes(const char *path, err_info *e);
 
+/* Size and time of the last change, in nanoseconds since 1970. */
+err_code file_info(const char *path, int64_t *n_bytes, int64_t *changed_ns, err_info *e);
+
 /* The absolute path without links, "." and ".."; an error if nothing is there. */
 err_code file_real_path(const char *path, char out[PATH_MAX], err_info *e);
 

@@ -21,7 +21,7 @@ typedef struct st_slot {
 
 struct st_writer {
     char *path, *partial; /* owned */
-    int fd, has_partial; /* has_partial: the file is ours, to rename or remove */
+    int fd, has_partial; /* has_partial: the file is ours, to remove */
     st_slot *slots; /* [n_slots] */
     int64_t n_slots;
 };
@@ -156,8 +156,35 @@ static err_code reserve(st_writer *w, int64_t n_bytes, err_info *e)
                    strerror(error));
 }
 
-static err_code begin(st_writer *w, const st_entry *entries, const char *const *metadata,
+/* A new file that begins with this header. */
+static err_code start(st_writer *w, const char *header, int64_t header_bytes, int64_t n_bytes,
                       err_info *e)
+{
+    w->fd = open(w->partial, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (w->fd < 0) return err_set(e, ERR_IO, "%s: %s", w->partial, strerror(errno));
+    w->has_partial = 1;
+    if (reserve(w, n_bytes, e)) return e ? e->code : ERR_IO;
+    return put_bytes(w, 0, header, header_bytes, e);
+}
+
+/* The file that is there, if it begins with this header. */
+static err_code go_on(st_writer *w, const char *header, int64_t header_bytes, int64_t n_bytes,
+                      err_info *e)
+{
+    w->fd = open(w->partial, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    if (w->fd < 0) return err_set(e, ERR_IO, "%s: %s", w->partial, strerror(errno));
+    char *found = mem_array((size_t)header_bytes, 1, e);
+    if (!found) return ERR_MEMORY;
+    int same = pread(w->fd, found, (size_t)header_bytes, 0) == header_bytes &&
+               memcmp(found, header, (size_t)header_bytes) == 0;
+    mem_free(found);
+    if (!same)
+        return err_set(e, ERR_FORMAT, "%s: is not the beginning of this file", w->partial);
+    return reserve(w, n_bytes, e);
+}
+
+static err_code begin(st_writer *w, const st_entry *entries, const char *const *metadata,
+                      int64_t n_done, err_info *e)
 {
     int64_t data_bytes = 0, n_bytes;
     err_code code = lay_out(w, entries, &data_bytes, e);
@@ -171,19 +198,19 @@ static err_code begin(st_writer *w, const st_entry *entries, const char *const *
     } else if (__builtin_add_overflow(data_at, data_bytes, &n_bytes)) {
         code = err_set(e, ERR_RANGE, "%s: more than 2^63 bytes", w->path);
     } else {
-        for (int64_t i = 0; i < w->n_slots; i++) w->slots[i].offset += data_at;
-        w->fd = open(w->partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-        if (w->fd < 0) code = err_set(e, ERR_IO, "%s: %s", w->partial, strerror(errno));
-        w->has_partial = w->fd >= 0;
-        if (!code) code = reserve(w, n_bytes, e);
-        if (!code) code = put_bytes(w, 0, header, data_at, e);
+        for (int64_t i = 0; i < w->n_slots; i++) {
+            w->slots[i].offset += data_at;
+            if (i < n_done) w->slots[i].n_put = w->slots[i].n_bytes;
+        }
+        code = n_done < 0 ? start(w, header, data_at, n_bytes, e)
+                          : go_on(w, header, data_at, n_bytes, e);
     }
     mem_free(header);
     return code;
 }
 
-st_writer *st_writer_open(const char *path, const st_entry *entries, int64_t n_entries,
-                          const char *const *metadata, err_info *e)
+static st_writer *open_writer(const char *path, const st_entry *entries, int64_t n_entries,
+                              const char *const *metadata, int64_t n_done, err_info *e)
 {
     st_writer *w = mem_array(1, sizeof *w, e);
     if (!w) return NULL;
@@ -199,11 +226,27 @@ st_writer *st_writer_open(const char *path, const st_entry *entries, int64_t n_e
     memcpy(w->partial, path, n);
     memcpy(w->partial + n, ".partial", sizeof ".partial");
     w->n_slots = n_entries;
-    if (begin(w, entries, metadata, e)) {
+    if (begin(w, entries, metadata, n_done, e)) {
         st_writer_abort(w);
         return NULL;
     }
     return w;
+}
+
+st_writer *st_writer_open(const char *path, const st_entry *entries, int64_t n_entries,
+                          const char *const *metadata, err_info *e)
+{
+    return open_writer(path, entries, n_entries, metadata, -1, e);
+}
+
+st_writer *st_writer_resume(const char *path, const st_entry *entries, int64_t n_entries,
+                            const char *const *metadata, int64_t n_done, err_info *e)
+{
+    if (n_done >= 0 && n_done <= n_entries)
+        return open_writer(path, entries, n_entries, metadata, n_done, e);
+    err_set(e, ERR_RANGE, "%s: %lld of %lld tensors written", path, (long long)n_done,
+            (long long)n_entries);
+    return NULL;
 }
 
 err_code st_writer_put(st_writer *w, int64_t i, int64_t at, const void *data, int64_t n_bytes,
@@ -218,6 +261,11 @@ err_code st_writer_put(st_writer *w, int64_t i, int64_t at, const void *data, in
     err_code code = put_bytes(w, s->offset + at, data, n_bytes, e);
     if (!code) atomic_fetch_add(&s->n_put, n_bytes);
     return code;
+}
+
+err_code st_writer_sync(st_writer *w, err_info *e)
+{
+    return fdatasync(w->fd) == 0 ? ERR_NONE : os_error(w, "cannot sync", errno, e);
 }
 
 /* The new name must be on the disk too before the old contents may be forgotten. */
@@ -258,6 +306,12 @@ err_code st_writer_finish(st_writer *w, err_info *e)
     err_code code = commit(w, e);
     st_writer_abort(w);
     return code;
+}
+
+void st_writer_leave(st_writer *w)
+{
+    if (w) w->has_partial = 0;
+    st_writer_abort(w);
 }
 
 void st_writer_abort(st_writer *w)

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "io/file.h"
+#include "io/hash.h"
 
 /* file_write(path, bytes) -> true */
 static int write_whole(lua_State *L)
@@ -100,14 +101,49 @@ static int real_path(lua_State *L)
     return 1;
 }
 
+/* file_info(path) -> size, time of the last change in nanoseconds since 1970 */
+static int info(lua_State *L)
+{
+    err_info e = {0};
+    int64_t n_bytes, changed_ns;
+    if (file_info(luaL_checkstring(L, 1), &n_bytes, &changed_ns, &e)) return lml_fail(L, &e);
+    lua_pushinteger(L, n_bytes);
+    lua_pushinteger(L, changed_ns);
+    return 2;
+}
+
+/* sha256(bytes) -> 64 hexadecimal digits */
+static int sha256(lua_State *L)
+{
+    size_t n;
+    char out[HASH_TEXT];
+    const char *bytes = luaL_checklstring(L, 1, &n);
+    hash_bytes(bytes, n, out);
+    lua_pushstring(L, out);
+    return 1;
+}
+
+/* sha256_file(path) -> the same of a file's bytes */
+static int sha256_file(lua_State *L)
+{
+    err_info e = {0};
+    char out[HASH_TEXT];
+    if (hash_file(luaL_checkstring(L, 1), lml_cancel_flag(), out, &e)) return lml_fail(L, &e);
+    lua_pushstring(L, out);
+    return 1;
+}
+
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
+        {"file_info", info},
         {"file_write", write_whole},
         {"free_bytes", free_bytes},
         {"list_dir", list_dir},
         {"make_dir", make_dir},
         {"real_path", real_path},
+        {"sha256", sha256},
+        {"sha256_file", sha256_file},
         {"sync_dir", sync_dir},
         {NULL, NULL},
     };

@@ -33,7 +33,7 @@ static quantizer *check_writing(lua_State *L)
 static int quant_close(lua_State *L)
 {
     quantizer *q = luaL_checkudata(L, 1, QUANT);
-    if (q->writer) st_writer_abort(q->writer);
+    st_writer_leave(q->writer);
     pool_close(q->pool);
     st_close(q->source);
     memset(q, 0, sizeof *q);
@@ -75,15 +75,18 @@ static const char *get_string(lua_State *L, int table, const char *key)
     return s;
 }
 
-/* q:create(path, {{name=, dtype=, shape=}, ...}, format) -> true
+/* q:create(path, {{name=, dtype=, shape=}, ...}, format [, n_done]) -> true
  *
- * Begins a file whose __metadata__ says `format`. */
+ * Begins a file whose __metadata__ says `format`, or goes on with one whose first n_done entries
+ * are complete. A file that is not finished stays as path .. ".partial" when the quantizer is
+ * closed. */
 static int quant_create(lua_State *L)
 {
     err_info e = {0};
     const char *path = luaL_checkstring(L, 2);
     luaL_checktype(L, 3, LUA_TTABLE);
     const char *metadata[] = {"format", luaL_checkstring(L, 4), NULL};
+    lua_Integer n_done = luaL_optinteger(L, 5, 0);
     lua_Integer n = lml_len(L, 3, INT32_MAX);
     st_entry *entries = lua_newuserdatauv(L, (size_t)n * sizeof *entries + 1, 0);
     for (lua_Integer i = 0; i < n; i++) {
@@ -93,7 +96,8 @@ static int quant_create(lua_State *L)
     }
     quantizer *q = check_open(L);
     if (q->writer) return luaL_error(L, "a file is being written already");
-    q->writer = st_writer_open(path, entries, n, metadata, &e);
+    q->writer = n_done ? st_writer_resume(path, entries, n, metadata, n_done, &e)
+                       : st_writer_open(path, entries, n, metadata, &e);
     if (!q->writer) return lml_fail(L, &e);
     q->n_entries = n;
     lua_pushboolean(L, 1);
@@ -202,6 +206,15 @@ static int quant_put(lua_State *L)
     return 1;
 }
 
+/* q:sync() -> true: what was put survives a power cut */
+static int quant_sync(lua_State *L)
+{
+    err_info e = {0};
+    if (st_writer_sync(check_writing(L)->writer, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 /* q:finish() -> true: the file is complete, synced and has its name */
 static int quant_finish(lua_State *L)
 {
@@ -218,6 +231,7 @@ void lml_open_quant(lua_State *L)
 {
     static const luaL_Reg methods[] = {{"create", quant_create},
                                        {"put", quant_put},
+                                       {"sync", quant_sync},
                                        {"finish", quant_finish},
                                        {"close", quant_close},
                                        {NULL, NULL}};

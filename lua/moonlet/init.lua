@@ -5,7 +5,7 @@
 local core = require "moonlet.core"
 
 local moonlet = {
-  _VERSION = "0.1.0",
+  _VERSION = require "moonlet.version",
   quantize_tensor = core.quantize_tensor,
   dequantize_tensor = core.dequantize_tensor,
 }

@@ -1,14 +1,17 @@
 -- quantize: carries a recipe out and writes the checkpoint.
 --
 -- The source is never touched. Everything is written into OUT.partial and renamed at the end, so
--- OUT appears complete or not at all; a failure, an interrupt or a callback's "stop" removes what
--- was written. Memory is bounded by the threads' blocks of rows, whatever the size of a tensor.
+-- OUT appears complete or not at all; a failure removes what was written, an interrupt or a
+-- callback's "stop" leaves it to be resumed. Memory is bounded by the threads' blocks of rows,
+-- whatever the size of a tensor.
 
 local core = require "moonlet.core"
 local json = require "moonlet.json"
 local mlx = require "moonlet.mlx"
 local options = require "moonlet.options"
+local partial = require "moonlet.partial"
 local plan = require "moonlet.plan"
+local provenance = require "moonlet.provenance"
 local recipe = require "moonlet.recipe"
 local sys = require "moonlet.sys"
 
@@ -27,161 +30,26 @@ local quantize = {}
 ---@field shard_bytes integer?  default 5 GiB
 ---@field flavour "metal"|"cpu"|nil   whose rounding to follow, see moonlet.quantize_tensor
 ---@field mx_rule "ceil"|"nearest"|nil
+---@field resume boolean?     go on where a run that was cut off had stopped
+---@field command string?     recorded in moonlet.json
 ---@field on_progress fun(done: integer, total: integer, tensor: string): boolean?
----  after every tensor, in bytes of the output; returning false stops
+---  before the first and after every tensor, in bytes of the weights as BF16; returning false
+---  stops
 
 local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integer",
   group = "integer", mode = "string", mxfp = "boolean", format = "string", threads = "integer",
-  shard_bytes = "integer", flavour = "string", mx_rule = "string", on_progress = "function" }
+  shard_bytes = "integer", flavour = "string", mx_rule = "string", resume = "boolean",
+  command = "string", on_progress = "function" }
 
--- ---- the directory -----------------------------------------------------------------------------
+-- Options that change bytes, besides those of the recipe.
+local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule" }
+local DEFAULTS = { format = "mlx", shard_bytes = mlx.SHARD_BYTES, flavour = "metal",
+  mx_rule = "ceil" }
 
-local function parent_and_name(path)
-  local parent, name = path:match("^(.*)/([^/]+)$")
-  if not parent then return ".", path end
-  return parent == "" and "/" or parent, name
-end
+-- What is on the disk is noted this often: the work that a power cut costs.
+quantize.NOTE_SECONDS, quantize.NOTE_BYTES = 10, 1 << 30
 
--- Refuses an OUT that is in use, is the source or lies within it.
-local function check_out(source, out)
-  local inside, message, code = core.list_dir(out)
-  if inside and next(inside) then
-    return nil, out .. ": exists and is not empty", "io"
-  end
-  if not inside and core.real_path(out) then return nil, message, code end
-  local parent, name = parent_and_name(out)
-  if name == "." or name == ".." then return nil, out .. ": name a new directory", "io" end
-  local from, to
-  from, message, code = core.real_path(source)
-  if not from then return nil, message, code end
-  to, message, code = core.real_path(parent)
-  if not to then return nil, message, code end
-  to = (to == "/" and "" or to) .. "/" .. name
-  if (to .. "/"):sub(1, #from + 1) == from .. "/" then
-    return nil, ("%s lies in the source %s"):format(out, source), "io"
-  end
-  return parent
-end
-
-local function remove_dir(dir)
-  for name in pairs(core.list_dir(dir) or {}) do os.remove(dir .. "/" .. name) end
-  os.remove(dir)
-end
-
--- What belongs to a checkpoint besides weights: tokenizer, templates, generation settings,
--- licence, card.
-local SIDE_SUFFIXES = { "%.json$", "%.jinja$", "%.txt$", "%.md$", "%.model$", "%.tiktoken$" }
-local SIDE_PREFIXES = { "^LICEN[CS]E", "^NOTICE", "^USE_POLICY" }
-
-local function is_side_file(name)
-  if name == "config.json" or name:find("%.index%.json$") or name:find("^%.") then return false end
-  for _, list in ipairs { SIDE_SUFFIXES, SIDE_PREFIXES } do
-    for _, pattern in ipairs(list) do
-      if name:find(pattern) then return true end
-    end
-  end
-  return false
-end
-
-local function copy_side_files(source, dir)
-  local names, message, code = core.list_dir(source)
-  if not names then return nil, message, code end
-  for name, is_file in pairs(names) do
-    if is_file and is_side_file(name) then
-      local bytes, ok
-      bytes, message, code = sys.read_file(source .. "/" .. name)
-      if not bytes then return nil, message, code end
-      ok, message, code = core.file_write(dir .. "/" .. name, bytes)
-      if not ok then return nil, message, code end
-    end
-  end
-  return true
-end
-
--- ---- weights -----------------------------------------------------------------------------------
-
--- Writes one file; `step` is called after each tensor and may ask to stop.
-local function write_file(o, writer, dir, file, step)
-  local entries, first = {}, {}
-  for i, item in ipairs(file.items) do
-    first[i] = #entries + 1
-    table.move(item.entries, 1, #item.entries, #entries + 1, entries)
-  end
-  local ok, message, code = writer:create(dir .. "/" .. file.name, entries, file.format)
-  if not ok then return nil, message, code end
-  for i, item in ipairs(file.items) do
-    item.put.entry, item.put.flavour, item.put.mx_rule = first[i], o.flavour, o.mx_rule
-    ok, message, code = writer:put(item.put)
-    if not ok then return nil, message, code end
-    ok, message, code = step(item)
-    if not ok then return nil, message, code end
-  end
-  return writer:finish()
-end
-
-local function write_weights(o, dir, files)
-  local total, done = 0, 0
-  for _, file in ipairs(files) do
-    for _, item in ipairs(file.items) do total = total + item.bytes end
-  end
-  local opened, message, code = core.quant_open(o.source, o.threads or 0)
-  if not opened then return nil, message, code end
-  local writer <close> = opened
-  local function step(item)
-    done = done + item.bytes
-    if o.on_progress and o.on_progress(done, total, item.name) == false then
-      return nil, "stopped", "cancelled"
-    end
-    return true
-  end
-  for _, file in ipairs(files) do
-    local ok
-    ok, message, code = write_file(o, writer, dir, file, step)
-    if not ok then return nil, message, code end
-  end
-  return true
-end
-
--- Everything into `dir`; config.json last, as readers start with it.
-local function write_checkpoint(o, dir, files, config)
-  local ok, message, code = write_weights(o, dir, files)
-  if not ok then return nil, message, code end
-  ok, message, code = core.file_write(dir .. "/model.safetensors.index.json", mlx.index(files))
-  if not ok then return nil, message, code end
-  ok, message, code = copy_side_files(o.source, dir)
-  if not ok then return nil, message, code end
-  ok, message, code = core.file_write(dir .. "/config.json", config)
-  if not ok then return nil, message, code end
-  return core.sync_dir(dir)
-end
-
--- Fills OUT.partial with write(dir) and gives it its name; removes it unless all went well, also
--- when write raises.
-local function atomically(out, parent, write)
-  local partial, complete = out .. ".partial", false
-  local ok, message, code = core.make_dir(partial)
-  if not ok then
-    return nil, message .. " (of another run, or of one that was cut off?)", code
-  end
-  local _ <close> = setmetatable({}, { __close = function()
-    if not complete then remove_dir(partial) end
-  end })
-  ok, message, code = write(partial)
-  if not ok then return nil, message, code end
-  ok, message = os.rename(partial, out)
-  if not ok then return nil, ("%s: %s"):format(out, message), "io" end
-  complete = true
-  return core.sync_dir(parent)
-end
-
--- Before hours of work; every file also reserves its own space when it is opened.
-local function check_space(parent, out, bytes)
-  local free, message, code = core.free_bytes(parent)
-  if not free then return nil, message, code end
-  if free >= bytes then return true end
-  return nil, ("%s: needs %s, %s are free"):format(out, plan.size_text(bytes),
-    plan.size_text(free)), "io"
-end
+-- ---- what is known before a byte is written ----------------------------------------------------
 
 local function check_choice(o, key, choices)
   for _, choice in ipairs(choices) do
@@ -191,9 +59,261 @@ local function check_choice(o, key, choices)
   options.misuse(("option '%s': %s expected, got '%s'"):format(key, expected, o[key]))
 end
 
+local function checked(given)
+  local o = setmetatable(options.check(given, KNOWN), { __index = DEFAULTS })
+  for _, key in ipairs { "source", "out", "recipe" } do
+    if o[key] == nil then options.misuse(("option '%s' is missing"):format(key)) end
+  end
+  check_choice(o, "flavour", { "metal", "cpu" })
+  check_choice(o, "mx_rule", { "ceil", "nearest" })
+  if (o.threads or 0) < 0 or o.shard_bytes < 1 then
+    options.misuse("threads and shard_bytes are positive")
+  end
+  return o
+end
+
 local function check_format(format)
-  if format == nil or format == "mlx" then return true end
+  if format == "mlx" then return true end
   return nil, ("format '%s' is not built; there is mlx"):format(format), "unsupported"
+end
+
+-- Before hours of work; every file also reserves its own space when it is opened.
+local function check_space(place, bytes, found)
+  local free, message, code = core.free_bytes(place.parent)
+  if not free then return nil, message, code end
+  bytes = bytes - (found and found:held() or 0)
+  if free >= bytes then return true end
+  return nil, ("%s: needs %s, %s are free"):format(place.out, plan.size_text(bytes),
+    plan.size_text(free)), "io"
+end
+
+local function settings_of(o)
+  local settings = {}
+  for _, key in ipairs(SETTINGS) do settings[key] = o[key] end
+  return json.object(settings, SETTINGS)
+end
+
+---@class moonlet.quantize.Job  all that a run does, decided and checked
+---@field options moonlet.quantize.options
+---@field place moonlet.Place
+---@field found moonlet.Partial|false  left by another run, to be gone on with
+---@field rule moonlet.Recipe
+---@field decisions moonlet.Plan
+---@field files moonlet.mlx.File[]
+---@field side table<string, integer>  files to copy
+---@field config string     text of config.json
+---@field source { sha256: string, stamp: string }
+---@field settings table
+---@field plan table<string, string>
+
+-- What becomes of every tensor: fills in rule, decisions, files and config.
+local function decide(job)
+  local o = job.options
+  local message, code, inventory, decided
+  job.rule, message, code = recipe.load(o.recipe,
+    { bits = o.bits, group = o.group, mode = o.mode, mxfp = o.mxfp })
+  if not job.rule then return nil, message, code end
+  inventory, message, code = plan.inventory(o.source)
+  if not inventory then return nil, message, code end
+  job.decisions, decided, code = plan.decide(job.rule, inventory.source.tensors)
+  if not job.decisions then return nil, decided, code end
+  job.decisions.notes = json.array {}
+  job.config, message, code = mlx.config(inventory.config, inventory.numbers,
+    inventory.source.tied, decided, job.rule.base)
+  if not job.config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
+  local model, mtp = mlx.items(decided, inventory.source.zero_centred)
+  job.files = mlx.files(model, mtp, o.shard_bytes)
+  return true
+end
+
+---@return moonlet.quantize.Job? job
+---@return string? message
+---@return string? code
+local function prepare(o)
+  local job = { options = o, settings = settings_of(o) }
+  local ok, message, code = check_format(o.format)
+  if not ok then return nil, message, code end
+  job.place, message, code = partial.place(o.source, o.out)
+  if not job.place then return nil, message, code end
+  ok, message, code = decide(job)
+  if not ok then return nil, message, code end
+  job.side, message, code = partial.side_files(o.source)
+  if not job.side then return nil, message, code end
+  job.source, message, code = provenance.source(o.source)
+  if not job.source then return nil, message, code end
+  job.plan = provenance.plan(job.source, job.rule, job.decisions, job.settings)
+  job.found, message, code = partial.find(job.place, job.plan, o.resume or false)
+  if job.found == nil then return nil, message, code end
+  local bytes = job.decisions.total_bytes
+  for _, size in pairs(job.side) do bytes = bytes + size end
+  ok, message, code = check_space(job.place, bytes, job.found)
+  if ok then return job end
+  if job.found then job.found:leave() end
+  return nil, message, code
+end
+
+-- ---- weights -----------------------------------------------------------------------------------
+
+---@class moonlet.quantize.Run  weights on their way to the disk
+---@field job moonlet.quantize.Job
+---@field dir moonlet.Partial
+---@field writer table    of moonlet.core
+---@field total integer   bytes of the source
+---@field done integer
+---@field file string?    that is being written
+---@field items integer   of it that were put
+---@field noted integer   of it that are noted
+---@field unsafe integer  bytes put since
+---@field since number    when that was
+local Run = {}
+Run.__index = Run
+
+-- Progress counts weights as BF16, which is what most sources hold.
+local function source_bytes(item)
+  local put = item.put
+  return 2 * #put.parts * put.part_rows * put.cols
+end
+
+-- Puts the items of the file that were written so far on the disk.
+function Run:note()
+  if not self.file or self.items == self.noted then return true end
+  local ok, message, code = self.writer:sync()
+  if not ok then return nil, message, code end
+  ok, message, code = self.dir:note(self.file, self.items)
+  if not ok then return nil, message, code end
+  self.noted, self.unsafe, self.since = self.items, 0, sys.seconds()
+  return true
+end
+
+-- After each item; may be asked to stop.
+function Run:step(item)
+  self.done = self.done + source_bytes(item)
+  self.items, self.unsafe = self.items + 1, self.unsafe + item.bytes
+  if self.unsafe >= quantize.NOTE_BYTES
+    or sys.seconds() - self.since >= quantize.NOTE_SECONDS then
+    local ok, message, code = self:note()
+    if not ok then return nil, message, code end
+  end
+  return self:report(item.name)
+end
+
+function Run:report(name)
+  local report = self.job.options.on_progress
+  if report and report(self.done, self.total, name) == false then
+    return nil, "stopped", "cancelled"
+  end
+  return true
+end
+
+-- Begins a file, or goes on with it; entries of its items, and where those of each begin.
+function Run:open(file, n_done)
+  local entries, first = {}, {}
+  for i, item in ipairs(file.items) do
+    first[i] = #entries + 1
+    table.move(item.entries, 1, #item.entries, #entries + 1, entries)
+  end
+  local done = n_done > 0 and (first[n_done + 1] or #entries + 1) - 1 or 0
+  local ok, message, code = self.writer:create(self.dir.dir .. "/" .. file.name, entries,
+    file.format, done)
+  if not ok then return nil, message, code end
+  self.file, self.items, self.noted = file.name, n_done, n_done
+  self.unsafe, self.since = 0, sys.seconds()
+  return first
+end
+
+function Run:write_file(file, n_done)
+  local o = self.job.options
+  local first, message, code = self:open(file, n_done)
+  if not first then return nil, message, code end
+  local ok
+  for i = n_done + 1, #file.items do
+    local item = file.items[i]
+    item.put.entry, item.put.flavour, item.put.mx_rule = first[i], o.flavour, o.mx_rule
+    ok, message, code = self.writer:put(item.put)
+    if not ok then return nil, message, code end
+    ok, message, code = self:step(item)
+    if not ok then return nil, message, code end
+  end
+  self.file = nil
+  return self.writer:finish()
+end
+
+function Run:write_files()
+  local ok, message, code
+  for _, file in ipairs(self.job.files) do
+    local n_done = self.dir:progress(file.name)
+    if n_done == "complete" then n_done = #file.items end
+    for i = 1, n_done do self.done = self.done + source_bytes(file.items[i]) end
+  end
+  ok, message, code = self:report("")
+  if not ok then return nil, message, code end
+  for _, file in ipairs(self.job.files) do
+    local progress = self.dir:progress(file.name)
+    if progress ~= "complete" then
+      ok, message, code = self:write_file(file, progress)
+      if not ok then return nil, message, code end
+      self.dir.noted = true
+    end
+  end
+  return true
+end
+
+-- ---- the whole checkpoint ----------------------------------------------------------------------
+
+local function write_weights(job, dir)
+  local o, total = job.options, 0
+  for _, file in ipairs(job.files) do
+    for _, item in ipairs(file.items) do total = total + source_bytes(item) end
+  end
+  local opened, message, code = core.quant_open(o.source, o.threads or 0)
+  if not opened then return nil, message, code end
+  local writer <close> = opened
+  local run = setmetatable({ job = job, dir = dir, writer = writer, total = total, done = 0 }, Run)
+  local _ <close> = setmetatable({}, { __close = function(_, raised)
+    if raised or code == "cancelled" then run:note() end
+  end })
+  local ok
+  ok, message, code = run:write_files()
+  if ok then return true end
+  return nil, message, code
+end
+
+-- Everything into the directory; config.json behind what it describes, as readers start with it.
+local function write_checkpoint(job, dir)
+  local ok, message, code = write_weights(job, dir)
+  if not ok then return nil, message, code end
+  local o = job.options
+  ok, message, code = dir:write("model.safetensors.index.json", mlx.index(job.files))
+  if not ok then return nil, message, code end
+  ok, message, code = dir:copy(o.source, job.side)
+  if not ok then return nil, message, code end
+  ok, message, code = dir:write("moonlet.json", provenance.text { source_dir = o.source,
+    source = job.source, rule = job.rule, decisions = job.decisions, settings = job.settings,
+    date = dir.head.date, command = dir.head.command })
+  if not ok then return nil, message, code end
+  ok, message, code = dir:write("config.json", job.config)
+  if not ok then return nil, message, code end
+  return dir:finish()
+end
+
+local function write(job)
+  local dir, message, code = partial.begin(job.place, job.found,
+    { plan = job.plan, date = provenance.date(), command = job.options.command })
+  if not dir then return nil, message, code end
+  local settled = false
+  local _ <close> = setmetatable({}, { __close = function()
+    if not settled then dir:leave() end
+  end })
+  local ok
+  ok, message, code = write_checkpoint(job, dir)
+  settled = true
+  if ok then return job.decisions end
+  if code ~= "cancelled" then
+    dir:remove()
+  elseif dir:leave() then
+    message = ("%s; %s holds what is done, to be resumed (--resume)"):format(message, dir.dir)
+  end
+  return nil, message, code
 end
 
 ---Quantizes a checkpoint.
@@ -203,41 +323,9 @@ end
 ---@return string? message
 ---@return string? code
 function quantize.run(given)
-  local o = options.check(given, KNOWN)
-  for _, key in ipairs { "source", "out", "recipe" } do
-    if o[key] == nil then options.misuse(("option '%s' is missing"):format(key)) end
-  end
-  check_choice(o, "flavour", { "metal", "cpu" })
-  check_choice(o, "mx_rule", { "ceil", "nearest" })
-  if (o.threads or 0) < 0 or (o.shard_bytes or 1) < 1 then
-    options.misuse("threads and shard_bytes are positive")
-  end
-  local out = #o.out > 1 and o.out:gsub("/+$", "") or o.out
-  local ok, message, code = check_format(o.format)
-  if not ok then return nil, message, code end
-  local rule, inventory, decisions, decided, config, parent
-  rule, message, code = recipe.load(o.recipe,
-    { bits = o.bits, group = o.group, mode = o.mode, mxfp = o.mxfp })
-  if not rule then return nil, message, code end
-  parent, message, code = check_out(o.source, out)
-  if not parent then return nil, message, code end
-  inventory, message, code = plan.inventory(o.source)
-  if not inventory then return nil, message, code end
-  decisions, decided, code = plan.decide(rule, inventory.source.tensors)
-  if not decisions then return nil, decided, code end
-  config, message, code = mlx.config(inventory.config, inventory.numbers, inventory.source.tied,
-    decided, rule.base)
-  if not config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
-  ok, message, code = check_space(parent, out, decisions.total_bytes)
-  if not ok then return nil, message, code end
-  local model, mtp = mlx.items(decided, inventory.source.zero_centred)
-  local files = mlx.files(model, mtp, o.shard_bytes or mlx.SHARD_BYTES)
-  ok, message, code = atomically(out, parent, function(dir)
-    return write_checkpoint(o, dir, files, config)
-  end)
-  if not ok then return nil, message, code end
-  decisions.notes = json.array {}
-  return decisions
+  local job, message, code = prepare(checked(given))
+  if not job then return nil, message, code end
+  return write(job)
 end
 
 return setmetatable(quantize, { __call = function(_, ...) return quantize.run(...) end })

@@ -186,6 +186,7 @@ end
 
 ---@class moonlet.Recipe
 ---@field name string
+---@field text string?   of its file
 ---@field options table
 ---@field base table?  the decision that its options ask for, before any rule of its own
 local Recipe = {}
@@ -257,8 +258,8 @@ function recipe.load(source, given)
   if not ok then
     return nil, ("recipe %s: %s"):format(source, decider or build), "format"
   end
-  return setmetatable({ name = source, options = copy(given), decider = decider, base = base },
-    Recipe)
+  return setmetatable({ name = source, text = text, options = copy(given), decider = decider,
+    base = base }, Recipe)
 end
 
 return recipe

@@ -97,3 +97,69 @@ describe("one tensor's put", function()
     assert.matches("a copy has no scales", message)
   end)
 end)
+
+describe("a file that was left unfinished", function()
+  local ENTRIES <const> = { { name = "a", dtype = "F32", shape = { 2 } },
+    { name = "b", dtype = "F32", shape = { 2 } } }
+  local dir, path
+
+  before_each(function()
+    dir = checkpoint.directory()
+    path = dir .. "/out.safetensors"
+    checkpoint.write(dir .. "/in.safetensors", {
+      a = { dtype = "F32", shape = { 2 }, data = f32(1, 2) },
+      b = { dtype = "F32", shape = { 2 }, data = f32(3, 4) } })
+  end)
+  after_each(function() checkpoint.remove(dir) end)
+
+  local function put(writer, i)
+    return writer:put { op = "copy", parts = { { name = ENTRIES[i].name, first_row = 0 } },
+      part_rows = 1, cols = 2, entry = i }
+  end
+
+  local function begin()
+    local writer <close> = assert(core.quant_open(dir .. "/in.safetensors", 1))
+    assert(writer:create(path, ENTRIES, "mlx"))
+    assert(put(writer, 1))
+    assert(writer:sync())
+  end
+
+  it("is gone on with behind the tensors that are complete", function()
+    begin()
+    assert.is_nil(io.open(path))
+    local writer <close> = assert(core.quant_open(dir .. "/in.safetensors", 1))
+    assert(writer:create(path, ENTRIES, "mlx", 1))
+    assert(put(writer, 2))
+    assert(writer:finish())
+    local got = checkpoint.read(path)
+    assert.equal(f32(1, 2), got.a.data)
+    assert.equal(f32(3, 4), got.b.data)
+    assert.is_nil(io.open(path .. ".partial"))
+  end)
+
+  it("is not finished while a tensor is missing", function()
+    begin()
+    local writer <close> = assert(core.quant_open(dir .. "/in.safetensors", 1))
+    assert(writer:create(path, ENTRIES, "mlx", 1))
+    local ok, message = writer:finish()
+    assert.is_nil(ok)
+    assert.matches("tensor b: 0 of 8 bytes were written", message)
+  end)
+
+  it("has to be the same file", function()
+    begin()
+    local writer <close> = assert(core.quant_open(dir .. "/in.safetensors", 1))
+    local ok, message, code = writer:create(path, { ENTRIES[2], ENTRIES[1] }, "mlx", 1)
+    assert.is_nil(ok)
+    assert.equal(path .. ".partial: is not the beginning of this file", message)
+    assert.equal("format", code)
+    ok, message, code = writer:create(dir .. "/other.safetensors", ENTRIES, "mlx", 1)
+    assert.is_nil(ok)
+    assert.matches("other.safetensors.partial: No such file", message)
+    assert.equal("io", code)
+    ok, message, code = writer:create(path, ENTRIES, "mlx", 3)
+    assert.is_nil(ok)
+    assert.matches("3 of 2 tensors", message)
+    assert.equal("range", code)
+  end)
+end)

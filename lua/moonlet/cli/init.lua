@@ -70,6 +70,7 @@ function cli.main(argv)
     return 2
   end
   io.stdout:setvbuf("full")
+  args.argv = argv
   local ran, done, message, code = pcall(require("moonlet.cli." .. args.command).run, args)
   if not ran and type(done) == "table" and done.misuse then
     complain_usage(argv, done.misuse)
@@ -82,7 +83,8 @@ function cli.main(argv)
   local flushed, problem = io.stdout:flush()
   if not done then
     output.end_progress()
-    complain(code == "cancelled" and "interrupted" or first_line(message))
+    if code == "cancelled" and not message:find("^interrupted") then message = "interrupted" end
+    complain(first_line(message))
     return 1
   end
   if not flushed then complain("standard output: " .. problem) end

@@ -142,19 +142,29 @@ local function left(seconds)
   return ("%d s"):format(math.ceil(seconds))
 end
 
----A function (done, total [, unit_rate]) that keeps one line of stderr up to date; nil when
----nobody watches.
-function output.progress(args, what)
+-- "1.20 of 3.40 GiB, 412 MB/s": how much is done, and how fast since there were `first`.
+local function amount(done, total, first, seconds)
+  local text = (", %s of %s"):format(output.bytes(done), output.bytes(total))
+  if seconds < 1 then return text end
+  return ("%s, %.0f MB/s"):format(text, (done - first) / seconds / 1e6)
+end
+
+---A function (done, total) that keeps one line of stderr up to date; nil when nobody watches. What
+---is done at its first call was done before.
+---@param unit? "bytes"  shows amounts and their rate, too
+function output.progress(args, what, unit)
   local terminal = sys.isatty(2)
   if not (terminal or args.progress) then return nil end
-  local start, last = sys.seconds(), -1
+  local start, last, first = sys.seconds(), -1, nil
   return function(done, total)
     local now = sys.seconds()
+    first = first or done
     if done < total and now - last < (terminal and 0.2 or 2) then return end
     last = now
     local line = ("%s %3d %%"):format(what, total > 0 and done * 100 // total or 100)
-    if done > 0 and done < total and now - start > 1 then
-      line = line .. ", " .. left((now - start) * (total - done) / done) .. " left"
+    if unit == "bytes" then line = line .. amount(done, total, first, now - start) end
+    if done > first and done < total and now - start > 1 then
+      line = line .. ", " .. left((now - start) * (total - done) / (done - first)) .. " left"
     end
     io.stderr:write(terminal and "\r\27[K" or "", line, terminal and "" or "\n")
     shown = terminal

@@ -12,9 +12,20 @@ function quantize.define(parser)
     :args("1-2"):argname { "[DIR]", "OUT" }
   plan.recipe_options(command)
   command:option("--format", "checkpoint format"):choices { "mlx" }:default("mlx")
+  command:flag("--resume", "go on where a run that was cut off had stopped")
   output.threads_option(command)
   output.progress_option(command)
   command:flag("--json", "print one JSON object")
+end
+
+-- The command as a shell takes it.
+local function command_line(argv)
+  local words = { "moonlet" }
+  for i, word in ipairs(argv) do
+    local plain = word:find("^[%w%%+,%-./:=@_]+$")
+    words[i + 1] = plain and word or "'" .. word:gsub("'", "'\\''") .. "'"
+  end
+  return table.concat(words, " ")
 end
 
 function quantize.run(args)
@@ -24,7 +35,8 @@ function quantize.run(args)
   local options = plan.options(args)
   options.source, options.out = source, out
   options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
-  options.on_progress = output.progress(args, "quantizing")
+  options.resume, options.command = args.resume, command_line(args.argv)
+  options.on_progress = output.progress(args, "quantizing", "bytes")
   local result, message, code = require("moonlet").quantize(options)
   if not result then return nil, message, code end
   if args.json then

@@ -1,0 +1,278 @@
+-- partial: OUT.partial, where a checkpoint grows until it is complete and gets its name.
+--
+-- A journal in it says what is to be written (the head, its first line) and how many tensors of
+-- each file are on the disk, so that another process can go on where one was cut off. Whoever
+-- writes holds the journal's lock.
+
+local core = require "moonlet.core"
+local json = require "moonlet.json"
+local sys = require "moonlet.sys"
+
+local partial = {}
+
+local JOURNAL <const> = "journal"
+
+---@class moonlet.Partial
+---@field dir string
+---@field head table   what the run that began it wrote down
+local Partial = {}
+Partial.__index = Partial
+
+-- ---- the place ---------------------------------------------------------------------------------
+
+local function parent_and_name(path)
+  local parent, name = path:match("^(.*)/([^/]+)$")
+  if not parent then return ".", path end
+  return parent == "" and "/" or parent, name
+end
+
+---@class moonlet.Place
+---@field out string      without a slash at its end
+---@field parent string   directory of `out`
+---@field dir string      OUT.partial; OUT itself where a run was cut off after it had renamed it
+
+---Refuses an OUT that is in use, is the source or lies within it.
+---@param source string
+---@param out string
+---@return moonlet.Place? place
+---@return string? message
+---@return string? code
+function partial.place(source, out)
+  out = #out > 1 and out:gsub("/+$", "") or out
+  local inside, message, code = core.list_dir(out)
+  local renamed = inside and inside[JOURNAL]
+  if inside and next(inside) and not renamed then
+    return nil, out .. ": exists and is not empty", "io"
+  end
+  if not inside and core.real_path(out) then return nil, message, code end
+  local parent, name = parent_and_name(out)
+  if name == "." or name == ".." then return nil, out .. ": name a new directory", "io" end
+  local from, to
+  from, message, code = core.real_path(source)
+  if not from then return nil, message, code end
+  to, message, code = core.real_path(parent)
+  if not to then return nil, message, code end
+  to = (to == "/" and "" or to) .. "/" .. name
+  if (to .. "/"):sub(1, #from + 1) == from .. "/" then
+    return nil, ("%s lies in the source %s"):format(out, source), "io"
+  end
+  return { out = out, parent = parent, dir = renamed and out or out .. ".partial" }
+end
+
+-- ---- beginning and going on --------------------------------------------------------------------
+
+local function remove_dir(dir)
+  for name in pairs(core.list_dir(dir) or {}) do os.remove(dir .. "/" .. name) end
+  os.remove(dir)
+end
+
+local function new(place, journal, head)
+  return setmetatable({ place = place, dir = place.dir, journal = journal, head = head,
+    done = {}, noted = false }, Partial)
+end
+
+-- The journal's head, and how many items of each file are complete.
+local function read_journal(text)
+  local first, rest = text:match("^([^\n]*)\n(.*)$")
+  if not first then return nil end -- cut off before its first line
+  local done = {}
+  for name, n in rest:gmatch("(%S+) (%d+)\n") do done[name] = math.tointeger(n) end
+  return json.decode(first) or {}, done
+end
+
+-- Which part of the plan differs from the one that was begun, or nil.
+local function difference(begun, wanted)
+  if not json.is_object(begun) then return "plan" end
+  for _, part in ipairs(json.keys(wanted)) do
+    if begun[part] ~= wanted[part] then return part end
+  end
+end
+
+---Opens the directory that another run left, if there is one with anything in it, and checks that
+---it is what is wanted. Writes nothing.
+---@param place moonlet.Place
+---@param plan table<string, string>  what must be the same for the bytes to be the same
+---@param resume boolean
+---@return moonlet.Partial|false|nil partial  false: there is none
+---@return string? message
+---@return string? code
+function partial.find(place, plan, resume)
+  local files = core.list_dir(place.dir)
+  if files and not next(files) or not core.real_path(place.dir) then return false end
+  local journal, message, code = core.journal_open(place.dir .. "/" .. JOURNAL)
+  if not journal then
+    if code == "busy" then return nil, place.dir .. ": another run is writing it", code end
+    return nil, ("%s: exists, and no run can go on with it (%s); remove it"):format(place.dir,
+      message), code
+  end
+  if not resume then
+    journal:close()
+    return nil, place.dir .. ": left by a run that was cut off; resume it (--resume) or remove it",
+      "io"
+  end
+  local head, done = read_journal(journal:text())
+  if not head then return new(place, journal) end
+  local differs = difference(head.plan, plan)
+  if differs then
+    journal:close()
+    return nil, ("%s: begun with another %s; go on as it was begun, or remove it"):format(
+      place.dir, differs), "io"
+  end
+  local self = new(place, journal, head)
+  self.done, self.noted = done, next(done) ~= nil
+  return self
+end
+
+---Begins the directory, or takes what `find` found; from now on it is there to be finished, left
+---or removed.
+---@param place moonlet.Place
+---@param found moonlet.Partial|false
+---@param head table  with `plan`
+---@return moonlet.Partial? partial
+---@return string? message
+---@return string? code
+function partial.begin(place, found, head)
+  local self = found
+  local ok, message, code
+  if not self then
+    if not core.list_dir(place.dir) then
+      ok, message, code = core.make_dir(place.dir)
+      if not ok then return nil, message, code end
+    end
+    local journal
+    journal, message, code = core.journal_create(place.dir .. "/" .. JOURNAL)
+    if not journal then
+      os.remove(place.dir)
+      return nil, message, code
+    end
+    self = new(place, journal)
+  end
+  if self.head then return self end
+  self.head = head
+  ok, message, code = self.journal:append(json.encode(head))
+  if ok then return self end
+  self:remove()
+  return nil, message, code
+end
+
+-- ---- its content -------------------------------------------------------------------------------
+
+---Bytes on the disk already.
+---@return integer
+function Partial:held()
+  local bytes = 0
+  for name in pairs(core.list_dir(self.dir) or {}) do
+    bytes = bytes + (core.file_info(self.dir .. "/" .. name) or 0)
+  end
+  return bytes
+end
+
+---How far a file is: "complete", or the number of its items that are.
+---@param name string
+---@return "complete"|integer
+function Partial:progress(name)
+  local files = core.list_dir(self.dir) or {}
+  if files[name] then return "complete" end
+  return files[name .. ".partial"] and self.done[name] or 0
+end
+
+---The first n items of a file are on the disk.
+---@param name string
+---@param n integer
+function Partial:note(name, n)
+  self.noted = true
+  return self.journal:append(("%s %d"):format(name, n))
+end
+
+---@param name string
+---@param bytes string
+function Partial:write(name, bytes)
+  return core.file_write(self.dir .. "/" .. name, bytes)
+end
+
+-- ---- its end -----------------------------------------------------------------------------------
+
+---Gives the directory its name.
+---@return true? ok
+---@return string? message
+---@return string? code
+function Partial:finish()
+  local place = self.place
+  local ok, message, code = core.sync_dir(self.dir)
+  if not ok then return nil, message, code end
+  if self.dir ~= place.out then
+    ok, message = os.rename(self.dir, place.out)
+    if not ok then return nil, ("%s: %s"):format(place.out, message), "io" end
+    self.dir = place.out
+  end
+  ok, message, code = core.sync_dir(place.parent)
+  if not ok then return nil, message, code end
+  os.remove(self.dir .. "/" .. JOURNAL)
+  self.journal:close()
+  return true
+end
+
+---Leaves the directory for another run to go on with, or removes it if nothing in it is complete.
+---@return boolean left
+function Partial:leave()
+  if not self.noted then self:remove() end
+  self.journal:close()
+  return self.noted
+end
+
+---Removes the directory, unless it has its name already.
+function Partial:remove()
+  if self.dir ~= self.place.out then remove_dir(self.dir) end
+  self.journal:close()
+end
+
+-- ---- files beside the weights ------------------------------------------------------------------
+
+-- What belongs to a checkpoint besides weights: tokenizer, templates, generation and processor
+-- settings, licence, card.
+local SIDE_SUFFIXES = { "%.json$", "%.jinja$", "%.txt$", "%.md$", "%.model$", "%.tiktoken$" }
+local SIDE_PREFIXES = { "^LICEN[CS]E", "^NOTICE", "^USE_POLICY" }
+local OURS = { ["config.json"] = true, ["moonlet.json"] = true }
+
+local function is_side_file(name)
+  if OURS[name] or name:find("%.index%.json$") or name:find("^%.") then return false end
+  for _, list in ipairs { SIDE_SUFFIXES, SIDE_PREFIXES } do
+    for _, pattern in ipairs(list) do
+      if name:find(pattern) then return true end
+    end
+  end
+  return false
+end
+
+---The files to copy from a source, with their sizes.
+---@param source string
+---@return table<string, integer>? files
+---@return string? message
+---@return string? code
+function partial.side_files(source)
+  local names, message, code = core.list_dir(source)
+  if not names then return nil, message, code end
+  local files = {}
+  for name, is_file in pairs(names) do
+    if is_file and is_side_file(name) then
+      files[name], message, code = core.file_info(source .. "/" .. name)
+      if not files[name] then return nil, message, code end
+    end
+  end
+  return files
+end
+
+---@param source string
+---@param files table<string, integer>
+function Partial:copy(source, files)
+  for name in pairs(files) do
+    local bytes, message, code = sys.read_file(source .. "/" .. name)
+    if not bytes then return nil, message, code end
+    local ok
+    ok, message, code = self:write(name, bytes)
+    if not ok then return nil, message, code end
+  end
+  return true
+end
+
+return partial

@@ -1,0 +1,2 @@
+-- version: moonlet's own.
+return "0.1.0"

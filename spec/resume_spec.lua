@@ -1,0 +1,243 @@
+-- Runs of the quantizer that are killed, and others that go on with them.
+local checkpoint = require "spec.support.checkpoint"
+local core = require "moonlet.core"
+local json = require "moonlet.json"
+local quantize = require "moonlet.quantize"
+
+local SOURCE = "spec/golden/models/moe-wrapped/hf"
+
+-- A run in a process of its own: `out` from `source` by `recipe`. `before` runs first, and has
+-- die(), which kills the process as no handler can see.
+local CHILD = [[
+package.path, package.cpath = %q, %q
+local core, quantize = require "moonlet.core", require "moonlet.quantize"
+quantize.NOTE_SECONDS = 0
+local function die() os.execute("kill -9 $PPID") end
+local o = { source = %q, out = %q, recipe = "unsloth", bits = 4, shard_bytes = 150000,
+  resume = true, threads = 2, command = "moonlet" }
+%s
+print(select(2, quantize(o)) or "done")
+]]
+
+local function child(out, before)
+  local script = os.tmpname()
+  checkpoint.spit(script, CHILD:format(package.path, package.cpath, SOURCE, out, before or ""))
+  local p = assert(io.popen("SOURCE_DATE_EPOCH=0 exec lua5.4 " .. script .. " 2>&1"))
+  local said = p:read("a")
+  p:close()
+  os.remove(script)
+  return said
+end
+
+local function contents(dir)
+  local files = {}
+  for name in pairs(assert(core.list_dir(dir))) do
+    files[name] = core.sha256(checkpoint.slurp(dir .. "/" .. name))
+  end
+  return files
+end
+
+describe("resume", function()
+  local dir, out, whole
+
+  setup(function()
+    dir = checkpoint.directory()
+    assert.equal("done\n", child(dir .. "/whole"))
+    whole = contents(dir .. "/whole")
+    local files = 0
+    for name in pairs(whole) do files = files + (name:find("safetensors$") and 1 or 0) end
+    assert.is_true(files >= 3)
+  end)
+  teardown(function() os.execute("rm -r " .. dir) end)
+  before_each(function() out = dir .. "/out" end)
+  after_each(function() os.execute(("rm -rf %s %s.partial"):format(out, out)) end)
+
+  local function is_whole()
+    assert.same(whole, contents(out))
+    assert.is_nil(core.list_dir(out .. ".partial"))
+  end
+
+  it("gives the same bytes wherever the first run was killed", function()
+    -- Everything that changes the disk, numbered; the child dies just before number n.
+    local count = [[
+      local n = 0
+      local function tick() n = n + 1 if n == %d then die() end end
+      local function ticking(t, key)
+        local f = t[key]
+        t[key] = function(...) tick() return f(...) end
+      end
+      for _, key in ipairs { "make_dir", "journal_create", "file_write", "sync_dir" } do
+        ticking(core, key)
+      end
+      ticking(os, "rename")
+      ticking(os, "remove")
+      local tensors = 0
+      o.on_progress = function()
+        tensors = tensors + 1
+        if tensors %% 13 == 0 then tick() end
+      end]]
+    local n = 0
+    local said
+    repeat
+      n = n + 1
+      said = child(out, count:format(n))
+      if said ~= "done\n" then
+        assert.equal("", said)
+        assert.equal("done\n", child(out))
+      end
+      is_whole()
+      os.execute("rm -r " .. out)
+    until said == "done\n"
+    assert.is_true(n > 15, tostring(n))
+  end)
+
+  it("gives the same bytes after many deaths, and does nothing twice", function()
+    local log = dir .. "/log"
+    local rounds = 0
+    repeat
+      rounds = rounds + 1
+      local said = child(out, ([[
+        local n, log = 0, io.open(%q, "a")
+        o.on_progress = function(done, total, name)
+          log:write(name, "\n")
+          log:flush()
+          n = n + 1
+          if n > 9 then die() end
+        end]]):format(log))
+    until said == "done\n" or rounds > 20
+    is_whole()
+    assert.is_true(rounds > 4)
+    local seen, twice = {}, 0
+    for name in io.lines(log) do
+      if seen[name] and name ~= "" then twice = twice + 1 end
+      seen[name] = true
+    end
+    assert.equal(0, twice)
+  end)
+
+  it("gives the same bytes when killed in the middle of a tensor", function()
+    for ms = 4, 40, 6 do
+      child(out, ([[os.execute("(sleep %.3f; kill -9 $PPID) &")]]):format(ms / 1000))
+      if not core.list_dir(out) then assert.equal("done\n", child(out)) end
+      is_whole()
+      os.execute("rm -r " .. out)
+    end
+  end)
+
+  it("begins where there is nothing to go on with", function()
+    assert.equal("done\n", child(out))
+    is_whole()
+  end)
+
+  -- A partial directory with a few tensors in it.
+  local function cut_off(before)
+    child(out, (before or "") .. [[
+      local n = 0
+      o.on_progress = function() n = n + 1 if n > 9 then die() end end]])
+    assert.is_truthy(core.list_dir(out .. ".partial"))
+  end
+
+  local function refused(before, pattern)
+    local held = contents(out .. ".partial")
+    assert.matches(pattern, child(out, before))
+    assert.same(held, contents(out .. ".partial"))
+  end
+
+  it("has to be asked for", function()
+    cut_off()
+    refused("o.resume = nil",
+      "out%.partial: left by a run that was cut off; resume it %(%-%-resume%)")
+  end)
+
+  it("refuses another plan and says what differs", function()
+    cut_off()
+    refused("o.bits = 5", "out%.partial: begun with another plan")
+    refused("o.shard_bytes = 200000", "begun with another choice of options")
+    refused("o.flavour = 'cpu'", "begun with another choice of options")
+    refused("o.recipe, o.bits = 'keep_bf16', nil", "begun with another recipe")
+    refused("o.source = 'spec/golden/models/moe-text/hf'", "begun with another source")
+    assert.equal("done\n", child(out, "o.threads = 1 o.command = 'other'"))
+    is_whole()
+    os.execute("rm -r " .. out)
+    cut_off()
+    local journal = out .. ".partial/journal"
+    checkpoint.spit(journal, (checkpoint.slurp(journal):gsub('"0%.1%.0"', '"0.0.9"', 1)))
+    refused("", "begun with another version of moonlet")
+  end)
+
+  it("notices that the source was written again", function()
+    local source = dir .. "/source"
+    os.execute(("cp -r %s %s"):format(SOURCE, source))
+    cut_off(("o.source = %q"):format(source))
+    os.execute(("touch -d 2001-01-01 %s/model*.safetensors"):format(source))
+    refused(("o.source = %q"):format(source), "begun with another source")
+  end)
+
+  it("refuses a directory of anything else", function()
+    assert(core.make_dir(out .. ".partial"))
+    checkpoint.spit(out .. ".partial/notes.txt", "mine")
+    refused("", "out%.partial: exists, and no run can go on with it .*journal.*; remove it")
+    checkpoint.spit(out .. ".partial/journal", "gibberish\n")
+    refused("", "begun with another plan")
+  end)
+
+  it("lets one run write at a time", function()
+    local o = { source = SOURCE, out = out, recipe = "unsloth", bits = 4, shard_bytes = 150000 }
+    local said = {}
+    o.on_progress = function()
+      if #said == 0 then
+        said[1] = child(out)
+        said[2] = child(out, "o.resume = nil")
+      end
+    end
+    assert(quantize(o))
+    assert.matches("out%.partial: another run is writing it", said[1])
+    assert.matches("out%.partial: another run is writing it", said[2])
+  end)
+
+  it("goes on after a stop, an interrupt and an error of a callback", function()
+    for _, stop in ipairs { "return false", "io.popen('kill -INT $PPID'):close()",
+        "error('no more')" } do
+      local said = child(out, ([[
+        core.catch_interrupt()
+        quantize.NOTE_SECONDS = 1000
+        local n = 0
+        o.on_progress = function() n = n + 1 if n == 30 then %s end end]]):format(stop))
+      if not stop:find("error") then
+        assert.matches("; .*/out%.partial holds what is done, to be resumed %(%-%-resume%)\n$",
+          said)
+      end
+      local first = nil
+      assert(quantize { source = SOURCE, out = out, recipe = "unsloth", bits = 4,
+        shard_bytes = 150000, resume = true, on_progress = function(done, total)
+          first = first or done / total
+        end })
+      assert.is_true(first > 0.1, stop)
+      os.execute("rm -r " .. out)
+    end
+  end)
+
+  it("asks for the space that is missing only", function()
+    cut_off()
+    local free_bytes = core.free_bytes
+    finally(function() core.free_bytes = free_bytes end)
+    core.free_bytes = function() return 100 end
+    local o = { source = SOURCE, out = out, recipe = "unsloth", bits = 4, shard_bytes = 150000,
+      resume = true }
+    local ok, message = quantize(o)
+    assert.is_nil(ok)
+    local needed = assert(message:match("needs ([%d.]+) KiB, 100 B are free"))
+    local bytes = 0
+    for name in pairs(whole) do bytes = bytes + core.file_info(dir .. "/whole/" .. name) end
+    assert.is_true(needed * 1024 < bytes - 140000, message)
+  end)
+
+  it("keeps the date and the command of the run that began", function()
+    cut_off("o.command = 'first'")
+    assert(quantize { source = SOURCE, out = out, recipe = "unsloth", bits = 4,
+      shard_bytes = 150000, resume = true, command = "second" })
+    local facts = assert(json.read(out .. "/moonlet.json"))
+    assert.equal("first", facts.command)
+    assert.equal("1970-01-01T00:00:00Z", facts.date)
+  end)
+end)
