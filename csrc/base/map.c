@@ -2,6 +2,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -49,4 +51,42 @@ void map_forget(const void *data, size_t n_bytes)
     uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
     uintptr_t end = ((uintptr_t)data + n_bytes) / page * page;
     if (end > begin) madvise((void *)begin, end - begin, MADV_DONTNEED);
+}
+
+/* The file has no name once this returns, so nothing has to be cleaned up. -1 with *e filled. */
+static int open_nameless(const char *dir, size_t n_bytes, err_info *e)
+{
+    char path[4096];
+    int n = snprintf(path, sizeof path, "%s/moonlet-XXXXXX", dir);
+    if (n < 0 || (size_t)n >= sizeof path) {
+        err_set(e, ERR_LIMIT, "%.100s...: path is longer than %zu bytes", dir, sizeof path);
+        return -1;
+    }
+    int fd = mkostemp(path, O_CLOEXEC);
+    if (fd < 0) {
+        err_set(e, ERR_IO, "%s: cannot make a scratch file: %s", dir, strerror(errno));
+        return -1;
+    }
+    unlink(path);
+    int why = posix_fallocate(fd, 0, (off_t)n_bytes);
+    if (why) {
+        err_set(e, ERR_IO, "%s: cannot reserve %zu bytes: %s", dir, n_bytes, strerror(why));
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+void *map_scratch(const char *dir, size_t n_bytes, err_info *e)
+{
+    size_t size = n_bytes ? n_bytes : 1;
+    int fd = open_nameless(dir, size, e);
+    if (fd < 0) return NULL;
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (p == MAP_FAILED) {
+        err_set(e, ERR_IO, "%s: cannot map %zu bytes: %s", dir, size, strerror(errno));
+        p = NULL;
+    }
+    close(fd);
+    return p;
 }

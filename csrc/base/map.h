@@ -24,4 +24,8 @@ void map_close(map_file *m);
  * process's memory, and come back if they are read after all. */
 void map_forget(const void *data, size_t n_bytes);
 
+/* Zeroed memory that the system may put aside in a nameless file of `dir`: for arrays larger than
+ * memory has to be. The disk space is reserved here. Freed with mem_pages_free(p, n_bytes). */
+void *map_scratch(const char *dir, size_t n_bytes, err_info *e);
+
 #endif

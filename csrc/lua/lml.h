@@ -44,6 +44,10 @@ const char *lml_opt_string(lua_State *L, int arg, const char *key, const char *f
 const int32_t *lml_check_ids(lua_State *L, int arg, int64_t *n);
 void lml_push_ids(lua_State *L, const int32_t *ids, int64_t n);
 
+/* A Lua array of such arrays, one after the other: sequence i is ids[first[i]] ..
+ * ids[first[i+1]-1]. Two new userdata are left on the stack, first below ids. */
+const int32_t *lml_check_sequences(lua_State *L, int arg, int64_t **first, int64_t *n_sequences);
+
 /* Pushes a tensor (class moonlet.tensor, owns zeroed memory, closes with it) and returns its
  * data; dtype 'f' for f32, 'i' for int32. Raises when memory runs out. */
 void *lml_push_tensor(lua_State *L, char dtype, int n_dims, const int64_t *shape);

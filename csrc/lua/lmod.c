@@ -130,6 +130,34 @@ void lml_push_ids(lua_State *L, const int32_t *ids, int64_t n)
     }
 }
 
+const int32_t *lml_check_sequences(lua_State *L, int arg, int64_t **first, int64_t *n_sequences)
+{
+    luaL_checktype(L, arg, LUA_TTABLE);
+    lua_Integer n = lml_len(L, arg, INT32_MAX), total = 0;
+    int64_t *starts = lua_newuserdatauv(L, (size_t)(n + 1) * sizeof *starts, 0);
+    starts[0] = 0;
+    for (lua_Integer i = 1; i <= n; i++) {
+        if (lua_rawgeti(L, arg, i) != LUA_TTABLE)
+            luaL_error(L, "sequence %I: list of token ids expected, got %s", (LUAI_UACINT)i,
+                       luaL_typename(L, -1));
+        starts[i] = total += lml_len(L, -1, INT32_MAX);
+        lua_pop(L, 1);
+    }
+    int32_t *ids = lua_newuserdatauv(L, (size_t)total * sizeof *ids + 1, 0);
+    for (lua_Integer i = 1; i <= n; i++) {
+        lua_rawgeti(L, arg, i);
+        int64_t count;
+        const int32_t *from = lml_check_ids(L, lua_gettop(L), &count);
+        if (count != starts[i] - starts[i - 1])
+            luaL_error(L, "sequence %I changed", (LUAI_UACINT)i);
+        memcpy(ids + starts[i - 1], from, (size_t)count * sizeof *ids);
+        lua_pop(L, 2);
+    }
+    *first = starts;
+    *n_sequences = n;
+    return ids;
+}
+
 __attribute__((visibility("default"))) int luaopen_moonlet_core(lua_State *L);
 
 int luaopen_moonlet_core(lua_State *L)

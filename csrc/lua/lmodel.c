@@ -270,6 +270,7 @@ void lml_open_model(lua_State *L)
         {"forward", forward},
         {"info", info},
         {"kv_bytes", kv_bytes},
+        {"layers", llayers_new},
         {"replace", replace},
         {"restore", restore},
         {"session", lsession_new},
@@ -278,5 +279,6 @@ void lml_open_model(lua_State *L)
     lml_class(L, LMODEL_CLASS, methods, close_model);
     lua_pushcfunction(L, open_model);
     lua_setfield(L, -2, "model_open");
+    llayers_open(L);
     lsession_open(L);
 }

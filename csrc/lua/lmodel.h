@@ -30,4 +30,8 @@ int lsession_new(lua_State *L);
 int lsession_eval_parts(lua_State *L);
 void lsession_open(lua_State *L);
 
+/* model:layers(sequences, options) -> layers; in llayers.c. */
+int llayers_new(lua_State *L);
+void llayers_open(lua_State *L);
+
 #endif

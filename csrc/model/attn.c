@@ -131,5 +131,6 @@ void attn_mix(pass *p, const attn_weights *w, int slot, int64_t n)
     kern_linear_jobs(p->m->pool, p->m->ops, jobs, 3, p->kern_cols, p->kern);
     pool_for(p->m->pool, n, 8, place_tokens, &l);
     pool_for(p->m->pool, n * c->n_kv_heads, 1, attend, &l);
+    pass_show(p, TAP_MIXER_OUT, p->heads, n, w->o_proj.cols, NULL);
     pass_linear(p, &w->o_proj, p->heads, n, p->y);
 }

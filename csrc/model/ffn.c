@@ -100,6 +100,7 @@ static void dense_mix(pass *p, const mlp_weights *w, int64_t n)
     kern_linear_jobs(p->m->pool, p->m->ops, jobs, 2, p->kern_cols, p->kern);
     row_loop l = {p, I, 0};
     pool_for(p->m->pool, n, 4, gate_rows, &l);
+    pass_show(p, TAP_FFN_DOWN, p->gate, n, I, NULL);
     pass_linear(p, &w->down_proj, p->gate, n, p->y);
 }
 
@@ -115,6 +116,8 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
     pool_for(p->m->pool, n, 4, choose_loop, p);
     sort_by_expert(p, n);
     pool_for(p->m->pool, n, 4, gather_inputs, p);
+
+    pass_show(p, TAP_EXPERT_IN, p->xe, routed, H, p->expert_first);
 
     /* The shared expert's rows follow the routed ones in gate and up; its width may differ. */
     float *shared_gate = p->gate + routed * I, *shared_up = p->up + routed * I;
@@ -134,6 +137,8 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
     pool_for(p->m->pool, routed, 8, gate_rows, &l);
     for (int64_t i = 0; i < n; i++)
         p->m->ops->silu_mul(shared_gate + i * Is, shared_up + i * Is, Is);
+    pass_show(p, TAP_EXPERT_DOWN, p->gate, routed, I, p->expert_first);
+    pass_show(p, TAP_FFN_DOWN, shared_gate, n, Is, NULL);
 
     n_jobs = 0;
     for (int64_t e = 0; e < c->n_experts; e++) {

@@ -14,11 +14,13 @@ static void add_rows(float *x, const float *y, int64_t n)
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
 
-static void run_layer(pass *p, const layer_weights *w, int is_full, int slot, int64_t n)
+void pass_layer(pass *p, const layer_weights *w, int layer, int is_full, int slot, int64_t n)
 {
     int64_t H = p->m->config.hidden_size;
 
+    p->layer = layer;
     pass_norm(p, p->x, w->input_norm, n, p->u);
+    pass_show(p, TAP_MIXER_IN, p->u, n, H, NULL);
     if (is_full)
         attn_mix(p, &w->attn, slot, n);
     else
@@ -26,6 +28,7 @@ static void run_layer(pass *p, const layer_weights *w, int is_full, int slot, in
     add_rows(p->x, p->y, n * H);
 
     pass_norm(p, p->x, w->post_norm, n, p->u);
+    pass_show(p, TAP_FFN_IN, p->u, n, H, NULL);
     ffn_mix(p, w, n);
     add_rows(p->x, p->y, n * H);
 }
@@ -54,15 +57,14 @@ static void score_rows(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-/* nll of the batch's targets; p->u holds the rows that lm_head reads. */
-static void score_batch(pass *p, int64_t n, const int32_t *targets, float *nll)
+void pass_score(pass *p, const float *x, int64_t n, const int32_t *targets, float *nll)
 {
     int64_t H = p->m->config.hidden_size, rows[SES_SCORE_ROWS];
     score_loop l = {p, targets, rows, nll};
     for (int64_t i = 0, count = 0; i < n; i++) {
         nll[i] = 0;
         if (targets[i] >= 0) {
-            memcpy(p->y + count * H, p->u + i * H, (size_t)H * sizeof(float));
+            memcpy(p->y + count * H, x + i * H, (size_t)H * sizeof(float));
             rows[count++] = i;
         }
         if (count == SES_SCORE_ROWS || (i == n - 1 && count)) {
@@ -115,7 +117,7 @@ static void read_out(pass *p, ses *s, const wanted *w, int64_t n)
         memcpy(s->logits, logits + (n - 1) * V, (size_t)V * sizeof *logits);
     else if (last)
         pass_linear(p, &m->weights.lm_head, p->u + (n - 1) * H, 1, s->logits);
-    if (want->nll) score_batch(p, n, want->targets + w->t0, want->nll + w->t0);
+    if (want->nll) pass_score(p, p->u, n, want->targets + w->t0, want->nll + w->t0);
 }
 
 /* The logits after the last row of each span. */
@@ -159,7 +161,8 @@ static int run_layers(pass *p, int64_t n, const wanted *w, const cancel_flag *ca
             for (int i = 0; i < p->n_spans; i++) ses_restore_state(p->spans[i].s);
             return 0;
         }
-        run_layer(p, &m->weights.layers[layer], c->is_full[layer], p->spans->s->slot[layer], n);
+        pass_layer(p, &m->weights.layers[layer], layer, c->is_full[layer], p->spans->s->slot[layer],
+                   n);
         if (w) take_hidden(p, w, layer + 1, n);
         if (w) take_router(p, w, layer, n);
     }
@@ -286,7 +289,7 @@ static void run_mtp(ses *s, int64_t pos, const float *final, const int32_t *next
     }
     pass_begin(p, &sp, 1);
     pass_linear(p, &w->fc, p->mtp_in, n, p->x);
-    run_layer(p, &w->layer, 1, kv_mtp_slot(m), n);
+    pass_layer(p, &w->layer, c->n_layers, 1, kv_mtp_slot(m), n);
     pass_norm(p, p->x, w->norm, n, p->u);
     if (hidden) memcpy(hidden, p->u, (size_t)(n * H) * sizeof *hidden);
     if (logits) pass_linear(p, &m->weights.lm_head, p->u, n, logits);

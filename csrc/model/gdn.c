@@ -121,5 +121,6 @@ void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
     pool_for(p->m->pool, 2 * Nk + Nv, 4, prepare_heads, &l);
     keep_rows(&l);
     pool_for(p->m->pool, p->n_spans * Nv, 1, run_heads, &l);
+    pass_show(p, TAP_MIXER_OUT, p->z, n, w->out_proj.cols, NULL);
     pass_linear(p, &w->out_proj, p->z, n, p->y);
 }

@@ -12,6 +12,7 @@
 
 #include "model/kv_page.h"
 #include "model/model.h"
+#include "model/tap.h"
 
 /* Rows that are scored at once: a pass over lm_head serves this many. */
 enum { SES_SCORE_ROWS = 16 };
@@ -57,6 +58,8 @@ struct pass {
     float *scores;         /* per worker [Nq/Nkv][n_scores] attention weights; pages */
     int64_t n_scores;      /* positions: the longest context the model takes, padded */
     int64_t kern_cols;     /* widest matrix */
+    const tap *tap;        /* NULL: nobody looks */
+    int layer;             /* being computed, for the tap */
     void *arena;           /* everything but pages, one allocation */
 };
 
@@ -81,6 +84,9 @@ struct ses {
     int64_t logits_at;
     float *saved; /* S and conv before a batch that may be cancelled; pages */
 };
+
+/* A session whose layers all share slot 0: its state and cache serve one layer after the other. */
+ses *ses_open_single(model *m, const ses_options *options, err_info *e);
 
 /* Floats of S and of conv; both to s->saved and back. */
 int64_t ses_S_floats(const ses *s);
@@ -108,6 +114,12 @@ const float *kv_head_rows(const ses *s, int slot, kv_which which, int64_t pos, i
  * can be written. The spans stay the caller's and must last for the batch. Returns the rows. */
 int64_t pass_begin(pass *p, const span *spans, int n_spans);
 
+/* x += mixer(norm(x)), x += FFN(norm(x)) for the n rows of the batch. */
+void pass_layer(pass *p, const layer_weights *w, int layer, int is_full, int slot, int64_t n);
+/* nll[i] = -ln p(targets[i]) after row i of x [n][H], which the last norm has seen; 0 where the
+ * target is negative. */
+void pass_score(pass *p, const float *x, int64_t n, const int32_t *targets, float *nll);
+
 /* y = mixer(u) or FFN(u) for the n rows of the batch; `slot` is the layer's among those of its
  * kind. See gdn.c, attn.c, ffn.c. */
 void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n);
@@ -121,5 +133,13 @@ void rope_prepare(pass *p, int64_t i, int64_t pos);
 void pass_linear(pass *p, const num_matrix *w, const float *x, int64_t n, float *y);
 /* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
 void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *out);
+
+static inline void pass_show(const pass *p, tap_site site, const float *x, int64_t n, int64_t cols,
+                             const int32_t *first)
+{
+    if (!p->tap) return;
+    tap_rows rows = {site, p->layer, x, n, cols, first};
+    p->tap->look(p->tap->ctx, &rows);
+}
 
 #endif

@@ -23,10 +23,11 @@ static err_code open_kv(ses *s, err_info *e)
     return ERR_NONE;
 }
 
-static err_code open_into(ses *s, err_info *e)
+static err_code open_into(ses *s, int single, err_info *e)
 {
     const model_config *c = &s->m->config;
     for (int i = 0; i < c->n_layers; i++) s->n_linear += !c->is_full[i];
+    if (single && s->n_linear) s->n_linear = 1;
     if (!s->m->pass && !(s->m->pass = pass_open(s->m, e))) return e->code;
     if (!(s->pages = mem_array((size_t)kv_n_pages(s->n_ctx), sizeof *s->pages, e)) ||
         !(s->slot = mem_array((size_t)c->n_layers, sizeof *s->slot, e)) ||
@@ -36,11 +37,12 @@ static err_code open_into(ses *s, err_info *e)
         !(s->ids = mem_pages((size_t)s->n_ctx * sizeof *s->ids, e)) ||
         !(s->saved = mem_pages(saved_bytes(s), e)))
         return e->code;
-    for (int i = 0, n_seen[2] = {0}; i < c->n_layers; i++) s->slot[i] = n_seen[c->is_full[i]]++;
+    for (int i = 0, n_seen[2] = {0}; !single && i < c->n_layers; i++)
+        s->slot[i] = n_seen[c->is_full[i]]++;
     return open_kv(s, e);
 }
 
-ses *ses_open(model *m, const ses_options *options, err_info *e)
+static ses *open_session(model *m, const ses_options *options, int single, err_info *e)
 {
     err_info local;
     if (!e) e = &local;
@@ -54,11 +56,21 @@ ses *ses_open(model *m, const ses_options *options, err_info *e)
     s->m = m;
     s->codec = options->codec;
     s->n_ctx = options->n_ctx;
-    if (open_into(s, e)) {
+    if (open_into(s, single, e)) {
         ses_close(s);
         return NULL;
     }
     return s;
+}
+
+ses *ses_open(model *m, const ses_options *options, err_info *e)
+{
+    return open_session(m, options, 0, e);
+}
+
+ses *ses_open_single(model *m, const ses_options *options, err_info *e)
+{
+    return open_session(m, options, 1, e);
 }
 
 void ses_close(ses *s)
