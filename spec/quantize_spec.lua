@@ -3,6 +3,10 @@ local core = require "moonlet.core"
 local json = require "moonlet.json"
 local mlx = require "moonlet.mlx"
 local quantize = require "moonlet.quantize"
+local written = require "spec.support.written"
+
+local with_out, quantized, read_all = written.with_out, written.quantized, written.tensors
+local assert_same_tensors = written.assert_same_tensors
 
 local MOE, DENSE = "spec/golden/mlx/moe4/", "spec/golden/mlx/dense4/"
 
@@ -27,48 +31,6 @@ local function dense_rules(t)
   if t.class == "v_proj" then return { mode = "affine", bits = 8, group = 128 } end
   local bits = { embed = 6, down_proj = 5 }
   return { mode = "affine", bits = bits[t.class] or 4 }
-end
-
----Calls fn(out) with a directory name that is free, and removes what is there afterwards.
-local function with_out(fn)
-  local dir = checkpoint.directory()
-  fn(dir .. "/out", dir)
-  os.execute("rm -r " .. dir)
-end
-
-local function quantized(o, fn)
-  with_out(function(out, dir)
-    o.out = out
-    local p, message = quantize(o)
-    assert(p, message)
-    assert.same({ out = false }, core.list_dir(dir))
-    fn(out, p)
-  end)
-end
-
----All tensors of the files of a directory.
-local function read_all(dir)
-  local all = {}
-  for name in pairs(core.list_dir(dir)) do
-    if name:find("%.safetensors$") then
-      for key, t in pairs(checkpoint.read(dir .. "/" .. name)) do
-        assert.is_nil(all[key])
-        all[key] = t
-      end
-    end
-  end
-  return all
-end
-
-local function assert_same_tensors(want, got)
-  for name, t in pairs(want) do
-    local u = got[name]
-    assert.truthy(u, name .. " is missing")
-    assert.equal(t.dtype, u.dtype, name)
-    assert.same(t.shape, u.shape, name)
-    assert.is_true(t.data == u.data, name .. ": other bytes")
-  end
-  for name in pairs(got) do assert.truthy(want[name], name .. " is too many") end
 end
 
 -- A checkpoint of ours with the settings of every module spelled out, as stock loaders resolve it.
@@ -110,7 +72,7 @@ describe("quantize", function()
           assert.same(settings(dir .. "mlx"), settings(out))
           local index = assert(json.read(out .. "/model.safetensors.index.json"))
           local stock = assert(json.read(dir .. "mlx/model.safetensors.index.json"))
-          assert.equal(stock.metadata.total_size, index.metadata.total_size)
+          assert.same(stock.metadata, index.metadata)
           assert.is_true(json.encode(stock.weight_map, { sort_keys = true })
             == json.encode(index.weight_map))
         end)
@@ -257,7 +219,7 @@ describe("quantize", function()
   it("carries vision and MTP along, MTP where stock loaders do not look", function()
     local source = "spec/golden/models/moe-wrapped/hf"
     quantized({ source = source, recipe = "keep_bf16" }, function(out)
-      local stored, written = read_all(source), read_all(out)
+      local stored, got = read_all(source), read_all(out)
       local mtp = checkpoint.read(out .. "/mtp.safetensors")
       local seen = { mtp = 0, visual = 0 }
       for name, t in pairs(stored) do
@@ -265,7 +227,7 @@ describe("quantize", function()
         if kind then
           seen[kind] = seen[kind] + 1
           local output = name:gsub("^model%.visual", "vision_tower")
-          assert.same(t, kind == "mtp" and mtp[name] or written[output], name)
+          assert.same(t, kind == "mtp" and mtp[name] or got[output], name)
         end
       end
       assert.same({ mtp = 19, visual = 33 }, seen)
@@ -323,8 +285,9 @@ describe("quantize", function()
 
   it("refuses layer patterns that stock loaders cannot express", function()
     local function text(...)
-      return mlx.config(json.object { text_config = json.object() },
-        { wrapped = true, num_experts = 0, layer_types = { ... } }, false, {})
+      return mlx.config({ config = json.object { text_config = json.object() },
+        numbers = { wrapped = true, num_experts = 0, layer_types = { ... } },
+        source = { tied = false } }, {})
     end
     local full, linear = "full_attention", "linear_attention"
     for interval, kinds in pairs { [4] = { linear, linear, linear, full },
@@ -514,8 +477,6 @@ describe("quantize", function()
       refused({ source = MOE .. "hf", recipe = "unsloth", bits = 7 }, "bits must be", "format")
       local function everything() return { mode = "affine", bits = 4 } end
       refused({ source = MOE .. "hf", recipe = everything }, "only matrices", "range")
-      refused({ source = MOE .. "hf", recipe = "unsloth", format = "compressed-tensors" },
-        "format 'compressed%-tensors' is not built", "unsupported")
     end)
   end)
 

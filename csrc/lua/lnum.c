@@ -51,10 +51,14 @@ num_format lml_check_format(lua_State *L, int arg)
     num_format f = num_format_default(check_mode(L, arg));
     lua_Integer bits = lml_opt_int(L, arg, "bits", f.bits);
     f.bits = bits < 0 || bits > 64 ? 0 : (int)bits;
+    if (f.mode == NUM_FP8) f.group = lml_opt_int(L, arg, "cols", 0);
     f.group = lml_opt_int(L, arg, "group", f.group);
     f.flavour = (num_flavour)check_word(L, arg, "flavour", "metal", flavours);
     f.mx_rule = (num_mx_rule)check_word(L, arg, "mx_rule", "ceil", rules);
     f.global_scale = (float)lml_opt_number(L, arg, "global_scale", 0);
+    lua_Integer least = lml_opt_int(L, arg, "least_scale", 0);
+    f.least_scale = least < 0 || least > 255 ? 255 : (uint8_t)least;
+    f.zero_point = lml_opt_bool(L, arg, "zero_point", 0);
     return f;
 }
 
@@ -92,9 +96,9 @@ static uint8_t *new_bytes(lua_State *L, int64_t n)
 /* quantize_tensor(bytes, options) -> {weight=, scales=, biases=} | nil, message, code */
 static int quantize_tensor(lua_State *L)
 {
-    static const char *const keys[] = {"rows",    "cols",         "dtype", "mode",
-                                       "bits",    "group",        "fit",   "flavour",
-                                       "mx_rule", "global_scale", NULL};
+    static const char *const keys[] = {
+        "rows",    "cols",    "dtype",        "mode",        "bits",       "group", "fit",
+        "flavour", "mx_rule", "global_scale", "least_scale", "zero_point", NULL};
     static const char *const fits[] = {"minmax", NULL};
     luaL_checktype(L, 2, LUA_TTABLE);
     lml_check_keys(L, 2, keys);
@@ -152,8 +156,9 @@ static int push_decoded(lua_State *L, const num_matrix *m, num_dtype dtype)
 static int dequantize_tensor(lua_State *L)
 {
     static const char *const part_keys[] = {"weight", "scales", "biases", NULL};
-    static const char *const keys[] = {"rows",  "cols",        "mode",         "bits", "group",
-                                       "dtype", "scale_dtype", "global_scale", NULL};
+    static const char *const keys[] = {"rows",       "cols",  "mode",        "bits",
+                                       "group",      "dtype", "scale_dtype", "global_scale",
+                                       "zero_point", NULL};
     luaL_checktype(L, 1, LUA_TTABLE);
     luaL_checktype(L, 2, LUA_TTABLE);
     lml_check_keys(L, 1, part_keys);

@@ -164,10 +164,11 @@ static int64_t read_entries(lua_State *L, int job_table, const quantizer *q, int
 /* Number of arrays that the job's output consists of; 0 and *e if there is no such format. */
 static int read_job(lua_State *L, int table, quant_job *job, err_info *e)
 {
-    static const char *const keys[] = {"op",   "parts",    "part_rows", "cols",    "entry",
-                                       "mode", "bits",     "group",     "flavour", "mx_rule",
-                                       "add",  "subtract", NULL};
-    static const char *const ops[] = {"copy", "bf16", "encode", NULL};
+    static const char *const keys[] = {"op",          "parts",   "part_rows",  "cols",
+                                       "entry",       "mode",    "bits",       "group",
+                                       "flavour",     "mx_rule", "zero_point", "global_scale",
+                                       "least_scale", "add",     "subtract",   NULL};
+    static const char *const ops[] = {"copy", "bf16", "f32", "encode", NULL};
     int n_arrays = 1;
     luaL_checktype(L, table, LUA_TTABLE);
     lml_check_keys(L, table, keys);
@@ -187,10 +188,11 @@ static int read_job(lua_State *L, int table, quant_job *job, err_info *e)
 }
 
 /* q:put{op=, parts=, part_rows=, cols=, entry=, add=, subtract=, mode=, bits=, group=, flavour=,
- *       mx_rule=} -> true
+ *       mx_rule=, zero_point=, global_scale=, least_scale=} -> true
  *
- * op: copy, bf16 or encode (which needs mode, bits and group). entry: the 1-based entry of the
- * weight; scales and biases are the entries behind it. add, subtract: numbers, as in quant.h. */
+ * op: copy, bf16, f32 or encode (which needs mode, bits and group). entry: the 1-based entry of
+ * the weight; scales and biases (or packed zero points) are the entries behind it. add, subtract:
+ * numbers, as in quant.h. */
 static int quant_put(lua_State *L)
 {
     err_info e = {0};
@@ -215,6 +217,33 @@ static int quant_sync(lua_State *L)
     return 1;
 }
 
+/* q:put_data(entry, bytes) -> true: all bytes of an entry */
+static int quant_put_data(lua_State *L)
+{
+    err_info e = {0};
+    size_t n;
+    const quantizer *q = check_writing(L);
+    lua_Integer entry = luaL_checkinteger(L, 2);
+    const char *bytes = luaL_checklstring(L, 3, &n);
+    luaL_argcheck(L, entry >= 1 && entry <= q->n_entries, 2, "no such entry");
+    if (st_writer_put(q->writer, entry - 1, 0, bytes, (int64_t)n, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
+/* q:largest(put) -> the largest magnitude of what q:put(put) would encode */
+static int quant_largest_of(lua_State *L)
+{
+    err_info e = {0};
+    quant_job job = {0};
+    float largest;
+    if (!read_job(L, 2, &job, &e)) return lml_fail(L, &e);
+    const quantizer *q = check_open(L);
+    if (quant_largest(&job, q->pool, lml_cancel_flag(), &largest, &e)) return lml_fail(L, &e);
+    lua_pushnumber(L, (lua_Number)largest);
+    return 1;
+}
+
 /* q:finish() -> true: the file is complete, synced and has its name */
 static int quant_finish(lua_State *L)
 {
@@ -229,12 +258,10 @@ static int quant_finish(lua_State *L)
 
 void lml_open_quant(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"create", quant_create},
-                                       {"put", quant_put},
-                                       {"sync", quant_sync},
-                                       {"finish", quant_finish},
-                                       {"close", quant_close},
-                                       {NULL, NULL}};
+    static const luaL_Reg methods[] = {{"create", quant_create},      {"put", quant_put},
+                                       {"sync", quant_sync},          {"put_data", quant_put_data},
+                                       {"largest", quant_largest_of}, {"finish", quant_finish},
+                                       {"close", quant_close},        {NULL, NULL}};
     static const luaL_Reg functions[] = {{"quant_open", quant_open}, {NULL, NULL}};
     lml_class(L, QUANT, methods, quant_close);
     luaL_setfuncs(L, functions, 0);

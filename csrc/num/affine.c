@@ -1,5 +1,6 @@
-/* Affine groups: w = scale * code + bias with codes 0 .. 2^bits - 1. Source: mlx/backend/cpu/
- * quantized.cpp and mlx/backend/metal/kernels/quantized.h (affine_quantize). */
+/* Affine groups: w = scale * code + bias with codes 0 .. 2^bits - 1. Sources: mlx/backend/cpu/
+ * quantized.cpp and mlx/backend/metal/kernels/quantized.h (affine_quantize); for zero points
+ * compressed_tensors/quantization/utils/helpers.py. */
 #include "num/fp.h"
 #include "num/group.h"
 
@@ -48,9 +49,34 @@ static void fit(const num_format *f, float lo, float hi, float *scale, float *bi
     *bias = zero != 0 ? end : 0;
 }
 
+/* Zero is a code, the zero point z, and w = scale * (code - z). The quotients are rounded before
+ * the zero point is added, as both readers and stock writers have them. */
+static void zero_point_group(const num_format *f, const float *w, uint8_t *codes, float *scale,
+                             float *bias)
+{
+    float lo, hi, top = (float)((1 << f->bits) - 1);
+    range(w, f->group, &lo, &hi);
+    lo = lo < 0 ? lo : 0;
+    hi = hi > 0 ? hi : 0;
+    float s = num_rounded(at_least((hi - lo) / top, 1e-7f), f->scale_dtype);
+    float zero = rintf(-lo / s);
+    if (zero > top) zero = top;
+    for (int64_t i = 0; i < f->group; i++) {
+        float t = w[i] / s + 0x1.8p23f - 0x1.8p23f + zero; /* the adder rounds to even */
+        t = t > 0 ? t : 0;
+        codes[i] = (uint8_t)(t < top ? t : top);
+    }
+    *scale = s;
+    *bias = -(s * zero);
+}
+
 void num_affine_group(const num_format *f, const float *w, uint8_t *codes, float *scale,
                       float *bias)
 {
+    if (f->zero_point) {
+        zero_point_group(f, w, codes, scale, bias);
+        return;
+    }
     float lo, hi, s, b, top = (float)((1 << f->bits) - 1);
     range(w, f->group, &lo, &hi);
     if (f->flavour == NUM_METAL && hi < 0) hi = 0; /* its running maximum starts there */

@@ -9,6 +9,10 @@ num_format num_format_default(num_mode mode)
     if (mode == NUM_MXFP4 || mode == NUM_MXFP8) f.group = 32;
     if (mode == NUM_MXFP8) f.bits = 8;
     if (mode == NUM_NVFP4) f.group = 16;
+    if (mode == NUM_FP8) {
+        f.bits = 8;
+        f.group = 0;
+    }
     return f;
 }
 
@@ -35,17 +39,42 @@ static err_code fixed_check(const num_format *f, err_info *e)
     return ERR_NONE;
 }
 
-err_code num_format_check(const num_format *f, int64_t cols, err_info *e)
+static err_code fp8_check(const num_format *f, int64_t cols, err_info *e)
 {
-    if (f->mode < NUM_AFFINE || f->mode > NUM_NVFP4)
-        return err_set(e, ERR_UNSUPPORTED, "moonlet does not quantize to %s",
-                       num_mode_name(f->mode));
-    err_code code = f->mode == NUM_AFFINE ? affine_check(f, e) : fixed_check(f, e);
-    if (code) return code;
-    if (f->global_scale != 0 && f->mode != NUM_NVFP4)
-        return err_set(e, ERR_UNSUPPORTED, "%s has no global scale", num_mode_name(f->mode));
+    if (f->scale_dtype == NUM_DT_U8)
+        return err_set(e, ERR_UNSUPPORTED, "fp8 scales are f32, f16 or bf16");
+    if (f->bits == 8 && f->group == cols) return ERR_NONE;
+    return err_set(e, ERR_UNSUPPORTED,
+                   "fp8 is 8 bits with a scale per row of %lld, not %d bits in %lld",
+                   (long long)cols, f->bits, (long long)f->group);
+}
+
+/* What belongs to one mode only. */
+static err_code extras_check(const num_format *f, err_info *e)
+{
+    const char *name = num_mode_name(f->mode);
+    if (f->mode != NUM_NVFP4 && (f->global_scale != 0 || f->least_scale))
+        return err_set(e, ERR_UNSUPPORTED, "%s has no global scale", name);
+    if (f->mode != NUM_AFFINE && f->zero_point)
+        return err_set(e, ERR_UNSUPPORTED, "%s has no zero points", name);
+    if (f->zero_point && f->bits < 2)
+        return err_set(e, ERR_UNSUPPORTED, "codes of one bit have no zero points");
     if (!(f->global_scale >= 0 && f->global_scale <= 0x1p127f))
         return err_set(e, ERR_RANGE, "global scale %g is not a magnitude", (double)f->global_scale);
+    if (f->least_scale > 0x7e)
+        return err_set(e, ERR_RANGE, "scale byte %d is no positive E4M3", f->least_scale);
+    return ERR_NONE;
+}
+
+err_code num_format_check(const num_format *f, int64_t cols, err_info *e)
+{
+    if (f->mode < NUM_AFFINE || f->mode >= NUM_N_MODES)
+        return err_set(e, ERR_UNSUPPORTED, "moonlet does not quantize to %s",
+                       num_mode_name(f->mode));
+    err_code code = f->mode == NUM_AFFINE ? affine_check(f, e)
+                    : f->mode == NUM_FP8  ? fp8_check(f, cols, e)
+                                          : fixed_check(f, e);
+    if (code || (code = extras_check(f, e))) return code;
     if (cols <= 0 || cols % f->group != 0)
         return err_set(e, ERR_RANGE, "rows of %lld weights do not split into groups of %lld",
                        (long long)cols, (long long)f->group);
@@ -54,17 +83,27 @@ err_code num_format_check(const num_format *f, int64_t cols, err_info *e)
 
 int64_t num_format_code_bytes(const num_format *f, int64_t cols)
 {
-    return cols / 8 * f->bits;
+    return cols * f->bits / 8;
+}
+
+static int has_float_scales(const num_format *f)
+{
+    return f->mode == NUM_AFFINE || f->mode == NUM_FP8;
+}
+
+static num_dtype bias_dtype(const num_format *f)
+{
+    return f->zero_point ? NUM_DT_F32 : f->scale_dtype;
 }
 
 int64_t num_format_scale_bytes(const num_format *f, int64_t cols)
 {
-    return cols / f->group * (f->mode == NUM_AFFINE ? num_dtype_bytes(f->scale_dtype) : 1);
+    return cols / f->group * (has_float_scales(f) ? num_dtype_bytes(f->scale_dtype) : 1);
 }
 
 int64_t num_format_bias_bytes(const num_format *f, int64_t cols)
 {
-    return f->mode == NUM_AFFINE ? num_format_scale_bytes(f, cols) : 0;
+    return f->mode == NUM_AFFINE ? cols / f->group * num_dtype_bytes(bias_dtype(f)) : 0;
 }
 
 num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, const uint8_t *codes,
@@ -72,8 +111,8 @@ num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, co
 {
     num_matrix m = {
         .mode = f->mode,
-        .scale_dtype = f->mode == NUM_AFFINE ? f->scale_dtype : NUM_DT_U8,
-        .bias_dtype = f->mode == NUM_AFFINE ? f->scale_dtype : NUM_DT_U8,
+        .scale_dtype = has_float_scales(f) ? f->scale_dtype : NUM_DT_U8,
+        .bias_dtype = f->mode == NUM_AFFINE ? bias_dtype(f) : NUM_DT_U8,
         .bits = f->bits,
         .rows = rows,
         .cols = cols,
@@ -97,6 +136,37 @@ void num_elements_encode(const float *x, int64_t n, num_dtype dtype, uint8_t *ou
     for (int64_t i = 0; i < n; i++) {
         uint16_t h = dtype == NUM_DT_F16 ? fp_f16_encode(x[i]) : fp_bf16_encode(x[i]);
         memcpy(out + 2 * i, &h, 2);
+    }
+}
+
+float num_rounded(float x, num_dtype dtype)
+{
+    uint8_t bytes[4];
+    num_elements_encode(&x, 1, dtype, bytes);
+    return num_element(bytes, dtype, 0);
+}
+
+int64_t num_zero_words(const num_format *f, int64_t rows)
+{
+    return (rows * f->bits + 31) / 32;
+}
+
+void num_zeros_pack(const num_format *f, int64_t rows, int64_t n_groups, const uint8_t *scales,
+                    const uint8_t *biases, uint8_t *words)
+{
+    memset(words, 0, (size_t)(4 * num_zero_words(f, rows) * n_groups));
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t bit = row * f->bits, word = bit / 32;
+        for (int64_t g = 0; g < n_groups; g++) {
+            int64_t i = row * n_groups + g;
+            float scale = num_element(scales, f->scale_dtype, i);
+            uint64_t zero = (uint64_t)rintf(-num_element(biases, NUM_DT_F32, i) / scale);
+            zero <<= bit % 32;
+            for (int b = 0; b < 8; b++)
+                if (zero >> (8 * b) & 0xff)
+                    words[4 * ((word + b / 4) * n_groups + g) + b % 4] |=
+                        (uint8_t)(zero >> (8 * b));
+        }
     }
 }
 
@@ -132,16 +202,21 @@ int64_t num_encode_row(const num_format *f, const float *row, int64_t cols, uint
 {
     int64_t bad = first_bad(row, cols, weight_limit(f));
     if (bad >= 0) return bad;
+    if (f->mode == NUM_FP8) {
+        float scale = num_fp8_row(f, row, cols, codes);
+        num_elements_encode(&scale, 1, f->scale_dtype, scales);
+        return -1;
+    }
     int64_t group_bytes = f->group / 8 * f->bits;
-    int element = num_dtype_bytes(f->scale_dtype);
+    int scale_bytes = num_dtype_bytes(f->scale_dtype), bias_bytes = num_dtype_bytes(bias_dtype(f));
     for (int64_t g = 0; g < cols / f->group; g++) {
         const float *w = row + g * f->group;
         uint8_t group[NUM_MAX_GROUP];
         if (f->mode == NUM_AFFINE) {
             float scale, bias;
             num_affine_group(f, w, group, &scale, &bias);
-            num_elements_encode(&scale, 1, f->scale_dtype, scales + g * element);
-            num_elements_encode(&bias, 1, f->scale_dtype, biases + g * element);
+            num_elements_encode(&scale, 1, f->scale_dtype, scales + g * scale_bytes);
+            num_elements_encode(&bias, 1, bias_dtype(f), biases + g * bias_bytes);
         } else if (f->mode == NUM_NVFP4) {
             scales[g] = num_nvfp4_group(f, w, group);
         } else {

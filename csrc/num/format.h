@@ -10,8 +10,11 @@
  *
  * Published checkpoints were made with metal. The cpu flavour departs from MLX where that would
  * lose weights: its MX scale byte wraps for groups of denormals, here it stops at 0; and it takes
- * the maxima of F16 weights to an MX exponent in F16, here in F32. Pure: no allocation, no I/O;
- * any thread. */
+ * the maxima of F16 weights to an MX exponent in F16, here in F32.
+ *
+ * What MLX does not have is the same in both: integer zero points, the rule of which is
+ * compressed-tensors' (utils/helpers.py, calculate_qparams), and fp8 with a scale per row, its
+ * maximum / 448. Pure: no allocation, no I/O; any thread. */
 #ifndef NUM_FORMAT_H
 #define NUM_FORMAT_H
 
@@ -25,17 +28,20 @@ typedef enum num_flavour { NUM_METAL, NUM_CPU } num_flavour;
 typedef enum num_mx_rule { NUM_MX_CEIL, NUM_MX_NEAREST } num_mx_rule;
 
 typedef struct num_format {
-    num_mode mode; /* affine, mxfp4, mxfp8 or nvfp4 */
+    num_mode mode; /* affine, mxfp4, mxfp8, nvfp4 or fp8 */
     int bits;
-    int64_t group;
-    num_dtype scale_dtype; /* affine: of scales and biases; MLX takes the type of the weights */
+    int64_t group; /* fp8: all columns, one scale per row */
+    num_dtype
+        scale_dtype; /* affine: of scales and biases; MLX takes the type of the weights. fp8 */
+    int zero_point;  /* affine: a bias is minus the scale times a code, kept as f32 */
     num_flavour flavour;
     num_mx_rule mx_rule;
-    float global_scale; /* nvfp4: max|W| of the tensor, or 0 for none */
+    float global_scale;  /* nvfp4: max|W| of the tensor, or 0 for none */
+    uint8_t least_scale; /* nvfp4: scale byte in the place of 0 */
 } num_format;
 
-/* bits and group as MLX chooses them (affine 4/64, mxfp4 4/32, mxfp8 8/32, nvfp4 4/16), BF16
- * scales, metal, ceil, no global scale. */
+/* bits and group as MLX chooses them (affine 4/64, mxfp4 4/32, mxfp8 8/32, nvfp4 4/16; fp8 8/0,
+ * which the caller makes the row), BF16 scales, metal, ceil, no global scale. */
 num_format num_format_default(num_mode mode);
 
 /* ERR_UNSUPPORTED when MLX has no such mode, bits and group; ERR_RANGE when rows of `cols`
@@ -58,6 +64,13 @@ num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, co
  * what makes those overflow. */
 int64_t num_encode_row(const num_format *f, const float *row, int64_t cols, uint8_t *codes,
                        uint8_t *scales, uint8_t *biases);
+
+/* Zero points as compressed-tensors packs them: down the rows, which is why rows is a multiple of
+ * 32 except at the end of a matrix. scales and biases are those of num_encode_row under zero_point,
+ * [rows][n_groups]; words: [num_zero_words(f, rows)][n_groups] u32, little-endian. */
+int64_t num_zero_words(const num_format *f, int64_t rows);
+void num_zeros_pack(const num_format *f, int64_t rows, int64_t n_groups, const uint8_t *scales,
+                    const uint8_t *biases, uint8_t *words);
 
 /* n floats as f32, f16 or bf16 at any alignment, rounded to nearest even. */
 void num_elements_encode(const float *x, int64_t n, num_dtype dtype, uint8_t *out);

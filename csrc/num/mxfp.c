@@ -1,5 +1,6 @@
-/* Groups of small floats under one scale: mxfp4, mxfp8 and nvfp4. Source: mlx/backend/metal/
- * kernels/{fp_quantized,fp4,fp8}.h and, for the cpu flavour, mlx/ops.cpp (quantize). */
+/* Groups of small floats under one scale: mxfp4, mxfp8, nvfp4 and rows of fp8. Source:
+ * mlx/backend/metal/ kernels/{fp_quantized,fp4,fp8}.h and, for the cpu flavour, mlx/ops.cpp
+ * (quantize). */
 #include "num/fp.h"
 #include "num/group.h"
 
@@ -66,6 +67,7 @@ uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes)
     /* Under the least scale that matters every weight is far below the smallest E4M3 step. */
     float y[16], gain = f->global_scale > 1e-30f ? 2688.0f / f->global_scale : 1.0f;
     uint8_t byte = fp_e4m3_encode(largest(w, 16) / 6.0f * gain);
+    if (byte == 0) byte = f->least_scale;
     float scale = fp_e4m3_decode(byte);
     if (scale == 0)
         for (int i = 0; i < 16; i++) y[i] = w[i] * 0.0f; /* signed zeros */
@@ -75,4 +77,15 @@ uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes)
         for (int i = 0; i < 16; i++) y[i] = w[i] / scale * gain;
     e2m1_codes(y, 16, f->flavour, codes);
     return byte;
+}
+
+/* A row of zeros, or one that vanishes in the scale's type, keeps a scale of 1. */
+float num_fp8_row(const num_format *f, const float *w, int64_t cols, uint8_t *codes)
+{
+    float top = largest(w, cols & ~7);
+    for (int64_t i = cols & ~7; i < cols; i++) top = fabsf(w[i]) > top ? fabsf(w[i]) : top;
+    float scale = num_rounded(top / 448.0f, f->scale_dtype);
+    if (scale == 0) scale = 1;
+    for (int64_t i = 0; i < cols; i++) codes[i] = fp_e4m3_encode(w[i] / scale);
+    return scale;
 }

@@ -13,16 +13,22 @@
  * the cancel flag; it does not depend on the number of threads, so neither do errors. */
 enum { BLOCK_ELEMENTS = 1 << 17, GROUP_BLOCKS = 64 };
 
-typedef struct row_sizes { /* bytes of one output row */
-    int64_t weight, scales, biases;
+typedef struct row_sizes { /* bytes of one output row; biases as encoded, zeros as packed */
+    int64_t weight, scales, biases, zeros;
 } row_sizes;
+
+static int is_float(st_dtype dtype)
+{
+    return dtype == ST_BF16 || dtype == ST_F16 || dtype == ST_F32;
+}
 
 typedef struct run {
     const quant_job *job;
-    st_writer *w;
+    st_writer *w; /* NULL: only the largest magnitude is looked for */
+    float largest;
     int64_t n_rows, block_rows, first_block;
     row_sizes out;
-    uint8_t *scratch; /* per worker: cols f32, then block_rows of each output */
+    uint8_t *scratch; /* per worker: cols f32, then block_rows of each output and of zeros */
     int64_t scratch_bytes;
     pthread_mutex_t lock;
     int64_t failed_block; /* lowest so far */
@@ -35,10 +41,12 @@ static row_sizes sizes_of(const quant_job *job)
     switch (job->op) {
     case QUANT_COPY: s.weight = job->cols * st_dtype_bytes(job->parts[0].tensor->dtype); break;
     case QUANT_BF16: s.weight = job->cols * 2; break;
+    case QUANT_F32: s.weight = job->cols * 4; break;
     case QUANT_ENCODE:
         s.weight = num_format_code_bytes(&job->format, job->cols);
         s.scales = num_format_scale_bytes(&job->format, job->cols);
         s.biases = num_format_bias_bytes(&job->format, job->cols);
+        if (job->format.zero_point) s.zeros = job->cols / job->format.group;
         break;
     }
     return s;
@@ -60,6 +68,13 @@ static source_row find_row(const quant_job *job, int64_t row)
     return s;
 }
 
+static int64_t first_not_finite(const float *x, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(x[i])) return i;
+    return -1;
+}
+
 /* The row as f32; the first column that is not finite, or -1. */
 static int64_t load_row(const uint8_t *data, st_dtype dtype, int64_t cols, float *out)
 {
@@ -71,9 +86,7 @@ static int64_t load_row(const uint8_t *data, st_dtype dtype, int64_t cols, float
             memcpy(&h, data + 2 * i, 2);
             out[i] = dtype == ST_BF16 ? fp_bf16_decode(h) : fp_f16_decode(h);
         }
-    for (int64_t i = 0; i < cols; i++)
-        if (!isfinite(out[i])) return i;
-    return -1;
+    return first_not_finite(out, cols);
 }
 
 /* The first column that bf16 cannot hold, or -1. */
@@ -101,21 +114,42 @@ static void transform_row(const quant_job *job, const source_row *s, float *x)
         for (int64_t i = 0; i < job->cols; i++) x[i] -= job->subtract;
 }
 
-static err_code block_row(const run *r, int64_t row, float *x, uint8_t *weight, uint8_t *scales,
-                          uint8_t *biases, err_info *e)
+static float row_largest(const float *x, int64_t n)
+{
+    float top = 0;
+    for (int64_t i = 0; i < n; i++) top = fabsf(x[i]) > top ? fabsf(x[i]) : top;
+    return top;
+}
+
+/* x, transformed, into the outputs; the first column that they cannot hold, or -1. */
+static int64_t store_row(const quant_job *job, const float *x, uint8_t *weight, uint8_t *scales,
+                         uint8_t *biases)
+{
+    if (job->op == QUANT_BF16) return store_bf16(x, job->cols, weight);
+    if (job->op == QUANT_ENCODE)
+        return num_encode_row(&job->format, x, job->cols, weight, scales, biases);
+    memcpy(weight, x, (size_t)job->cols * 4);
+    return first_not_finite(x, job->cols);
+}
+
+/* Copies keep every bit, but a float that is not finite is an error here, too. */
+static err_code block_row(const run *r, int64_t row, float *x, float *largest, uint8_t *weight,
+                          uint8_t *scales, uint8_t *biases, err_info *e)
 {
     const quant_job *job = r->job;
     source_row s = find_row(job, row);
     const st_tensor *t = s.part->tensor;
+    if (job->op == QUANT_COPY) memcpy(weight, s.data, (size_t)r->out.weight);
+    if (!is_float(t->dtype)) return ERR_NONE;
     int64_t bad = load_row(s.data, t->dtype, job->cols, x);
-    if (bad < 0) {
+    if (bad < 0 && job->op != QUANT_COPY) {
         transform_row(job, &s, x);
-        switch (job->op) {
-        case QUANT_COPY: memcpy(weight, s.data, (size_t)r->out.weight); break;
-        case QUANT_BF16: bad = store_bf16(x, job->cols, weight); break;
-        case QUANT_ENCODE:
-            bad = num_encode_row(&job->format, x, job->cols, weight, scales, biases);
-            break;
+        if (r->w) {
+            bad = store_row(job, x, weight, scales, biases);
+        } else {
+            float top = row_largest(x, job->cols);
+            if (top > *largest) *largest = top;
+            bad = first_not_finite(x, job->cols);
         }
     }
     if (bad < 0) return ERR_NONE;
@@ -143,26 +177,44 @@ static err_code put_rows(const run *r, int64_t entry, int64_t row, int64_t n, in
     return st_writer_put(r->w, entry, row * row_bytes, data, n * row_bytes, e);
 }
 
-static err_code run_block(const run *r, int64_t block, int worker, err_info *e)
+/* Rows of a block begin at a multiple of 32, so their zero points fill whole words. */
+static err_code put_zeros(const run *r, int64_t row, int64_t n, const uint8_t *scales,
+                          const uint8_t *biases, uint8_t *words, err_info *e)
+{
+    const num_format *f = &r->job->format;
+    int64_t n_groups = r->out.zeros, word_bytes = 4 * n_groups;
+    num_zeros_pack(f, n, n_groups, scales, biases, words);
+    return st_writer_put(r->w, r->job->biases, row * f->bits / 32 * word_bytes, words,
+                         num_zero_words(f, n) * word_bytes, e);
+}
+
+static err_code run_block(run *r, int64_t block, int worker, err_info *e)
 {
     const quant_job *job = r->job;
     int64_t row = block * r->block_rows, n = r->n_rows - row;
     if (n > r->block_rows) n = r->block_rows;
     uint8_t *at = r->scratch + worker * r->scratch_bytes;
-    float *x = (float *)(void *)at;
+    float *x = (float *)(void *)at, largest = 0;
     uint8_t *weight = at + job->cols * 4;
     uint8_t *scales = weight + r->block_rows * r->out.weight;
     uint8_t *biases = scales + r->block_rows * r->out.scales;
     for (int64_t i = 0; i < n; i++)
-        if (block_row(r, row + i, x, weight + i * r->out.weight, scales + i * r->out.scales,
-                      biases + i * r->out.biases, e))
+        if (block_row(r, row + i, x, &largest, weight + i * r->out.weight,
+                      scales + i * r->out.scales, biases + i * r->out.biases, e))
             return e->code;
     forget_rows(job, row, n);
+    if (!r->w) {
+        pthread_mutex_lock(&r->lock);
+        if (largest > r->largest) r->largest = largest;
+        pthread_mutex_unlock(&r->lock);
+        return ERR_NONE;
+    }
     if (put_rows(r, job->weight, row, n, r->out.weight, weight, e) ||
-        put_rows(r, job->scales, row, n, r->out.scales, scales, e) ||
-        put_rows(r, job->biases, row, n, r->out.biases, biases, e))
+        put_rows(r, job->scales, row, n, r->out.scales, scales, e))
         return e->code;
-    return ERR_NONE;
+    if (r->out.zeros)
+        return put_zeros(r, row, n, scales, biases, biases + r->block_rows * r->out.biases, e);
+    return put_rows(r, job->biases, row, n, r->out.biases, biases, e);
 }
 
 static void run_blocks(void *ctx, int64_t begin, int64_t end, int worker)
@@ -191,7 +243,7 @@ static err_code check_job(const quant_job *job, int64_t *n_rows, err_info *e)
     for (int64_t i = 0; i < job->n_parts; i++) {
         const st_tensor *t = job->parts[i].tensor;
         int64_t first = job->parts[i].first_row, rows = st_elements(t) / job->cols;
-        if (t->dtype != ST_BF16 && t->dtype != ST_F16 && t->dtype != ST_F32)
+        if (job->op != QUANT_COPY && !is_float(t->dtype))
             return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s is %s, not BF16, F16 or F32", t->file,
                            t->name, st_dtype_name(t->dtype));
         if (first < 0 || first > rows || job->part_rows > rows - first ||
@@ -223,25 +275,48 @@ static err_code run_groups(run *r, pool *p, const cancel_flag *cancel, err_info 
     return ERR_NONE;
 }
 
+/* Rows of a block: with zero points a multiple of 32. */
+static int64_t rows_per_block(const run *r)
+{
+    int64_t rows = BLOCK_ELEMENTS / r->job->cols, unit = r->out.zeros ? 32 : 1;
+    if (rows > r->n_rows) rows = r->n_rows;
+    return (rows < 1 ? unit : (rows + unit - 1) / unit * unit);
+}
+
+static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
+{
+    const quant_job *job = r->job;
+    if (check_job(job, &r->n_rows, e)) return e->code;
+    r->failed_block = INT64_MAX;
+    if (r->w) r->out = sizes_of(job);
+    r->block_rows = rows_per_block(r);
+    const row_sizes *out = &r->out;
+    int64_t row_bytes = out->weight + out->scales + out->biases + out->zeros;
+    r->scratch_bytes = (job->cols * 4 + r->block_rows * row_bytes + 63) / 64 * 64;
+    r->scratch = mem_array((size_t)pool_n_threads(p), (size_t)r->scratch_bytes, e);
+    if (!r->scratch) return e->code;
+    pthread_mutex_init(&r->lock, NULL);
+    err_code code = run_groups(r, p, cancel, e);
+    forget_rows(job, 0, r->n_rows); /* pages that two blocks share */
+    pthread_mutex_destroy(&r->lock);
+    mem_free(r->scratch);
+    return code;
+}
+
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
                    err_info *e)
 {
-    run r = {.job = job, .w = w, .failed_block = INT64_MAX};
+    run r = {.job = job, .w = w};
     err_info own = {0};
-    if (!e) e = &own;
-    if (check_job(job, &r.n_rows, e)) return e->code;
-    r.out = sizes_of(job);
-    r.block_rows = BLOCK_ELEMENTS / job->cols;
-    if (r.block_rows < 1) r.block_rows = 1;
-    if (r.block_rows > r.n_rows) r.block_rows = r.n_rows;
-    int64_t bytes = job->cols * 4 + r.block_rows * (r.out.weight + r.out.scales + r.out.biases);
-    r.scratch_bytes = (bytes + 63) / 64 * 64;
-    r.scratch = mem_array((size_t)pool_n_threads(p), (size_t)r.scratch_bytes, e);
-    if (!r.scratch) return e->code;
-    pthread_mutex_init(&r.lock, NULL);
-    err_code code = run_groups(&r, p, cancel, e);
-    forget_rows(job, 0, r.n_rows); /* pages that two blocks share */
-    pthread_mutex_destroy(&r.lock);
-    mem_free(r.scratch);
+    return run_job(&r, p, cancel, e ? e : &own);
+}
+
+err_code quant_largest(const quant_job *job, pool *p, const cancel_flag *cancel, float *largest,
+                       err_info *e)
+{
+    run r = {.job = job};
+    err_info own = {0};
+    err_code code = run_job(&r, p, cancel, e ? e : &own);
+    *largest = r.largest;
     return code;
 }

@@ -13,15 +13,16 @@
 #include "num/format.h"
 
 typedef enum quant_op {
-    QUANT_COPY,   /* the stored bytes */
+    QUANT_COPY,   /* the stored bytes, of any dtype */
     QUANT_BF16,   /* each element rounded to bf16 */
+    QUANT_F32,    /* each element as f32 */
     QUANT_ENCODE, /* rows in `format` */
 } quant_op;
 
 /* part_rows rows of a stored tensor seen as [elements / cols][cols]. All pointers are borrowed;
  * vectors may be NULL: scales of 1, inputs that all count the same. */
 typedef struct quant_part {
-    const st_tensor *tensor; /* BF16, F16 or F32 */
+    const st_tensor *tensor; /* BF16, F16 or F32; any for QUANT_COPY */
     int64_t first_row;
     const float *importance; /* [cols] mean squares of the inputs that the written columns meet */
     const float *col_scale;  /* [cols] */
@@ -38,7 +39,8 @@ typedef struct quant_job {
     const quant_part *parts; /* [n_parts] borrowed */
     int64_t n_parts, part_rows, cols;
     num_format format;              /* QUANT_ENCODE */
-    int64_t weight, scales, biases; /* entries of the writer; -1 where there is none */
+    int64_t weight, scales, biases; /* entries of the writer; -1 where there is none. Under
+                                       format.zero_point the last takes num_zeros_pack's words */
 } quant_job;
 
 /* Runs one job and puts its bytes into `w`. A weight that is not finite or that the output cannot
@@ -47,5 +49,9 @@ typedef struct quant_job {
  * blocks. */
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
                    err_info *e);
+
+/* The largest magnitude of what quant_run would encode; nothing is written. */
+err_code quant_largest(const quant_job *job, pool *p, const cancel_flag *cancel, float *largest,
+                       err_info *e);
 
 #endif

@@ -26,6 +26,7 @@ local layout = {}
 ---@field n_layers integer
 ---@field kind string?
 ---@field matrix boolean
+---@field dtype string?   that of its first part in the files ("BF16")
 ---@field stored string?   dtype kept as stored ("f32"); nil: written as bf16
 ---@field zero_centred boolean?  a norm whose stored weight is w - 1 in Hugging Face files
 

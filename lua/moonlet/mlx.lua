@@ -6,18 +6,9 @@
 
 local json = require "moonlet.json"
 local recipe = require "moonlet.recipe"
+local shards = require "moonlet.shards"
 
 local mlx = {}
-
--- mlx_lm.utils: MAX_FILE_SIZE_GB.
-mlx.SHARD_BYTES = 5 << 30
-
----@class moonlet.mlx.Item   one tensor of the output
----@field name string
----@field parameters integer
----@field bytes integer
----@field entries { name: string, dtype: string, shape: integer[] }[]
----@field put table  how to make it: moonlet.core's quantizer:put, without `entry`
 
 local SCALES = { affine = "BF16", mxfp4 = "U8", mxfp8 = "U8", nvfp4 = "U8" }
 
@@ -53,81 +44,49 @@ local function dense(tensor, zero_centred)
   return entry, "bf16", zero_centred and tensor.zero_centred and 1 or nil
 end
 
+-- Stock converters count the parameters of leaf modules, which decay vectors are not part of
+-- (mlx_lm/utils.py, get_total_parameters).
+local function parameters(tensor)
+  return tensor.class == "decay" and 0 or tensor.rows * tensor.cols
+end
+
 local function item_of(tensor, decision, zero_centred)
-  local item = { name = tensor.output, parameters = tensor.rows * tensor.cols,
-    bytes = recipe.bytes(tensor, decision) }
   local op, mode, add
+  local entries = {}
   if decision.mode then
-    item.entries, op, mode = quantized_entries(tensor, decision), "encode", decision.mode
+    entries, op, mode = quantized_entries(tensor, decision), "encode", decision.mode
   else
-    item.entries = {}
-    item.entries[1], op, add = dense(tensor, zero_centred)
+    entries[1], op, add = dense(tensor, zero_centred)
   end
-  item.put = { op = op, parts = tensor.parts, part_rows = tensor.part_rows, cols = tensor.cols,
-    add = add, mode = mode, bits = decision.bits, group = decision.group }
-  return item
+  return shards.item { name = tensor.output, tensor = tensor, parameters = parameters(tensor),
+    entries = entries, put = { op = op, parts = tensor.parts, part_rows = tensor.part_rows,
+      cols = tensor.cols, add = add, mode = mode, bits = decision.bits, group = decision.group } }
 end
 
----The tensors to write, in order: those of the model's shards, and those of mtp.safetensors.
----mlx-lm reads model*.safetensors and nothing else; releases up to 0.31.3 misread a file with MTP
----tensors among them.
+mlx.bytes = recipe.bytes
+
+---The tensors to write: those of the model's shards, and those of mtp.safetensors, which holds
+---Hugging Face tensors as they were. mlx-lm reads model*.safetensors and nothing else; releases up
+---to 0.31.3 misread a file with MTP tensors among them.
 ---@param decided { tensor: moonlet.Tensor, decision: table }[]
----@param zero_centred boolean
----@return moonlet.mlx.Item[] model
----@return moonlet.mlx.Item[] mtp
-function mlx.items(decided, zero_centred)
-  local model, mtp = {}, {}
+---@param source moonlet.Source
+---@return moonlet.FileSet[]? sets
+---@return string? message
+---@return string? code
+function mlx.items(decided, source)
+  local model = { stem = "model", format = "mlx", listed = true, items = {} }
+  local mtp = { stem = "mtp", format = "pt", listed = false, items = {} }
   for _, d in ipairs(decided) do
+    if d.decision.mode == "fp8" then
+      return nil, ("tensor %s: MLX has no fp8 with a scale per row; compressed-tensors has")
+        :format(d.tensor.name), "unsupported"
+    end
     if not d.decision.drop then
-      local list = d.tensor.part == "mtp" and mtp or model
-      list[#list + 1] = item_of(d.tensor, d.decision, zero_centred)
+      local list = d.tensor.part == "mtp" and mtp.items or model.items
+      list[#list + 1] = item_of(d.tensor, d.decision, source.zero_centred)
     end
   end
-  return model, mtp
-end
-
----@class moonlet.mlx.File
----@field name string
----@field format string  __metadata__.format
----@field items moonlet.mlx.Item[]
-
----Files for the items: shards filled in order up to `limit` bytes, and mtp.safetensors, which
----holds Hugging Face tensors as they were.
----@return moonlet.mlx.File[]
-function mlx.files(model, mtp, limit)
-  local shards, size = { {} }, 0
-  for _, item in ipairs(model) do
-    if size > 0 and size + item.bytes > limit then
-      shards[#shards + 1], size = {}, 0
-    end
-    table.insert(shards[#shards], item)
-    size = size + item.bytes
-  end
-  local files = {}
-  for i, items in ipairs(shards) do
-    local name = #shards == 1 and "model.safetensors"
-      or ("model-%05d-of-%05d.safetensors"):format(i, #shards)
-    files[i] = { name = name, format = "mlx", items = items }
-  end
-  if #mtp > 0 then
-    files[#files + 1] = { name = "mtp.safetensors", format = "pt", items = mtp }
-  end
-  return files
-end
-
----Text of model.safetensors.index.json.
----@param files moonlet.mlx.File[]
----@return string
-function mlx.index(files)
-  local bytes, parameters, map = 0, 0, {}
-  for _, file in ipairs(files) do
-    for _, item in ipairs(file.format == "mlx" and file.items or {}) do
-      bytes, parameters = bytes + item.bytes, parameters + item.parameters
-      for _, entry in ipairs(item.entries) do map[entry.name] = file.name end
-    end
-  end
-  return json.encode({ metadata = { total_size = bytes, total_parameters = parameters },
-    weight_map = json.object(map) }, { indent = 4 }) .. "\n"
+  return #mtp.items > 0 and { model, mtp } or { model }
 end
 
 -- ---- config.json -------------------------------------------------------------------------------
@@ -237,15 +196,14 @@ local function wrap(config, numbers)
 end
 
 ---Text of config.json, or nil when stock loaders cannot express the model.
----@param config table  the source's, decoded; changed in place
----@param numbers table  moonlet.core.model_config of it
----@param tied boolean  as the files have it
+---@param inventory moonlet.Inventory  its config is changed in place
 ---@param decided { tensor: moonlet.Tensor, decision: table }[]
 ---@param base table?  moonlet.Recipe's
 ---@return string? text
 ---@return string? message
 ---@return string? code
-function mlx.config(config, numbers, tied, decided, base)
+function mlx.config(inventory, decided, base)
+  local config, numbers, tied = inventory.config, inventory.numbers, inventory.source.tied
   local interval = interval_of(numbers.layer_types)
   if not interval then
     return nil, "layer_types has no regular interval of full attention; MLX cannot express it",

@@ -47,9 +47,14 @@ local function stored_tensors(path)
   return list
 end
 
+---@class moonlet.Inventory
+---@field config table   config.json, decoded
+---@field numbers table  of the text stack, as moonlet.core.model_config gives them
+---@field source moonlet.Source
+
 ---What there is to decide on: the tensors that config.json announces or that the files hold.
 ---@param path string  a checkpoint directory or a config.json
----@return { config: table, numbers: table, source: moonlet.Source }? inventory
+---@return moonlet.Inventory? inventory
 ---@return string? message
 ---@return string? code
 function plan.inventory(path)
@@ -100,10 +105,13 @@ end
 ---Decides on every tensor. `decided` pairs each description with its decision, for the writer.
 ---@param rule moonlet.Recipe
 ---@param tensors moonlet.Tensor[]
+---@param bytes_of? fun(tensor: moonlet.Tensor, decision: table): integer  of the form that is
+---  written; default: MLX
 ---@return moonlet.Plan? plan
 ---@return string|{ tensor: moonlet.Tensor, decision: table }[] decided_or_message
 ---@return string? code
-function plan.decide(rule, tensors)
+function plan.decide(rule, tensors, bytes_of)
+  bytes_of = bytes_of or recipe.bytes
   local self = setmetatable({ recipe = rule.name, options = rule.options, parameters = 0,
     total_bytes = 0, part_bytes = {}, tensors = {}, classes = {} }, Plan)
   local decided = {}
@@ -112,7 +120,7 @@ function plan.decide(rule, tensors)
     if not decision then return nil, message, code end
     decided[i] = { tensor = desc, decision = decision }
     add_row(self, { name = desc.name, shape = desc.shape, class = desc.class, decision = decision,
-      bytes = recipe.bytes(desc, decision) }, desc)
+      bytes = bytes_of(desc, decision) }, desc)
   end
   for _, class in pairs(self.classes) do
     class.bits_per_weight = class.bytes * 8 / class.parameters

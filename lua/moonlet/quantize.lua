@@ -5,7 +5,9 @@
 -- callback's "stop" leaves it to be resumed. Memory is bounded by the threads' blocks of rows,
 -- whatever the size of a tensor.
 
+local compressed_tensors = require "moonlet.compressed_tensors"
 local core = require "moonlet.core"
+local hf = require "moonlet.hf"
 local json = require "moonlet.json"
 local mlx = require "moonlet.mlx"
 local options = require "moonlet.options"
@@ -13,9 +15,12 @@ local partial = require "moonlet.partial"
 local plan = require "moonlet.plan"
 local provenance = require "moonlet.provenance"
 local recipe = require "moonlet.recipe"
+local shards = require "moonlet.shards"
 local sys = require "moonlet.sys"
 
 local quantize = {}
+
+local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = hf }
 
 ---@class moonlet.quantize.options
 ---@field source string       directory with config.json and BF16, F16 or F32 safetensors
@@ -25,7 +30,7 @@ local quantize = {}
 ---@field group integer?
 ---@field mode string?
 ---@field mxfp boolean?
----@field format "mlx"?
+---@field format "mlx"|"compressed-tensors"|"bf16"|nil  default mlx
 ---@field threads integer?    default: all processors
 ---@field shard_bytes integer?  default 5 GiB
 ---@field flavour "metal"|"cpu"|nil   whose rounding to follow, see moonlet.quantize_tensor
@@ -43,7 +48,7 @@ local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integ
 
 -- Options that change bytes, besides those of the recipe.
 local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule" }
-local DEFAULTS = { format = "mlx", shard_bytes = mlx.SHARD_BYTES, flavour = "metal",
+local DEFAULTS = { format = "mlx", shard_bytes = shards.LIMIT, flavour = "metal",
   mx_rule = "ceil" }
 
 -- What is on the disk is noted this often: the work that a power cut costs.
@@ -64,17 +69,13 @@ local function checked(given)
   for _, key in ipairs { "source", "out", "recipe" } do
     if o[key] == nil then options.misuse(("option '%s' is missing"):format(key)) end
   end
+  check_choice(o, "format", { "mlx", "compressed-tensors", "bf16" })
   check_choice(o, "flavour", { "metal", "cpu" })
   check_choice(o, "mx_rule", { "ceil", "nearest" })
   if (o.threads or 0) < 0 or o.shard_bytes < 1 then
     options.misuse("threads and shard_bytes are positive")
   end
   return o
-end
-
-local function check_format(format)
-  if format == "mlx" then return true end
-  return nil, ("format '%s' is not built; there is mlx"):format(format), "unsupported"
 end
 
 -- Before hours of work; every file also reserves its own space when it is opened.
@@ -99,7 +100,7 @@ end
 ---@field found moonlet.Partial|false  left by another run, to be gone on with
 ---@field rule moonlet.Recipe
 ---@field decisions moonlet.Plan
----@field files moonlet.mlx.File[]
+---@field files moonlet.File[]
 ---@field side table<string, integer>  files to copy
 ---@field config string     text of config.json
 ---@field source { sha256: string, stamp: string }
@@ -109,20 +110,22 @@ end
 -- What becomes of every tensor: fills in rule, decisions, files and config.
 local function decide(job)
   local o = job.options
-  local message, code, inventory, decided
+  local form = FORMS[o.format]
+  local message, code, inventory, decided, sets
   job.rule, message, code = recipe.load(o.recipe,
     { bits = o.bits, group = o.group, mode = o.mode, mxfp = o.mxfp })
   if not job.rule then return nil, message, code end
   inventory, message, code = plan.inventory(o.source)
   if not inventory then return nil, message, code end
-  job.decisions, decided, code = plan.decide(job.rule, inventory.source.tensors)
+  if form.adapt then form.adapt(inventory.source) end
+  job.decisions, decided, code = plan.decide(job.rule, inventory.source.tensors, form.bytes)
   if not job.decisions then return nil, decided, code end
   job.decisions.notes = json.array {}
-  job.config, message, code = mlx.config(inventory.config, inventory.numbers,
-    inventory.source.tied, decided, job.rule.base)
+  sets, message, code = form.items(decided, inventory.source)
+  if not sets then return nil, message, code end
+  job.files = shards.files(sets, o.shard_bytes)
+  job.config, message, code = form.config(inventory, decided, job.rule.base)
   if not job.config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
-  local model, mtp = mlx.items(decided, inventory.source.zero_centred)
-  job.files = mlx.files(model, mtp, o.shard_bytes)
   return true
 end
 
@@ -131,8 +134,7 @@ end
 ---@return string? code
 local function prepare(o)
   local job = { options = o, settings = settings_of(o) }
-  local ok, message, code = check_format(o.format)
-  if not ok then return nil, message, code end
+  local ok, message, code
   job.place, message, code = partial.place(o.source, o.out)
   if not job.place then return nil, message, code end
   ok, message, code = decide(job)
@@ -221,15 +223,48 @@ function Run:open(file, n_done)
   return first
 end
 
+-- The scale over a whole matrix, and over those fused with it, is looked for when the first of them
+-- is written.
+function Run:find_largest(item)
+  local shared = item.largest
+  if not shared then return true end
+  if not shared.value then
+    local top = 0.0
+    for _, put in ipairs(shared.puts) do
+      local found, message, code = self.writer:largest(put)
+      if not found then return nil, message, code end
+      top = math.max(top, found)
+    end
+    shared.value = top
+  end
+  item.put.global_scale = shared.value
+  return true
+end
+
+-- `first` is the entry that the item begins with.
+function Run:put(item, first)
+  local o, put = self.job.options, item.put
+  put.entry, put.flavour, put.mx_rule = first, o.flavour, o.mx_rule
+  local ok, message, code = self:find_largest(item)
+  if not ok then return nil, message, code end
+  for i, entry in ipairs(item.entries) do
+    local data = entry.data
+    if type(data) == "function" then data = data(put) end
+    if data then
+      ok, message, code = self.writer:put_data(first + i - 1, data)
+      if not ok then return nil, message, code end
+    end
+  end
+  return self.writer:put(put)
+end
+
 function Run:write_file(file, n_done)
-  local o = self.job.options
   local first, message, code = self:open(file, n_done)
   if not first then return nil, message, code end
   local ok
   for i = n_done + 1, #file.items do
     local item = file.items[i]
-    item.put.entry, item.put.flavour, item.put.mx_rule = first[i], o.flavour, o.mx_rule
-    ok, message, code = self.writer:put(item.put)
+    ok, message, code = self:put(item, first[i])
     if not ok then return nil, message, code end
     ok, message, code = self:step(item)
     if not ok then return nil, message, code end
@@ -283,7 +318,7 @@ local function write_checkpoint(job, dir)
   local ok, message, code = write_weights(job, dir)
   if not ok then return nil, message, code end
   local o = job.options
-  ok, message, code = dir:write("model.safetensors.index.json", mlx.index(job.files))
+  ok, message, code = dir:write("model.safetensors.index.json", shards.index(job.files))
   if not ok then return nil, message, code end
   ok, message, code = dir:copy(o.source, job.side)
   if not ok then return nil, message, code end

@@ -13,12 +13,14 @@ local recipe = {}
 
 -- ---- number formats ----------------------------------------------------------------------------
 
--- Widths and groups that MLX's kernels exist for (mlx/ops.cpp, quantization_params).
+-- Widths and groups that MLX's kernels exist for (mlx/ops.cpp, quantization_params), and fp8 under
+-- a scale per row, which MLX does not have and compressed-tensors does.
 local FORMATS = {
   affine = { bits = { 2, 3, 4, 5, 6, 8 }, groups = { 64, 32, 128 }, group_bytes = 4 },
   mxfp4 = { bits = { 4 }, groups = { 32 }, group_bytes = 1 },
   mxfp8 = { bits = { 8 }, groups = { 32 }, group_bytes = 1 },
   nvfp4 = { bits = { 4 }, groups = { 16 }, group_bytes = 1 },
+  fp8 = { bits = { 8 }, whole_rows = true, group_bytes = 2 },
 }
 local DECISION_KEYS = { mode = true, bits = true, group = true, keep = true, drop = true }
 local KEPT_BYTES = { bf16 = 2, f16 = 2, f32 = 4 }
@@ -48,6 +50,7 @@ end
 function recipe.decision_text(decision)
   if decision.drop then return "dropped" end
   if decision.keep then return decision.keep end
+  if decision.mode == "fp8" then return "fp8" end
   if decision.mode == "affine" then
     return ("affine %d g%d"):format(decision.bits, decision.group)
   end
@@ -79,12 +82,13 @@ local function checked(tensor, d)
   local format = FORMATS[d.mode]
   if not format then return nil, ("unknown mode %s"):format(tostring(d.mode)) end
   if not tensor.matrix then return nil, "only matrices of the text stack can be quantized" end
-  local bits, group = d.bits, d.group or format.groups[1]
+  local groups = format.whole_rows and { tensor.cols } or format.groups
+  local bits, group = d.bits, d.group or groups[1]
   if bits == nil and #format.bits == 1 then bits = format.bits[1] end
   if not contains(format.bits, bits) then
     return nil, ("%s has no %s-bit form"):format(d.mode, tostring(bits))
   end
-  if not contains(format.groups, group) then
+  if not contains(groups, group) then
     return nil, ("%s has no group of %s"):format(d.mode, tostring(group))
   end
   if tensor.cols % group ~= 0 then
@@ -117,12 +121,13 @@ function kit.drop() return { drop = true } end
 -- Promotion pass: an affine decision of `bits` bits becomes modes[bits], any other stays.
 function kit.promote(decision, modes)
   local mode = decision.mode == "affine" and modes[decision.bits]
-  return mode and { mode = mode, group = FORMATS[mode].groups[1] } or decision
+  return mode and { mode = mode, group = (FORMATS[mode].groups or {})[1] } or decision
 end
 
 -- The decision if the tensor's rows divide into its groups, else keep.
 function kit.fit(tensor, decision)
-  if decision.mode and tensor.cols % decision.group ~= 0 then return kit.keep() end
+  local group = decision.mode and decision.group
+  if group and tensor.cols % group ~= 0 then return kit.keep() end
   return decision
 end
 

@@ -114,7 +114,8 @@ local function bind_text(desc, text, used)
     desc.parts[i] = { name = t.name, first_row = part.first_row }
     used[t] = true
   end
-  if desc.stored then desc.stored = found[1].tensor.dtype:lower() end
+  desc.dtype = found[1].tensor.dtype
+  if desc.stored then desc.stored = desc.dtype:lower() end
   return desc
 end
 

@@ -11,8 +11,9 @@ function quantize.define(parser)
   command:argument("places", "DIR (default: the demo model) and OUT, a directory to create")
     :args("1-2"):argname { "[DIR]", "OUT" }
   plan.recipe_options(command)
-  command:option("--format", "checkpoint format"):choices { "mlx" }:default("mlx")
   command:flag("--resume", "go on where a run that was cut off had stopped")
+  command:option("--format", "checkpoint format"):choices { "mlx", "compressed-tensors", "bf16" }
+    :default("mlx")
   output.threads_option(command)
   output.progress_option(command)
   command:flag("--json", "print one JSON object")
