@@ -44,6 +44,7 @@ describe("the public table", function()
     for _, name in ipairs { "kld", "perplexity", "save_logits" } do
       assert.is_function(moonlet.eval[name], name)
     end
+    has_methods(moonlet.imatrix, { "read", "write" })
     has_methods(moonlet.jinja, { "compile" })
     has_methods(moonlet.json, { "decode", "encode", "read", "array", "object" })
     has_methods(moonlet.safetensors, { "open", "write" })
@@ -51,7 +52,7 @@ describe("the public table", function()
   end)
 
   it("has nothing that is not built", function()
-    for _, name in ipairs { "imatrix", "grammar", "agent", "serve", "bench", "no_such_thing" } do
+    for _, name in ipairs { "grammar", "agent", "serve", "bench", "no_such_thing" } do
       assert.is_nil(moonlet[name], name)
     end
     local known = { kld = true, perplexity = true, save_logits = true }

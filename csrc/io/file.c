@@ -27,19 +27,50 @@ static int write_all(int fd, const char *data, size_t n)
     return 0;
 }
 
+err_code file_out_open(file_out *out, const char *path, err_info *e)
+{
+    out->fd = -1;
+    int n = snprintf(out->path, sizeof out->path, "%s", path);
+    int m = snprintf(out->partial, sizeof out->partial, "%s.partial", path);
+    if (n < 0 || m < 0 || (size_t)m >= sizeof out->partial)
+        return err_set(e, ERR_IO, "%s: path too long", path);
+    out->fd = open(out->partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    return out->fd < 0 ? fail(path, "create", e) : ERR_NONE;
+}
+
+err_code file_out_put(file_out *out, const void *data, size_t n_bytes, err_info *e)
+{
+    return write_all(out->fd, data, n_bytes) == 0 ? ERR_NONE : fail(out->path, "write", e);
+}
+
+err_code file_out_finish(file_out *out, err_info *e)
+{
+    int fd = out->fd;
+    out->fd = -1;
+    err_code code = fsync(fd) == 0 ? ERR_NONE : fail(out->path, "write", e);
+    if (close(fd) != 0 && !code) code = fail(out->path, "write", e);
+    if (!code && rename(out->partial, out->path) != 0) code = fail(out->path, "replace", e);
+    if (code) unlink(out->partial);
+    return code;
+}
+
+void file_out_abort(file_out *out)
+{
+    if (out->fd < 0) return;
+    close(out->fd);
+    out->fd = -1;
+    unlink(out->partial);
+}
+
 err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e)
 {
-    char partial[PATH_MAX];
-    int n = snprintf(partial, sizeof partial, "%s.partial", path);
-    if (n < 0 || (size_t)n >= sizeof partial) return err_set(e, ERR_IO, "%s: path too long", path);
-    int fd = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) return fail(path, "create", e);
-    int bad = write_all(fd, data, n_bytes) != 0 || fsync(fd) != 0;
-    err_code code = bad ? fail(path, "write", e) : ERR_NONE;
-    if (close(fd) != 0 && !code) code = fail(path, "write", e);
-    if (!code && rename(partial, path) != 0) code = fail(path, "replace", e);
-    if (code) unlink(partial);
-    return code;
+    file_out out;
+    if (file_out_open(&out, path, e)) return ERR_IO;
+    if (file_out_put(&out, data, n_bytes, e)) {
+        file_out_abort(&out);
+        return ERR_IO;
+    }
+    return file_out_finish(&out, e);
 }
 
 err_code file_make_dir(const char *path, err_info *e)

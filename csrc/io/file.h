@@ -13,6 +13,19 @@
 /* Replaces `path`: writes beside it, fsyncs, renames. On failure the old file is untouched. */
 err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e);
 
+/* The same for what is too large to hold: a file that takes its name when it is complete. */
+typedef struct file_out {
+    char path[PATH_MAX], partial[PATH_MAX];
+    int fd; /* -1 when closed */
+} file_out;
+
+/* On failure *out is closed, as it is after finish and abort. */
+err_code file_out_open(file_out *out, const char *path, err_info *e);
+err_code file_out_put(file_out *out, const void *data, size_t n_bytes, err_info *e);
+/* fsync and rename; removes what was written when that fails. */
+err_code file_out_finish(file_out *out, err_info *e);
+void file_out_abort(file_out *out);
+
 /* Creates one directory; one that is there already is an error. */
 err_code file_make_dir(const char *path, err_info *e);
 

@@ -92,6 +92,7 @@ void lml_open_base(lua_State *L);
 void lml_open_blas(lua_State *L);
 void lml_open_cands(lua_State *L);
 void lml_open_file(lua_State *L);
+void lml_open_imatrix(lua_State *L);
 void lml_open_journal(lua_State *L);
 void lml_open_json(lua_State *L);
 void lml_open_kern(lua_State *L);

@@ -167,6 +167,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_blas(L);
     lml_open_cands(L);
     lml_open_file(L);
+    lml_open_imatrix(L);
     lml_open_journal(L);
     lml_open_json(L);
     lml_open_kern(L);

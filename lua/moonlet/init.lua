@@ -27,6 +27,7 @@ end
 -- The rest is loaded when first used: a script that only plans needs no engine.
 local parts = {
   eval = "moonlet.eval",
+  imatrix = "moonlet.imatrix",
   jinja = "moonlet.jinja",
   json = "moonlet.json",
   plan = "moonlet.plan",
