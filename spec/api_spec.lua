@@ -41,7 +41,7 @@ describe("the public table", function()
     for _, name in ipairs { "plan", "quantize", "sampler" } do
       assert.is_function(getmetatable(moonlet[name]).__call, name)
     end
-    for _, name in ipairs { "kld", "perplexity", "save_logits" } do
+    for _, name in ipairs { "kld", "perplexity", "save_logits", "sensitivity" } do
       assert.is_function(moonlet.eval[name], name)
     end
     has_methods(moonlet.imatrix, { "read", "write" })
@@ -55,7 +55,7 @@ describe("the public table", function()
     for _, name in ipairs { "grammar", "agent", "serve", "bench", "no_such_thing" } do
       assert.is_nil(moonlet[name], name)
     end
-    local known = { kld = true, perplexity = true, save_logits = true }
+    local known = { kld = true, perplexity = true, save_logits = true, sensitivity = true }
     for name in pairs(moonlet.eval) do assert.is_true(known[name], name) end
   end)
 end)

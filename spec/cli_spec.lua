@@ -113,10 +113,14 @@ describe("misuse exits with 2", function()
     { "eval ppl --chat D/empty --window 9", 2, "belong to %-%-file" },
     { "eval ppl --file D/empty --dialogues 1-2", 2, "%-%-dialogues belongs to %-%-chat" },
     { "eval ppl --chat D/empty --dialogues 0-2", 2, "A%-B, A%- or A expected, got '0%-2'" },
-    { "eval kld --file D/empty", 2, "give one of %-%-reference, %-%-reference%-logits and" },
+    { "eval kld --file D/empty", 2, "give one of %-%-reference, %-%-reference%-logits, " },
+    { "eval kld --reference a --file b --mode mxfp4", 2, "%-%-mode belongs to %-%-per%-tensor" },
+    { "eval kld --reference a --file b --by layer", 2, "%-%-by belongs to %-%-per%-tensor" },
+    { "eval kld --per-tensor --by row --file b", 2, "must be one of 'class', 'layer', 'tensor'" },
+    { "eval kld --per-tensor --file b --per-position p", 2, "needs a reference" },
     { "eval kld --reference a --save-logits b --file D/empty", 2, "give one of %-%-reference," },
     { "eval kld --reference a", 2, "give one of %-%-file and %-%-chat" },
-    { "eval kld --save-logits D/q --per-position p --file a", 2, "compares no positions" },
+    { "eval kld --save-logits D/q --per-position p --file a", 2, "needs a reference" },
   } do
     it("moonlet " .. row[1], function() check(row) end)
   end
@@ -166,6 +170,9 @@ describe("a failure of the work exits with 1", function()
     { "eval kld --reference /nosuch --file D/empty", 1, "/nosuch/config.json" },
     { "eval kld --reference-logits D/empty", 1, "empty: 0 bytes are too few" },
     { "eval kld --save-logits /nosuch/f --file LICENSE", 1, "/nosuch/f" },
+    { "eval kld --per-tensor --bits 7 --file LICENSE", 1, "affine has no 7%-bit form" },
+    { "eval kld --per-tensor --recipe nosuch --file LICENSE", 1, "no recipe named nosuch" },
+    { "eval kld --per-tensor --recipe keep_bf16 --file LICENSE", 1, "nothing is encoded" },
     { "eval kld --reference examples/demo-model --file LICENSE --windows 2 --per-position /", 1,
       "/: Is a directory" },
     { "eval ppl --chat D/line5.jsonl", 1, "line5%.jsonl:2: an object with messages expected" },
@@ -358,6 +365,16 @@ describe("success exits with 0", function()
     assert.equal(127, #rows)
     assert.equal("sequence,position,token,kld,nll,reference_nll,top,reference_top", rows[1])
     assert.matches("^2,63,%d+,0,[%d.e-]+,[%d.e-]+,%d+,%d+$", rows[127])
+  end)
+
+  it("eval kld --per-tensor --json", function()
+    local value = answer("eval kld --per-tensor --mode mxfp4 --by layer --file LICENSE "
+      .. "--window 16 --windows 1", { "by", "reference", "rows", "tokens", "totals", "words" })
+    assert.matches("/demo%-model$", value.reference)
+    assert.same({ "layer", 15, 10, 1 }, { value.by, value.tokens, #value.rows, #value.totals })
+    assert.same({ "bytes", "class", "decision", "kld_per_mib", "layer", "max", "mean", "mean_error",
+      "median", "name", "nll", "p99", "p999", "parameters", "perplexity", "reference_nll",
+      "reference_perplexity", "saved", "tensors", "tokens", "top1" }, keys_of(value.rows[2]))
   end)
 
   it("tokenize --json", function()

@@ -1,6 +1,7 @@
 --- A checkpoint: weights, tokenizer, chat template and generation defaults of one directory.
 local core = require "moonlet.core"
 local json = require "moonlet.json"
+local layout = require "moonlet.layout"
 local options = require "moonlet.options"
 local Session = require "moonlet.session"
 local sys = require "moonlet.sys"
@@ -163,6 +164,23 @@ function Model:forward(ids, opts)
     end
   end
   return self.core:forward(ids, opts.want or { "logits" })
+end
+
+---Descriptions of the text stack's tensors, as recipes get them, matrices with the name that
+---replace() takes in `module`.
+---@return moonlet.Tensor[]? tensors, string? message, string? code
+function Model:tensors()
+  local config, message, code = json.read_object(self.dir .. "/config.json")
+  if not config then return nil, message, code end
+  local info = self.core:info()
+  local tensors = layout.tensors(setmetatable({ tie_word_embeddings = info.tied,
+    wrapped = json.is_object(config.text_config), mtp_num_hidden_layers = 0 },
+    { __index = info.config }))
+  for _, tensor in ipairs(tensors) do
+    tensor.module = tensor.matrix and tensor.name:gsub("^model%.", "")
+      :gsub("^language_model%.", ""):gsub("%.weight$", "") or nil
+  end
+  return tensors
 end
 
 -- A replacement says one of these.

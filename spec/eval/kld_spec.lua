@@ -174,7 +174,7 @@ describe("eval.kld", function()
 end)
 
 describe("statistics", function()
-  local statistics = require("moonlet.eval.kld").statistics
+  local statistics = require("moonlet.eval.rows").statistics
 
   it("are numpy's", function()
     -- np.mean, np.std(ddof=1)/sqrt(n), np.median, np.percentile 99 and 99.9, np.max

@@ -1,5 +1,6 @@
 --- moonlet eval: how well a model predicts a text or dialogues, and how far it is from another.
 local output = require "moonlet.cli.output"
+local plan = require "moonlet.cli.plan"
 
 local command_eval = {}
 
@@ -47,6 +48,11 @@ function command_eval.define(parser)
     :argname("F")
   kld:option("--save-logits", "compare nothing: write what DIR predicts, for --reference-logits")
     :argname("F")
+  kld:flag("--per-tensor", "quantize DIR in memory, a part at a time, and compare it with itself")
+  kld:option("--by", "parts of --per-tensor"):choices { "class", "layer", "tensor" }
+  kld:option("--recipe", "decisions of --per-tensor; without it --mode, --bits and --group are one")
+    :argname("NAME"):convert(output.some_text("--recipe"))
+  plan.base_options(kld)
   text_options(kld)
   kld:option("--per-position", "write one line of comma-separated values for each position")
     :argname("F.csv")
@@ -153,25 +159,69 @@ local function compare(args, reference)
   return true
 end
 
+-- ---- per tensor ---------------------------------------------------------------------------------
+
+local function print_table(result)
+  local width = 5
+  for _, row in ipairs(result.rows) do width = math.max(width, #row.name) end
+  local form = "%-" .. width .. "s %8s %11s %10s %8s %10s %12s  %s"
+  output.line(form:format(result.by, "tensors", "saved", "mean KLD", "+-", "99.9 %",
+    "KLD per MiB", "decision"))
+  local function line(row)
+    output.line(form:format(row.name, output.count(row.tensors), output.bytes(row.saved),
+      ("%.4g"):format(row.mean), ("%.1g"):format(row.mean_error), ("%.4g"):format(row.p999),
+      row.kld_per_mib and ("%.4g"):format(row.kld_per_mib) or "", row.decision))
+  end
+  for _, row in ipairs(result.rows) do line(row) end
+  for _, row in ipairs(result.totals) do line(row) end
+end
+
+local function decisions_of(args)
+  if args.recipe then return nil, args.recipe, plan.options(args) end
+  local mode = args.mode or (args.mxfp and "mxfp4") or "affine"
+  return { { mode = mode, bits = args.bits or mode == "affine" and 4 or nil, group = args.group } }
+end
+
+local function per_tensor(args)
+  local model <close>, message, code = output.open_model(args)
+  if not model then return nil, message, code end
+  local opts = text_of(args, "comparing")
+  opts.by = args.by
+  opts.decisions, opts.recipe, opts.recipe_options = decisions_of(args)
+  local result
+  result, message, code = require("moonlet.eval").sensitivity(model, opts)
+  if not result then return nil, message, code end
+  if args.json then output.print_json(result) else print_table(result) end
+  return true
+end
+
+-- ---- dispatch -----------------------------------------------------------------------------------
+
 local function check_kld(args)
   local n = 0
-  for _, name in ipairs { "reference", "reference_logits", "save_logits" } do
+  for _, name in ipairs { "reference", "reference_logits", "save_logits", "per_tensor" } do
     if args[name] then n = n + 1 end
   end
   if n ~= 1 then
-    output.misuse("give one of --reference, --reference-logits and --save-logits")
+    output.misuse("give one of --reference, --reference-logits, --save-logits and --per-tensor")
   end
   if not text_given(args) and not args.reference_logits then
     output.misuse("give one of --file and --chat")
   end
-  if args.save_logits and args.per_position then
-    output.misuse("--save-logits compares no positions")
+  if args.per_position and (args.save_logits or args.per_tensor) then
+    output.misuse("--per-position needs a reference")
+  end
+  for _, name in ipairs { "by", "recipe", "bits", "group", "mode", "mxfp" } do
+    if args[name] and not args.per_tensor then
+      output.misuse(("--%s belongs to --per-tensor"):format(name))
+    end
   end
 end
 
 local function run_kld(args)
   check_kld(args)
   if args.save_logits then return save_logits(args) end
+  if args.per_tensor then return per_tensor(args) end
   if not args.reference then return compare(args) end
   local reference <close>, message, code = output.open_model { dir = args.reference,
     threads = args.threads, precision = "exact" }

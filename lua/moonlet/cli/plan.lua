@@ -3,16 +3,21 @@ local output = require "moonlet.cli.output"
 
 local plan = {}
 
----Options of a recipe, shared with quantize.
-function plan.recipe_options(command)
-  command:option("--recipe", "unsloth, uniform, keep_bf16 or a file.lua"):argname("NAME")
-    :count(1):convert(output.some_text("--recipe"))
+---Options that recipes take.
+function plan.base_options(command)
   command:option("--bits", "base bits, if the recipe takes them"):argname("N")
     :convert(output.integer("--bits", 1))
   command:option("--group", "group size, if the recipe takes it"):argname("N")
     :convert(output.integer("--group", 1))
   command:flag("--mxfp", "promote 4- and 8-bit decisions to mxfp4 and mxfp8, if the recipe can")
   command:option("--mode", "base mode, if the recipe takes it"):argname("MODE")
+end
+
+---A recipe and its options, shared with quantize.
+function plan.recipe_options(command)
+  command:option("--recipe", "unsloth, uniform, keep_bf16 or a file.lua"):argname("NAME")
+    :count(1):convert(output.some_text("--recipe"))
+  plan.base_options(command)
 end
 
 ---@return table options for moonlet.plan and moonlet.quantize

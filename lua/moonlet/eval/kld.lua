@@ -2,139 +2,52 @@
 -- scored position, over the whole vocabulary.
 local options = require "moonlet.options"
 local reference_file = require "moonlet.reference"
+local rows = require "moonlet.eval.rows"
 local sequences = require "moonlet.eval.sequences"
 
 local kld = {}
 
--- ---- statistics ---------------------------------------------------------------------------------
-
--- Between the values around rank q (n - 1), linearly: what numpy and llama.cpp call a percentile.
-local function quantile(sorted, q)
-  local rank = q * (#sorted - 1)
-  local below = math.floor(rank)
-  local low, high = sorted[below + 1], sorted[math.min(below + 2, #sorted)]
-  return low + (high - low) * (rank - below)
-end
-
----@param values number[]
----@return table statistics mean, mean_error (standard error of the mean), median, p99, p999, max
-function kld.statistics(values)
-  local n, sum, squares = #values, 0, 0
-  for _, v in ipairs(values) do sum = sum + v end
-  local mean = sum / n
-  for _, v in ipairs(values) do squares = squares + (v - mean) ^ 2 end
-  local sorted = table.move(values, 1, n, 1, {})
-  table.sort(sorted)
-  return {
-    mean = mean,
-    mean_error = n > 1 and math.sqrt(squares / (n - 1) / n) or 0,
-    median = quantile(sorted, 0.5),
-    p99 = quantile(sorted, 0.99),
-    p999 = quantile(sorted, 0.999),
-    max = sorted[n],
-  }
-end
-
--- ---- measuring ----------------------------------------------------------------------------------
-
-local function unpack_into(list, tensor, format)
-  local bytes, n = tensor:bytes(), #list
-  for at = 1, #bytes, 4 do
-    n = n + 1
-    list[n] = string.unpack(format, bytes, at)
-  end
-  tensor:close()
-end
-
-local function new_rows()
-  return { kl = {}, nll = {}, reference_nll = {}, top = {}, reference_top = {} }
-end
-
-local FORMATS <const> = { kl = "<f", nll = "<f", reference_nll = "<f", top = "<i4",
-  reference_top = "<i4" }
-
-local function add_rows(rows, out)
-  for name, format in pairs(FORMATS) do unpack_into(rows[name], out[name], format) end
-end
-
-local function scored_targets(sequence)
-  local targets = {}
-  for _, id in ipairs(sequence.targets) do
-    if id >= 0 then targets[#targets + 1] = id end
-  end
-  return targets
-end
-
--- A model's final rows of one sequence.
-local function final_of(session, sequence)
-  session:reset()
-  return session:final(sequence.ids, sequence.targets)
-end
-
--- Logits that are not finite, explained by the weights if those are not.
-local function explain(message, code, ...)
-  for _, model in ipairs { ... } do
-    local _, why = model:check_finite()
-    if code == "range" and message:find("not finite", 1, true) and why then
-      return ("%s: %s: %s"):format(message, model.dir, why), code
-    end
-  end
-  return message, code
-end
-
-local function open_session(model, list)
-  return model:session { ctx = (sequences.lengths(list)) }
-end
-
 -- Every sequence through both; `reference` a model.
 local function against_model(model, reference, list, progress)
-  local mine <close>, message, code = open_session(model, list)
+  local mine <close>, message, code = rows.session(model, list)
   if not mine then return nil, message, code end
-  local theirs <close>, message2, code2 = open_session(reference, list)
+  local theirs <close>, message2, code2 = rows.session(reference, list)
   if not theirs then return nil, message2, code2 end
-  local rows = new_rows()
+  local columns = rows.new()
   for _, sequence in ipairs(list) do
     local p, q, out
-    p, message, code = final_of(theirs, sequence)
+    p, message, code = rows.final(theirs, sequence)
     if not p then return nil, message, code end
-    q, message, code = final_of(mine, sequence)
+    q, message, code = rows.final(mine, sequence)
     if not q then return nil, message, code end
-    out, message, code = model:compare(q, reference, p, scored_targets(sequence))
-    if not out then return nil, explain(message, code, reference, model) end
-    add_rows(rows, out)
+    out, message, code = model:compare(q, reference, p, rows.targets(sequence))
+    if not out then return nil, rows.explain(message, code, reference, model) end
+    rows.add(columns, out)
     p:close()
     q:close()
     progress(sequence)
   end
-  return rows
+  return columns
 end
 
 -- Every sequence through the model; `file` knows what the reference said.
 local function against_file(model, file, list, progress)
-  local session <close>, message, code = open_session(model, list)
+  local session <close>, message, code = rows.session(model, list)
   if not session then return nil, message, code end
-  local rows, at = new_rows(), 1
+  local columns, at = rows.new(), 1
   for _, sequence in ipairs(list) do
-    local targets = scored_targets(sequence)
+    local targets = rows.targets(sequence)
     local q, out
-    q, message, code = final_of(session, sequence)
+    q, message, code = rows.final(session, sequence)
     if not q then return nil, message, code end
     out, message, code = model:compare(q, file, at, targets)
-    if not out then return nil, explain(message, code, model) end
-    add_rows(rows, out)
+    if not out then return nil, rows.explain(message, code, model) end
+    rows.add(columns, out)
     q:close()
     at = at + #targets
     progress(sequence)
   end
-  return rows
-end
-
-local function reporter(list, on_progress)
-  local done, _, total = 0, sequences.lengths(list)
-  return function(sequence)
-    done = done + #sequence.ids
-    if on_progress then on_progress(done, total) end
-  end
+  return columns
 end
 
 -- ---- texts --------------------------------------------------------------------------------------
@@ -198,38 +111,25 @@ end
 
 -- ---- results ------------------------------------------------------------------------------------
 
-local function per_position(list, rows)
+local function per_position(list, columns)
   local out, at = {}, 0
   for s, sequence in ipairs(list) do
     for i, target in ipairs(sequence.targets) do
       if target >= 0 then
         at = at + 1
-        out[at] = { sequence = s, position = i, token = target, kld = rows.kl[at],
-          nll = rows.nll[at], reference_nll = rows.reference_nll[at], top = rows.top[at],
-          reference_top = rows.reference_top[at] }
+        out[at] = { sequence = s, position = i, token = target, kld = columns.kl[at],
+          nll = columns.nll[at], reference_nll = columns.reference_nll[at], top = columns.top[at],
+          reference_top = columns.reference_top[at] }
       end
     end
   end
   return out
 end
 
-local function sum(values)
-  local total = 0
-  for _, v in ipairs(values) do total = total + v end
-  return total
-end
-
-local function result_of(list, rows, words, want_positions)
-  local result = kld.statistics(rows.kl)
-  local same, n = 0, #rows.kl
-  for i = 1, n do same = same + (rows.top[i] == rows.reference_top[i] and 1 or 0) end
-  local nll, reference_nll = sum(rows.nll), sum(rows.reference_nll)
-  result.top1 = same / n
-  result.tokens, result.words = n, words
-  result.nll, result.reference_nll = nll, reference_nll
-  result.perplexity = math.exp(nll / n)
-  result.reference_perplexity = math.exp(reference_nll / n)
-  if want_positions then result.positions = per_position(list, rows) end
+local function result_of(list, columns, words, want_positions)
+  local result = rows.summary(columns)
+  result.words = words
+  if want_positions then result.positions = per_position(list, columns) end
   return result
 end
 
@@ -248,13 +148,13 @@ local function compare_with_file(model, opts)
   local file <close>, message, code = reference_file.open(opts.reference_logits)
   if not file then return nil, message, code end
   local list = file_sequences(file)
-  local same, rows
+  local same, columns
   same, message, code = check_file_sequences(model, opts.reference_logits, list, opts)
   if not same then return nil, message, code end
-  rows, message, code = against_file(model, file, list, reporter(list, opts.on_progress))
-  if not rows then return nil, message, code end
+  columns, message, code = against_file(model, file, list, rows.progress(list, opts.on_progress))
+  if not columns then return nil, message, code end
   local info = file:info()
-  local result = result_of(list, rows, math.tointeger(info.words) or 0, opts.positions)
+  local result = result_of(list, columns, math.tointeger(info.words) or 0, opts.positions)
   result.reference = info.model
   return result
 end
@@ -278,11 +178,11 @@ function kld.kld(model, opts)
   if opts.reference_logits then return compare_with_file(model, opts) end
   local list, words, code = model_sequences(model, opts.reference, opts)
   if not list then return nil, words, code end
-  local rows, message
-  rows, message, code = against_model(model, opts.reference, list,
-    reporter(list, opts.on_progress))
-  if not rows then return nil, message, code end
-  local result = result_of(list, rows, words, opts.positions)
+  local columns, message
+  columns, message, code = against_model(model, opts.reference, list,
+    rows.progress(list, opts.on_progress))
+  if not columns then return nil, message, code end
+  local result = result_of(list, columns, words, opts.positions)
   result.reference = opts.reference.dir
   return result
 end
@@ -301,17 +201,17 @@ function kld.save_logits(model, opts)
   if not list then return nil, words, code end
   local writer <close>, problem, kind = reference_file.create(opts.out, model, list, words)
   if not writer then return nil, problem, kind end
-  local session <close>, message, code2 = open_session(model, list)
+  local session <close>, message, code2 = rows.session(model, list)
   if not session then return nil, message, code2 end
-  local progress, tokens = reporter(list, opts.on_progress), 0
+  local progress, tokens = rows.progress(list, opts.on_progress), 0
   for _, sequence in ipairs(list) do
-    local targets = scored_targets(sequence)
-    local rows, ok
-    rows, message, code = final_of(session, sequence)
-    if not rows then return nil, message, code end
-    ok, message, code = writer:put(rows, targets)
-    if not ok then return nil, explain(message, code, model) end
-    rows:close()
+    local targets = rows.targets(sequence)
+    local final, ok
+    final, message, code = rows.final(session, sequence)
+    if not final then return nil, message, code end
+    ok, message, code = writer:put(final, targets)
+    if not ok then return nil, rows.explain(message, code, model) end
+    final:close()
     tokens = tokens + #targets
     progress(sequence)
   end

@@ -1,0 +1,117 @@
+--- Positions compared: a model's final rows sequence by sequence, and what comparisons add up to.
+local sequences = require "moonlet.eval.sequences"
+
+local rows = {}
+
+-- ---- statistics ---------------------------------------------------------------------------------
+
+-- Between the values around rank q (n - 1), linearly: what numpy and llama.cpp call a percentile.
+local function quantile(sorted, q)
+  local rank = q * (#sorted - 1)
+  local below = math.floor(rank)
+  local low, high = sorted[below + 1], sorted[math.min(below + 2, #sorted)]
+  return low + (high - low) * (rank - below)
+end
+
+---@param values number[]
+---@return table statistics mean, mean_error (standard error of the mean), median, p99, p999, max
+function rows.statistics(values)
+  local n, sum, squares = #values, 0, 0
+  for _, v in ipairs(values) do sum = sum + v end
+  local mean = sum / n
+  for _, v in ipairs(values) do squares = squares + (v - mean) ^ 2 end
+  local sorted = table.move(values, 1, n, 1, {})
+  table.sort(sorted)
+  return {
+    mean = mean,
+    mean_error = n > 1 and math.sqrt(squares / (n - 1) / n) or 0,
+    median = quantile(sorted, 0.5),
+    p99 = quantile(sorted, 0.99),
+    p999 = quantile(sorted, 0.999),
+    max = sorted[n],
+  }
+end
+
+-- ---- measuring ----------------------------------------------------------------------------------
+
+local function unpack_into(list, tensor, format)
+  local bytes, n = tensor:bytes(), #list
+  for at = 1, #bytes, 4 do
+    n = n + 1
+    list[n] = string.unpack(format, bytes, at)
+  end
+  tensor:close()
+end
+
+---Empty columns, one entry per position.
+function rows.new()
+  return { kl = {}, nll = {}, reference_nll = {}, top = {}, reference_top = {} }
+end
+
+local FORMATS <const> = { kl = "<f", nll = "<f", reference_nll = "<f", top = "<i4",
+  reference_top = "<i4" }
+
+---Appends what Model:compare returned.
+function rows.add(columns, out)
+  for name, format in pairs(FORMATS) do unpack_into(columns[name], out[name], format) end
+end
+
+---The targets of a sequence that are scored.
+function rows.targets(sequence)
+  local targets = {}
+  for _, id in ipairs(sequence.targets) do
+    if id >= 0 then targets[#targets + 1] = id end
+  end
+  return targets
+end
+
+---A model's final rows of one sequence.
+function rows.final(session, sequence)
+  session:reset()
+  return session:final(sequence.ids, sequence.targets)
+end
+
+---Logits that are not finite, explained by the weights if those are not.
+function rows.explain(message, code, ...)
+  for _, model in ipairs { ... } do
+    local _, why = model:check_finite()
+    if code == "range" and message:find("not finite", 1, true) and why then
+      return ("%s: %s: %s"):format(message, model.dir, why), code
+    end
+  end
+  return message, code
+end
+
+---A session with room for every sequence of a list.
+function rows.session(model, list)
+  return model:session { ctx = (sequences.lengths(list)) }
+end
+
+---A function(sequence) that counts its tokens for on_progress(done, total); `times` passes.
+function rows.progress(list, on_progress, times)
+  local done, _, total = 0, sequences.lengths(list)
+  return function(sequence)
+    done = done + #sequence.ids
+    if on_progress then on_progress(done, total * (times or 1)) end
+  end
+end
+
+local function sum(values)
+  local total = 0
+  for _, v in ipairs(values) do total = total + v end
+  return total
+end
+
+---What columns amount to: statistics of the KLD, top1, tokens, nll and perplexity of both.
+function rows.summary(columns)
+  local result = rows.statistics(columns.kl)
+  local same, n = 0, #columns.kl
+  for i = 1, n do same = same + (columns.top[i] == columns.reference_top[i] and 1 or 0) end
+  result.top1, result.tokens = same / n, n
+  result.nll, result.reference_nll = sum(columns.nll), sum(columns.reference_nll)
+  result.perplexity = math.exp(result.nll / n)
+  result.reference_perplexity = math.exp(result.reference_nll / n)
+  return result
+end
+
+return rows

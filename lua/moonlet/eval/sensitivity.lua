@@ -1,0 +1,215 @@
+--- What quantizing does, a part at a time: the model runs with one class, layer or tensor encoded
+-- in memory, and is compared with itself.
+local json = require "moonlet.json"
+local options = require "moonlet.options"
+local recipe = require "moonlet.recipe"
+local rows = require "moonlet.eval.rows"
+local sequences = require "moonlet.eval.sequences"
+
+local sensitivity = {}
+
+-- ---- what is encoded ----------------------------------------------------------------------------
+
+-- A decision given by itself: for every matrix whose rows divide into its groups.
+local function rule_of_decision(decision)
+  local rule = recipe.load(function() return decision end)
+  -- any matrix will do to have it checked and its group filled in
+  local full, message, code = rule:decide { name = "decision", part = "text", matrix = true,
+    shape = { 1, 128 }, rows = 1, cols = 128 }
+  if not full then return nil, message, code end
+  return recipe.load(function(tensor)
+    local fits = full.mode and tensor.matrix and tensor.cols % full.group == 0
+    return fits and full or { keep = "bf16" }
+  end)
+end
+
+-- Recipes, each of which is applied to one group at a time.
+local function rules_of(opts)
+  if opts.recipe then
+    local rule, message, code = recipe.load(opts.recipe, opts.recipe_options)
+    if not rule then return nil, message, code end
+    return { rule }
+  end
+  local list = {}
+  for i, decision in ipairs(opts.decisions) do
+    local message, code
+    list[i], message, code = rule_of_decision(decision)
+    if not list[i] then return nil, message, code end
+  end
+  return list
+end
+
+local GROUPINGS <const> = {
+  class = function(tensor) return tensor.class end,
+  layer = function(tensor) return tensor.layer and ("layer %d"):format(tensor.layer)
+    or tensor.class end,
+  tensor = function(tensor) return tensor.module end,
+}
+
+local function new_group(name, tensor)
+  return { name = name, class = tensor.class, layer = tensor.layer, members = {}, texts = {},
+    tensors = 0, parameters = 0, bytes = 0, saved = 0 }
+end
+
+local function add_member(group, tensor, decision)
+  local bytes, n = recipe.bytes(tensor, decision), tensor.rows * tensor.cols
+  local text = recipe.decision_text(decision)
+  if not group.texts[text] then
+    group.texts[text] = true
+    group.decision = group.decision and group.decision .. ", " .. text or text
+  end
+  group.members[#group.members + 1] = { module = tensor.module, decision = decision }
+  group.tensors, group.parameters = group.tensors + 1, group.parameters + n
+  group.bytes, group.saved = group.bytes + bytes, group.saved + 2 * n - bytes
+end
+
+-- The groups of what a rule encodes, in the order of the model, and one of everything.
+local function groups_of(tensors, rule, by)
+  local list, known, all = {}, {}, new_group("all", {})
+  for _, tensor in ipairs(tensors) do
+    local decision, message, code = rule:decide(tensor)
+    if not decision then return nil, message, code end
+    if decision.mode then
+      local name = GROUPINGS[by](tensor)
+      if not known[name] then
+        known[name] = new_group(name, tensor)
+        list[#list + 1] = known[name]
+      end
+      add_member(known[name], tensor, decision)
+      add_member(all, tensor, decision)
+    end
+  end
+  return list, all
+end
+
+-- ---- measuring ----------------------------------------------------------------------------------
+
+-- The model's final rows of all sequences, to be compared with.
+local function reference_rows(session, list, progress)
+  local finals = {}
+  for i, sequence in ipairs(list) do
+    local message, code
+    finals[i], message, code = rows.final(session, sequence)
+    if not finals[i] then return nil, message, code end
+    progress(sequence)
+  end
+  return finals
+end
+
+local function compare_all(model, session, list, finals, progress)
+  local columns = rows.new()
+  for i, sequence in ipairs(list) do
+    local final, message, code = rows.final(session, sequence)
+    if not final then return nil, message, code end
+    local out
+    out, message, code = model:compare(final, model, finals[i], rows.targets(sequence))
+    if not out then return nil, rows.explain(message, code, model) end
+    rows.add(columns, out)
+    final:close()
+    progress(sequence)
+  end
+  return columns
+end
+
+-- A group's row of the table.
+local function row_of(group, columns)
+  local row = rows.summary(columns)
+  row.name, row.decision, row.class, row.layer = group.name, group.decision, group.class,
+    group.layer
+  row.tensors, row.parameters, row.bytes, row.saved = group.tensors, group.parameters,
+    group.bytes, group.saved
+  row.kld_per_mib = group.saved > 0 and row.mean / (group.saved / 2 ^ 20) or nil
+  return row
+end
+
+local function measure(model, session, list, finals, group, progress)
+  local _ <close> = setmetatable({}, { __close = function() model:restore() end })
+  for _, member in ipairs(group.members) do
+    local ok, message, code = model:replace(member.module, member.decision)
+    if not ok then return nil, message, code end
+  end
+  local columns, message, code = compare_all(model, session, list, finals, progress)
+  if not columns then return nil, message, code end
+  return row_of(group, columns)
+end
+
+-- ---- public -------------------------------------------------------------------------------------
+
+local OPTIONS <const> = { decisions = "table", recipe = "any", recipe_options = "table",
+  by = "string", on_progress = "function" }
+for key, kind in pairs(sequences.OPTIONS) do OPTIONS[key] = kind end
+
+local function check_options(opts)
+  opts = options.check(opts, OPTIONS)
+  if (opts.decisions == nil) == (opts.recipe == nil) then
+    options.misuse("one of decisions and recipe expected")
+  end
+  if opts.by and not GROUPINGS[opts.by] then
+    options.misuse(("option 'by': class, layer or tensor expected, got '%s'"):format(opts.by))
+  end
+  return opts
+end
+
+-- Groups of every rule, and how many passes over the text they take.
+local function all_groups(model, opts)
+  local rules, message, code = rules_of(opts)
+  if not rules then return nil, message, code end
+  local tensors
+  tensors, message, code = model:tensors()
+  if not tensors then return nil, message, code end
+  local tables, passes = {}, 1
+  for i, rule in ipairs(rules) do
+    local list, all, kind = groups_of(tensors, rule, opts.by or "class")
+    if not list then return nil, all, kind end
+    if #list == 0 then return nil, "nothing is encoded: every matrix is kept", "range" end
+    tables[i] = { list = list, all = all }
+    passes = passes + #list + 1
+  end
+  return tables, passes
+end
+
+---Quantizes a class, layer or tensor at a time, in memory, and measures what that does to the
+---model's predictions. Replacements of the model are undone.
+---@param model moonlet.Model
+---@param opts { decisions?: table[], recipe?: string|function, recipe_options?: table,
+---  by?: "class"|"layer"|"tensor", file?: string, text?: string, chat?: string, window?: integer,
+---  windows?: integer[], dialogues?: integer[],
+---  on_progress?: fun(done: integer, total: integer) }
+---  decisions { mode, bits, group }, each of which is tried on every group, or a recipe, whose
+---  decisions are; by class unless told; what is scored as for perplexity
+---@return table? result rows and totals (a row per decision or recipe: everything at once), each
+---  with name, decision (text), class, layer, tensors, parameters, bytes, saved (bytes, against
+---  bf16), kld_per_mib (mean KLD per MiB saved), and what eval.kld measures; reference, tokens, by
+---@return string? message, string? code
+function sensitivity.sensitivity(model, opts)
+  opts = check_options(opts)
+  local tables, passes, code = all_groups(model, opts)
+  if not tables then return nil, passes, code end
+  local list, words
+  list, words, code = sequences.read(model, opts)
+  if not list then return nil, words, code end
+
+  model:restore()
+  local session <close>, message, code2 = rows.session(model, list)
+  if not session then return nil, message, code2 end
+  local progress = rows.progress(list, opts.on_progress, passes)
+  local finals
+  finals, message, code = reference_rows(session, list, progress)
+  if not finals then return nil, message, code end
+  local result = { rows = json.array {}, totals = json.array {}, by = opts.by or "class",
+    reference = model.dir, words = words }
+  for _, groups in ipairs(tables) do
+    groups.list[#groups.list + 1] = groups.all
+    for _, group in ipairs(groups.list) do
+      local row
+      row, message, code = measure(model, session, list, finals, group, progress)
+      if not row then return nil, message, code end
+      local place = group == groups.all and result.totals or result.rows
+      place[#place + 1] = row
+      result.tokens = row.tokens
+    end
+  end
+  return result
+end
+
+return sensitivity
