@@ -49,43 +49,53 @@ static void fit(const num_format *f, float lo, float hi, float *scale, float *bi
     *bias = zero != 0 ? end : 0;
 }
 
-/* Zero is a code, the zero point z, and w = scale * (code - z). The quotients are rounded before
- * the zero point is added, as both readers and stock writers have them. */
-static void zero_point_group(const num_format *f, const float *w, uint8_t *codes, float *scale,
-                             float *bias)
+/* Zero is a code, the zero point z, and w = scale * (code - z). */
+static void fit_zero_point(const num_format *f, float lo, float hi, num_group *g)
 {
-    float lo, hi, top = (float)((1 << f->bits) - 1);
-    range(w, f->group, &lo, &hi);
+    float top = (float)((1 << f->bits) - 1);
     lo = lo < 0 ? lo : 0;
     hi = hi > 0 ? hi : 0;
     float s = num_rounded(at_least((hi - lo) / top, 1e-7f), f->scale_dtype);
     float zero = rintf(-lo / s);
-    if (zero > top) zero = top;
-    for (int64_t i = 0; i < f->group; i++) {
-        float t = w[i] / s + 0x1.8p23f - 0x1.8p23f + zero; /* the adder rounds to even */
-        t = t > 0 ? t : 0;
-        codes[i] = (uint8_t)(t < top ? t : top);
-    }
-    *scale = s;
-    *bias = -(s * zero);
+    num_zero_point_group(s, zero < top ? zero : top, g);
 }
 
-void num_affine_group(const num_format *f, const float *w, uint8_t *codes, float *scale,
-                      float *bias)
+void num_zero_point_group(float scale, float zero, num_group *g)
 {
+    *g = (num_group){scale, -(scale * zero), scale, zero, 0};
+}
+
+void num_affine_minmax(const num_format *f, const float *w, num_group *g)
+{
+    float lo, hi;
+    range(w, f->group, &lo, &hi);
     if (f->zero_point) {
-        zero_point_group(f, w, codes, scale, bias);
+        fit_zero_point(f, lo, hi, g);
         return;
     }
-    float lo, hi, s, b, top = (float)((1 << f->bits) - 1);
-    range(w, f->group, &lo, &hi);
     if (f->flavour == NUM_METAL && hi < 0) hi = 0; /* its running maximum starts there */
-    fit(f, lo, hi, &s, &b);
-    *scale = s;
-    *bias = b;
+    fit(f, lo, hi, &g->code_scale, &g->code_bias);
+    g->scale = num_rounded(g->code_scale, f->scale_dtype);
+    g->bias = num_rounded(g->code_bias, f->scale_dtype);
+}
+
+void num_affine_codes(const num_format *f, const num_group *g, const float *w, int64_t n,
+                      uint8_t *codes)
+{
+    float s = g->code_scale, b = g->code_bias, top = (float)((1 << f->bits) - 1);
+    if (f->zero_point) {
+        /* The quotients are rounded before the zero point is added, as readers and stock writers
+         * have them. */
+        for (int64_t i = 0; i < n; i++) {
+            float t = w[i] / s + 0x1.8p23f - 0x1.8p23f + b; /* the adder rounds to even */
+            t = t > 0 ? t : 0;
+            codes[i] = (uint8_t)(t < top ? t : top);
+        }
+        return;
+    }
     /* Clamping before the rounding gives the same codes and keeps the conversions defined. */
     if (f->flavour == NUM_METAL) {
-        for (int64_t i = 0; i < f->group; i++) {
+        for (int64_t i = 0; i < n; i++) {
             float t = (w[i] - b) / s;
             t = t > 0 ? t : 0;
             t = t < top ? t : top;
@@ -93,7 +103,7 @@ void num_affine_group(const num_format *f, const float *w, uint8_t *codes, float
             codes[i] = (uint8_t)(code + (t - (float)code >= 0.5f));
         }
     } else {
-        for (int64_t i = 0; i < f->group; i++) {
+        for (int64_t i = 0; i < n; i++) {
             float t = (w[i] - b) / s;
             t = t > 0 ? t : 0;
             t = t < top ? t : top;

@@ -91,7 +91,7 @@ static int has_float_scales(const num_format *f)
     return f->mode == NUM_AFFINE || f->mode == NUM_FP8;
 }
 
-static num_dtype bias_dtype(const num_format *f)
+num_dtype num_format_bias_dtype(const num_format *f)
 {
     return f->zero_point ? NUM_DT_F32 : f->scale_dtype;
 }
@@ -103,7 +103,12 @@ int64_t num_format_scale_bytes(const num_format *f, int64_t cols)
 
 int64_t num_format_bias_bytes(const num_format *f, int64_t cols)
 {
-    return f->mode == NUM_AFFINE ? cols / f->group * num_dtype_bytes(bias_dtype(f)) : 0;
+    return f->mode == NUM_AFFINE ? cols / f->group * num_dtype_bytes(num_format_bias_dtype(f)) : 0;
+}
+
+float num_format_divisor(const num_format *f)
+{
+    return f->global_scale > 0 ? 2688.0f / f->global_scale : 1.0f;
 }
 
 num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, const uint8_t *codes,
@@ -112,7 +117,7 @@ num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, co
     num_matrix m = {
         .mode = f->mode,
         .scale_dtype = has_float_scales(f) ? f->scale_dtype : NUM_DT_U8,
-        .bias_dtype = f->mode == NUM_AFFINE ? bias_dtype(f) : NUM_DT_U8,
+        .bias_dtype = f->mode == NUM_AFFINE ? num_format_bias_dtype(f) : NUM_DT_U8,
         .bits = f->bits,
         .rows = rows,
         .cols = cols,
@@ -122,7 +127,7 @@ num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, co
         .scales = scales,
         .biases = biases,
         .row_bytes = num_format_code_bytes(f, cols),
-        .divisor = f->global_scale > 0 ? 2688.0f / f->global_scale : 1.0f,
+        .divisor = num_format_divisor(f),
     };
     return m;
 }
@@ -170,59 +175,8 @@ void num_zeros_pack(const num_format *f, int64_t rows, int64_t n_groups, const u
     }
 }
 
-/* n codes of 1..8 bits each, n a multiple of 8, as a little-endian bit stream. */
-static void pack_codes(const uint8_t *codes, int64_t n, int bits, uint8_t *out)
-{
-    for (int64_t i = 0; i < n; i += 8, out += bits) {
-        uint64_t word = 0;
-        for (int j = 0; j < 8; j++) word |= (uint64_t)codes[i + j] << (j * bits);
-        for (int j = 0; j < bits; j++) out[j] = (uint8_t)(word >> (8 * j));
-    }
-}
-
-/* Below this magnitude every weight encodes. */
-static float weight_limit(const num_format *f)
-{
-    if (f->mode != NUM_AFFINE || f->scale_dtype != NUM_DT_F16) return 0x1p127f;
-    return f->bits == 1 ? 0x1p15f : 0x1p16f - 16; /* one bit: the scale is a whole range */
-}
-
-static int64_t first_bad(const float *row, int64_t cols, float limit)
-{
-    int bad = 0;
-    for (int64_t k = 0; k < cols; k++) bad |= !(fabsf(row[k]) < limit);
-    if (!bad) return -1;
-    int64_t k = 0;
-    while (fabsf(row[k]) < limit) k++;
-    return k;
-}
-
 int64_t num_encode_row(const num_format *f, const float *row, int64_t cols, uint8_t *codes,
                        uint8_t *scales, uint8_t *biases)
 {
-    int64_t bad = first_bad(row, cols, weight_limit(f));
-    if (bad >= 0) return bad;
-    if (f->mode == NUM_FP8) {
-        float scale = num_fp8_row(f, row, cols, codes);
-        num_elements_encode(&scale, 1, f->scale_dtype, scales);
-        return -1;
-    }
-    int64_t group_bytes = f->group / 8 * f->bits;
-    int scale_bytes = num_dtype_bytes(f->scale_dtype), bias_bytes = num_dtype_bytes(bias_dtype(f));
-    for (int64_t g = 0; g < cols / f->group; g++) {
-        const float *w = row + g * f->group;
-        uint8_t group[NUM_MAX_GROUP];
-        if (f->mode == NUM_AFFINE) {
-            float scale, bias;
-            num_affine_group(f, w, group, &scale, &bias);
-            num_elements_encode(&scale, 1, f->scale_dtype, scales + g * scale_bytes);
-            num_elements_encode(&bias, 1, bias_dtype(f), biases + g * bias_bytes);
-        } else if (f->mode == NUM_NVFP4) {
-            scales[g] = num_nvfp4_group(f, w, group);
-        } else {
-            scales[g] = num_mx_group(f, w, group);
-        }
-        pack_codes(group, f->group, f->bits, codes + g * group_bytes);
-    }
-    return -1;
+    return num_fit_row(f, NUM_FIT_MINMAX, NULL, row, NULL, cols, codes, scales, biases);
 }

@@ -1,28 +1,38 @@
-/* group: one group of one format at a time; what num_encode_row is made of. Inside num only.
+/* group: what the files of this room share about one group of one format. Inside num only.
  *
- * w: [f->group] weights, finite and below 2^127; codes: [f->group], one per byte. */
+ * w: [f->group] weights, finite and below the limit of num_encode_row; codes: [f->group], one per
+ * byte. */
 #ifndef NUM_GROUP_H
 #define NUM_GROUP_H
 
-#include "num/format.h"
+#include "num/fit.h"
 
-enum { NUM_MAX_GROUP = 128 };
+enum { NUM_MAX_GROUP = 128 }; /* of all modes but fp8 */
 
-/* Scale and bias are what the codes were made with; only under zero_point is the scale rounded to
- * f->scale_dtype already, as it has to be for the bias to be a multiple. */
-void num_affine_group(const num_format *f, const float *w, uint8_t *codes, float *scale,
-                      float *bias);
-
-/* mxfp4 and mxfp8: returns the E8M0 scale byte. */
-uint8_t num_mx_group(const num_format *f, const float *w, uint8_t *codes);
-
-/* x rounded to f32, f16 or bf16. */
+/* The f32 that is stored as `dtype`. */
 float num_rounded(float x, num_dtype dtype);
 
-/* A whole row: returns its scale, rounded to f->scale_dtype. */
-float num_fp8_row(const num_format *f, const float *w, int64_t cols, uint8_t *codes);
+/* The scale (and bias) of MLX's rule. */
+void num_affine_minmax(const num_format *f, const float *w, num_group *g);
+void num_mx_minmax(const num_format *f, const float *w, num_group *g);
+void num_nvfp4_minmax(const num_format *f, const float *w, num_group *g);
+void num_fp8_minmax(const num_format *f, const float *w, num_group *g);
 
-/* Returns the E4M3 scale byte. */
-uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes);
+/* Everything in *g from what is stored: a scale byte, or an affine scale with its zero point. */
+void num_zero_point_group(float scale, float zero, num_group *g);
+void num_mx_group(uint8_t byte, num_group *g);
+void num_nvfp4_group(const num_format *f, uint8_t byte, num_group *g);
+
+/* Of stored biases. */
+num_dtype num_format_bias_dtype(const num_format *f);
+
+/* num_matrix.divisor of an nvfp4 format. */
+float num_format_divisor(const num_format *f);
+
+/* Codes of n weights of the group, n = 1 or, but in fp8, a multiple of 16. */
+void num_affine_codes(const num_format *f, const num_group *g, const float *w, int64_t n,
+                      uint8_t *codes);
+void num_scaled_codes(const num_format *f, const num_group *g, const float *w, int64_t n,
+                      uint8_t *codes);
 
 #endif

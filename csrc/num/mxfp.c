@@ -17,23 +17,23 @@ static float largest(const float *w, int64_t n)
     return top;
 }
 
-/* The E2M1 codes nearest to y[n], saturating at 6. metal: ties to the even code, the sign of what
+/* The E2M1 code nearest to y, saturating at 6. metal: ties to the even code, the sign of what
  * vanishes stays. cpu: the first table entry at the smallest distance, which in its order is the
  * smaller magnitude, and +0 before -0. */
-static void e2m1_codes(const float *y, int64_t n, num_flavour flavour, uint8_t *codes)
+static inline uint8_t e2m1_even(float y)
 {
-    for (int64_t i = 0; i < n; i++) {
-        float a = fabsf(y[i]);
-        int sign = (int)(fp_bits(y[i]) >> 28 & 8), c = a > 0.25f;
-        c += (a > 1.25f) + (a > 2.5f) + (a > 5.0f);
-        if (flavour == NUM_METAL) {
-            c += (a >= 0.75f) + (a >= 1.75f) + (a >= 3.5f);
-        } else {
-            c += (a > 0.75f) + (a > 1.75f) + (a > 3.5f);
-            sign = c ? sign : 0;
-        }
-        codes[i] = (uint8_t)(c | sign);
-    }
+    float a = fabsf(y);
+    int c = (a > 0.25f) + (a >= 0.75f) + (a > 1.25f) + (a >= 1.75f) + (a > 2.5f);
+    c += (a >= 3.5f) + (a > 5.0f);
+    return (uint8_t)(c | (int)(fp_bits(y) >> 28 & 8));
+}
+
+static inline uint8_t e2m1_smaller(float y)
+{
+    float a = fabsf(y);
+    int c = (a > 0.25f) + (a > 0.75f) + (a > 1.25f) + (a > 1.75f) + (a > 2.5f);
+    c += (a > 3.5f) + (a > 5.0f);
+    return (uint8_t)(c ? c | (int)(fp_bits(y) >> 28 & 8) : 0);
 }
 
 /* The exponent e of `d` under the rule, as e + 127 within 0 .. 254. d >= 0 and finite. */
@@ -48,44 +48,67 @@ static uint8_t e8m0_for(float d, num_mx_rule rule)
     return (uint8_t)(e < -127 ? 0 : e > 127 ? 254 : e + 127);
 }
 
-uint8_t num_mx_group(const num_format *f, const float *w, uint8_t *codes)
+void num_mx_group(uint8_t byte, num_group *g)
 {
-    float y[32], d = largest(w, 32) / (f->mode == NUM_MXFP4 ? 6.0f : 448.0f);
-    uint8_t byte = e8m0_for(d, f->mx_rule);
-    if (d == 0 && f->flavour == NUM_CPU) byte = 127;
-    float inverse = 1.0f / fp_e8m0_decode(byte);
-    for (int i = 0; i < 32; i++) y[i] = w[i] * inverse;
-    if (f->mode == NUM_MXFP4)
-        e2m1_codes(y, 32, f->flavour, codes);
-    else
-        for (int i = 0; i < 32; i++) codes[i] = fp_e4m3_encode(y[i]);
-    return byte;
+    float scale = fp_e8m0_decode(byte);
+    *g = (num_group){.scale = scale, .code_scale = 1.0f / scale, .byte = byte};
 }
 
-uint8_t num_nvfp4_group(const num_format *f, const float *w, uint8_t *codes)
+void num_mx_minmax(const num_format *f, const float *w, num_group *g)
 {
-    /* Under the least scale that matters every weight is far below the smallest E4M3 step. */
-    float y[16], gain = f->global_scale > 1e-30f ? 2688.0f / f->global_scale : 1.0f;
-    uint8_t byte = fp_e4m3_encode(largest(w, 16) / 6.0f * gain);
-    if (byte == 0) byte = f->least_scale;
+    float d = largest(w, 32) / (f->mode == NUM_MXFP4 ? 6.0f : 448.0f);
+    int zeros = d == 0 && f->flavour == NUM_CPU;
+    num_mx_group(zeros ? 127 : e8m0_for(d, f->mx_rule), g);
+}
+
+/* Under the least scale that matters every weight is far below the smallest E4M3 step. */
+static float nvfp4_gain(const num_format *f)
+{
+    return f->global_scale > 1e-30f ? 2688.0f / f->global_scale : 1.0f;
+}
+
+void num_nvfp4_group(const num_format *f, uint8_t byte, num_group *g)
+{
     float scale = fp_e4m3_decode(byte);
-    if (scale == 0)
-        for (int i = 0; i < 16; i++) y[i] = w[i] * 0.0f; /* signed zeros */
-    else if (f->flavour == NUM_METAL)
-        for (int i = 0; i < 16; i++) y[i] = w[i] * (gain / scale);
-    else
-        for (int i = 0; i < 16; i++) y[i] = w[i] / scale * gain;
-    e2m1_codes(y, 16, f->flavour, codes);
-    return byte;
+    *g = (num_group){.scale = scale / num_format_divisor(f), .byte = byte};
+    if (f->flavour == NUM_METAL) {
+        g->code_scale = scale == 0 ? 0 : nvfp4_gain(f) / scale; /* signed zeros */
+    } else {
+        g->code_scale = scale == 0 ? 1 : scale;
+        g->code_bias = scale == 0 ? 0 : nvfp4_gain(f);
+    }
+}
+
+void num_nvfp4_minmax(const num_format *f, const float *w, num_group *g)
+{
+    uint8_t byte = fp_e4m3_encode(largest(w, 16) / 6.0f * nvfp4_gain(f));
+    num_nvfp4_group(f, byte ? byte : f->least_scale, g);
 }
 
 /* A row of zeros, or one that vanishes in the scale's type, keeps a scale of 1. */
-float num_fp8_row(const num_format *f, const float *w, int64_t cols, uint8_t *codes)
+void num_fp8_minmax(const num_format *f, const float *w, num_group *g)
 {
-    float top = largest(w, cols & ~7);
-    for (int64_t i = cols & ~7; i < cols; i++) top = fabsf(w[i]) > top ? fabsf(w[i]) : top;
+    float top = largest(w, f->group & ~7);
+    for (int64_t i = f->group & ~7; i < f->group; i++) top = fabsf(w[i]) > top ? fabsf(w[i]) : top;
     float scale = num_rounded(top / 448.0f, f->scale_dtype);
     if (scale == 0) scale = 1;
-    for (int64_t i = 0; i < cols; i++) codes[i] = fp_e4m3_encode(w[i] / scale);
-    return scale;
+    *g = (num_group){.scale = scale, .code_scale = scale};
+}
+
+/* metal multiplies by a reciprocal, which for a power of two is a division; the cpu graph of
+ * nvfp4 divides. */
+void num_scaled_codes(const num_format *f, const num_group *g, const float *w, int64_t n,
+                      uint8_t *codes)
+{
+    float scale = g->code_scale, gain = g->code_bias;
+    if (f->mode == NUM_FP8)
+        for (int64_t i = 0; i < n; i++) codes[i] = fp_e4m3_encode(w[i] / scale);
+    else if (f->mode == NUM_MXFP8)
+        for (int64_t i = 0; i < n; i++) codes[i] = fp_e4m3_encode(w[i] * scale);
+    else if (f->flavour == NUM_METAL)
+        for (int64_t i = 0; i < n; i++) codes[i] = e2m1_even(w[i] * scale);
+    else if (f->mode == NUM_MXFP4)
+        for (int64_t i = 0; i < n; i++) codes[i] = e2m1_smaller(w[i] * scale);
+    else
+        for (int64_t i = 0; i < n; i++) codes[i] = e2m1_smaller(w[i] / scale * gain);
 }
