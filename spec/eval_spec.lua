@@ -1,4 +1,5 @@
 -- Perplexity against its definition, computed here from the logits of whole forward passes.
+local golden = require "spec.support.golden"
 local json = require "moonlet.json"
 local moonlet = require "moonlet"
 
@@ -80,6 +81,37 @@ describe("perplexity", function()
         assert.equal(tokens, result.tokens)
         assert.near(nll, result.nll, 1e-4 * nll)
       end
+    end)
+
+    it("follows the protocol of the cards: the first tokens, in one piece", function()
+      local ids = assert(model:encode(TEXT, { special = false }))
+      local nll = nll_of(ids, 2, 20)
+      local words = select(2, model:decode(table.move(ids, 1, 20, 1, {})):gsub("%S+", ""))
+      local result = assert(moonlet.eval.perplexity(model, { text = TEXT, protocol = "card",
+        tokens = 20 }))
+      assert.same({ 19, words }, { result.tokens, result.words })
+      assert.near(nll, result.nll, 1e-4 * nll)
+      assert.near(math.exp(result.nll / words), result.word_perplexity, 1e-9)
+      -- more than there are
+      result = assert(moonlet.eval.perplexity(model, { text = TEXT, protocol = "card",
+        tokens = 1000 }))
+      assert.same(assert(moonlet.eval.perplexity(model, { text = TEXT })), result)
+    end)
+
+    it("does not depend on the pieces in which long texts are evaluated", function()
+      local long = (TEXT .. "\n"):rep(70)
+      local ids = assert(model:encode(long, { special = false }))
+      assert.is_true(#ids > 2048 and #ids < 4096)
+      local seen = {}
+      local result = assert(moonlet.eval.perplexity(model, { text = long, protocol = "card",
+        tokens = #ids, on_progress = function(done) seen[#seen + 1] = done end }))
+      assert.same({ 2048, #ids }, seen)
+      local session <close> = assert(model:session { ctx = #ids })
+      local targets = table.move(ids, 2, #ids, 1, {})
+      targets[#ids] = -1
+      local sum = 0
+      for _, v in ipairs(golden.floats(session:score(ids, targets))) do sum = sum + v end
+      assert.near(sum, result.nll, 1e-9 * sum)
     end)
 
     it("reads a file and reports progress", function()
@@ -201,7 +233,10 @@ describe("perplexity", function()
 
     it("misuse, by raising", function()
       for _, opts in ipairs { {}, { text = "a", file = "b" }, { text = "a", window = 1 },
-        { txt = "a" } } do
+        { txt = "a" }, { text = "a", protocol = "card" }, { text = "a", tokens = 4 },
+        { text = "a", protocol = "cards", tokens = 4 }, { text = "a", protocol = "card",
+        tokens = 1 }, { chat = "a", protocol = "card", tokens = 4 }, { text = "a",
+        protocol = "card", tokens = 4, window = 8 } } do
         assert.error(function() moonlet.eval.perplexity(model, opts) end)
       end
     end)

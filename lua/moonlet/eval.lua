@@ -12,6 +12,9 @@ local function sum_tensor(tensor)
   return total
 end
 
+-- Tokens between two reports of progress.
+local PIECE <const> = 2048
+
 local function score(model, list, on_progress)
   local longest, total = sequences.lengths(list)
   local session <close>, message, code = model:session { ctx = longest }
@@ -19,14 +22,18 @@ local function score(model, list, on_progress)
   local nll, tokens, done = 0, 0, 0
   for _, sequence in ipairs(list) do
     session:reset()
-    local tensor
-    tensor, message, code = session:score(sequence.ids, sequence.targets)
-    if not tensor then return nil, message, code end
-    nll = nll + sum_tensor(tensor)
-    tensor:close()
+    for first = 1, #sequence.ids, PIECE do
+      local last = math.min(first + PIECE - 1, #sequence.ids)
+      local tensor
+      tensor, message, code = session:score(table.move(sequence.ids, first, last, 1, {}),
+        table.move(sequence.targets, first, last, 1, {}))
+      if not tensor then return nil, message, code end
+      nll = nll + sum_tensor(tensor)
+      tensor:close()
+      done = done + last - first + 1
+      if on_progress then on_progress(done, total) end
+    end
     for _, id in ipairs(sequence.targets) do tokens = tokens + (id >= 0 and 1 or 0) end
-    done = done + #sequence.ids
-    if on_progress then on_progress(done, total) end
   end
   return nll, tokens
 end

@@ -20,6 +20,10 @@ local function text_options(command)
   command:option("--window", "tokens per window of --file (default 512)"):argname("N")
     :convert(output.integer("--window", 2))
   command:option("--windows", "only windows A to B"):argname("A-B"):convert(range("--windows"))
+  command:option("--protocol", "windows (default), or card: only the first --tokens of --file, "
+    .. "as one sequence"):choices { "windows", "card" }
+  command:option("--tokens", "tokens of --protocol card"):argname("N")
+    :convert(output.integer("--tokens", 2))
   command:option("--chat", "JSON Lines of {messages, tools, template}; only what assistants say "
     .. "is scored"):argname("DIALOGUES.jsonl")
   command:option("--dialogues", "only dialogues A to B"):argname("A-B")
@@ -64,6 +68,12 @@ local function text_given(args)
   if args.chat and (args.window or args.windows) then
     output.misuse("--window and --windows belong to --file")
   end
+  if (args.protocol == "card") ~= (args.tokens ~= nil) then
+    output.misuse("--protocol card and --tokens go together")
+  end
+  if args.tokens and (args.window or args.windows or args.chat) then
+    output.misuse("--protocol card takes --file and --tokens, nothing else")
+  end
   if args.dialogues and not args.chat then output.misuse("--dialogues belongs to --chat") end
   return args.file or args.chat
 end
@@ -71,7 +81,8 @@ end
 -- What both measures take, as options of moonlet.eval.
 local function text_of(args, what)
   return { file = args.file, window = args.window, windows = args.windows, chat = args.chat,
-    dialogues = args.dialogues, on_progress = output.progress(args, what) }
+    dialogues = args.dialogues, protocol = args.protocol, tokens = args.tokens,
+    on_progress = output.progress(args, what) }
 end
 
 local function run_ppl(args)

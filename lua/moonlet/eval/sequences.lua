@@ -4,6 +4,12 @@
 -- Text: the whole file is tokenized at once and cut into fixed windows (512 tokens); each is
 -- evaluated from an empty state and all its tokens but the first are scored.
 --
+-- Protocol "card", the one behind the word perplexities on the model cards of TurboQuant's MLX
+-- builds (mlx-swift-lm, Tests/Benchmarks/InferenceBenchmark.swift at 83ff028): one sequence of the
+-- text's first N tokens, no BOS, every token but the first scored, words counted in what the N
+-- tokens decode to. It feeds the model in chunks of 2048 with a cache, on which nothing depends
+-- here.
+--
 -- Dialogues (JSON Lines of {messages, tools, template}): every assistant turn is scored in the
 -- context it would have been generated in: the checkpoint's template renders the messages before
 -- it with add_generation_prompt, and the turn's own text follows, tokenized apart from the prompt
@@ -53,6 +59,16 @@ local function of_text(model, text, window, range)
   local words = 0
   for _, sequence in ipairs(list) do words = words + count_words(model:decode(sequence.ids)) end
   return list, words
+end
+
+local function of_card(model, text, n)
+  local ids, message, code = model:encode(text, { special = false })
+  if not ids then return nil, message, code end
+  ids = table.move(ids, 1, math.min(n, #ids), 1, {})
+  if #ids < 2 then return {}, 0 end
+  local targets = table.move(ids, 2, #ids, 1, {})
+  targets[#ids] = -1
+  return { { ids = ids, targets = targets } }, count_words(model:decode(ids))
 end
 
 -- ---- dialogues ----------------------------------------------------------------------------------
@@ -201,7 +217,7 @@ end
 
 ---Option keys that say what is scored, for options.check.
 sequences.OPTIONS = { file = "string", text = "string", chat = "string", window = "integer",
-  windows = "table", dialogues = "table" }
+  windows = "table", dialogues = "table", protocol = "string", tokens = "integer" }
 
 local function check_range(opts, key, source)
   local range = opts[key]
@@ -214,6 +230,20 @@ local function check_range(opts, key, source)
   end
 end
 
+local function check_protocol(opts)
+  local card = opts.protocol == "card"
+  if opts.protocol and not card and opts.protocol ~= "windows" then
+    options.misuse(("option 'protocol': windows or card expected, got '%s'"):format(opts.protocol))
+  end
+  if card and (opts.chat or opts.window or opts.windows) then
+    options.misuse("protocol 'card' takes a text and tokens, nothing else")
+  end
+  if card ~= (opts.tokens ~= nil) then
+    options.misuse("protocol 'card' and option 'tokens' go together")
+  end
+  if card and opts.tokens < 2 then options.misuse("option 'tokens': at least 2 expected") end
+end
+
 ---Whether the options name a text at all.
 function sequences.given(opts)
   return opts.file or opts.text or opts.chat
@@ -221,8 +251,9 @@ end
 
 ---@param model moonlet.Model its tokenizer and template
 ---@param opts { file?: string, text?: string, chat?: string, window?: integer,
----  windows?: integer[], dialogues?: integer[] } exactly one of file, text and chat; windows and
----  dialogues are { first, last } of those to take, from 1, last left out for all the rest
+---  windows?: integer[], dialogues?: integer[], protocol?: "windows"|"card", tokens?: integer }
+---  exactly one of file, text and chat; windows and dialogues are { first, last } of those to
+---  take, from 1, last left out for all the rest; tokens go with protocol "card"
 ---@return { ids: integer[], targets: integer[] }[]? list
 ---@return integer|string words_or_message, string? code
 function sequences.read(model, opts)
@@ -230,6 +261,7 @@ function sequences.read(model, opts)
   if sources ~= 1 then options.misuse("one of file, text and chat expected") end
   local window = opts.window or WINDOW
   if window < 2 then options.misuse("option 'window': at least 2 expected") end
+  check_protocol(opts)
   check_range(opts, "windows", not opts.chat)
   check_range(opts, "dialogues", opts.chat)
 
@@ -243,7 +275,11 @@ function sequences.read(model, opts)
       text, message, code = sys.read_file(opts.file)
       if not text then return nil, message, code end
     end
-    list, words, code = of_text(model, text, window, opts.windows)
+    if opts.protocol == "card" then
+      list, words, code = of_card(model, text, opts.tokens)
+    else
+      list, words, code = of_text(model, text, window, opts.windows)
+    end
   end
   if not list then return nil, words, code end
   if #list == 0 then return nil, "nothing to score: fewer than two tokens", "range" end
