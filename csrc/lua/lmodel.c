@@ -263,6 +263,7 @@ static int forward(lua_State *L)
 void lml_open_model(lua_State *L)
 {
     static const luaL_Reg methods[] = {
+        {"calibrate", lcalib_new},
         {"check_finite", check_finite},
         {"close", close_model},
         {"encode", encode},
@@ -279,6 +280,7 @@ void lml_open_model(lua_State *L)
     lml_class(L, LMODEL_CLASS, methods, close_model);
     lua_pushcfunction(L, open_model);
     lua_setfield(L, -2, "model_open");
+    lcalib_open(L);
     llayers_open(L);
     lsession_open(L);
 }

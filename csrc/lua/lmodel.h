@@ -30,6 +30,10 @@ int lsession_new(lua_State *L);
 int lsession_eval_parts(lua_State *L);
 void lsession_open(lua_State *L);
 
+/* model:calibrate(sequences, options) -> calibration; in lcalib.c. */
+int lcalib_new(lua_State *L);
+void lcalib_open(lua_State *L);
+
 /* model:layers(sequences, options) -> layers; in llayers.c. */
 int llayers_new(lua_State *L);
 void llayers_open(lua_State *L);

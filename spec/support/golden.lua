@@ -3,7 +3,7 @@ local safetensors = require "moonlet.safetensors"
 
 local golden = {}
 
-local readers = { F32 = { "<f", 4 }, I32 = { "<i4", 4 } }
+local readers = { F32 = { "<f", 4 }, I32 = { "<i4", 4 }, I64 = { "<i8", 8 } }
 
 ---@return number[] values of little-endian bytes
 function golden.unpack(bytes, dtype)
@@ -23,6 +23,17 @@ function golden.open(path)
     local info = file:info(name)
     all[name] = golden.unpack(file:read(name), info.dtype)
     all[name .. ":shape"] = info.shape
+  end
+  return all
+end
+
+---Every tensor of a file: name -> { values =, shape = }.
+function golden.read_any(path)
+  local file <close> = assert(safetensors.open(path))
+  local all = {}
+  for _, name in ipairs(file:names()) do
+    local info = file:info(name)
+    all[name] = { values = golden.unpack(file:read(name), info.dtype), shape = info.shape }
   end
   return all
 end

@@ -1,0 +1,64 @@
+/* calib: what the inputs of a model's matrices look like over a text.
+ *
+ * Numbers belong to sites (model/tap.h): matrices that read the same rows share them. A site is
+ * named by the layer and what reads it:
+ *
+ *   layers.N.mixer_in      q_proj k_proj v_proj, or in_proj_qkv in_proj_z in_proj_b in_proj_a
+ *   layers.N.mixer_out     o_proj, or out_proj
+ *   layers.N.ffn_in        gate_proj up_proj, dense or shared expert's; router, shared_expert_gate
+ *   layers.N.ffn_down      down_proj, dense or shared expert's
+ *   layers.N.experts_in    the experts' gate_proj up_proj
+ *   layers.N.experts_down  the experts' down_proj
+ *   head_in                lm_head
+ *
+ * Sums are kept in f64 in the order of the text, so results do not depend on the number of threads.
+ * Hessians (sums of x x^T) are f32, of one layer at a time, and go to a safetensors file as each
+ * layer ends. There are none of experts_in, which would be E H^2 numbers per layer: the experts'
+ * gate and up take ffn_in's, whose rows are all that any of them may see.
+ *
+ * Driven by one thread; borrows the model. */
+#ifndef QUANT_CALIB_H
+#define QUANT_CALIB_H
+
+#include "model/layers.h"
+
+typedef struct calib calib;
+
+typedef struct calib_options {
+    const char *scratch;     /* as layers_options */
+    const char *hessians;    /* file to write; NULL for none */
+    int64_t hessian_cols;    /* sites with more inputs get no Hessian */
+    const char *const *meta; /* of that file: key, value, ..., NULL */
+} calib_options;
+
+enum { CALIB_NAME_BYTES = 48 };
+
+typedef struct calib_site {
+    char name[CALIB_NAME_BYTES];
+    int64_t cols, n_mat; /* inputs of n_mat matrices: experts, 1 elsewhere */
+    int has_hessian;
+    float *sums, *sums2; /* [n_mat][cols] of x and of x^2; zero until the layer is done */
+    int64_t *counts;     /* [n_mat] rows that each matrix met */
+} calib_site;
+
+/* Sequences as layers_open. ERR_UNSUPPORTED without OpenBLAS when Hessians are wanted; disk space
+ * for them is reserved here. */
+calib *calib_open(model *m, const int32_t *ids, const int64_t *first, int64_t n_sequences,
+                  const calib_options *options, err_info *e);
+/* What was not finished leaves no file. */
+void calib_close(calib *c);
+
+/* One sequence through one layer; as layers_step. ERR_RANGE names a site whose inputs are not
+ * finite. */
+err_code calib_step(calib *c, const cancel_flag *cancel, err_info *e);
+int64_t calib_n_steps(const calib *c);
+int64_t calib_n_done(const calib *c);
+
+/* When all steps are done: the file of Hessians to its place. Tensors "<site>" [n_mat][cols][cols],
+ * without the first dimension where n_mat is 1, and "<site>.counts" [n_mat] int64. */
+err_code calib_finish(calib *c, err_info *e);
+
+int64_t calib_n_sites(const calib *c);
+const calib_site *calib_site_at(const calib *c, int64_t i); /* in the order of the forward pass */
+
+#endif
