@@ -178,15 +178,16 @@ describe("plan", function()
       end
     end)
 
-    local function broken(change, pattern, code_wanted)
+    local function broken(change, pattern, code_wanted, recipe)
       local dir = checkpoint.directory()
       local tensors = checkpoint.read("spec/golden/mlx/moe4/hf/model.safetensors")
       local config = assert(json.read("spec/golden/mlx/moe4/hf/config.json"))
       change(tensors, config)
       checkpoint.write(dir .. "/model.safetensors", tensors)
       checkpoint.spit(dir .. "/config.json", json.encode(config))
-      local p, message, code = plan("unsloth", dir)
+      local p, message, code = plan(recipe or "unsloth", dir)
       checkpoint.remove(dir)
+      if not pattern then return assert(p, message) end
       assert.is_nil(p)
       assert.matches(pattern, message)
       assert.matches(dir, message, 1, true)
@@ -211,14 +212,27 @@ describe("plan", function()
       end, "layers%.1%.linear_attn%.conv1d%.weight lies otherwise", "format")
     end)
 
-    it("refuses what is quantized already", function()
-      broken(function(_, config) config.quantization_config = json.object { bits = 4 } end,
-        "quantized already", "unsupported")
+    it("names what a quantized checkpoint has wrong", function()
+      broken(function(_, config)
+        config.quantization_config = json.object { quant_method = "gguf" }
+      end, 'quant_method "gguf"', "unsupported")
       broken(function(t)
         t[PREFIX .. "mlp.gate.scales"] = t[PREFIX .. "linear_attn.dt_bias"]
-      end, "mlp%.gate%.scales: this checkpoint is quantized already", "unsupported")
+      end, "mlp%.gate", "format")
       broken(function(t) t[PREFIX .. "linear_attn.dt_bias"].dtype = "I16" end,
         "dt_bias is I16: only BF16, F16 and F32", "unsupported")
+    end)
+
+    it("lets what is packed beside the text stack be dropped, not carried along", function()
+      local function packed(t)
+        t["mtp.fc.weight"] = { dtype = "U32", shape = { 2, 4 }, data = ("\0"):rep(32) }
+      end
+      broken(packed, "mtp%.fc%.weight %(U32 %[2, 4%]%) cannot be carried along", "unsupported",
+        "keep_bf16")
+      broken(function(t)
+        t["mtp.fc.weight"] = { dtype = "BF16", shape = { 0, 4 }, data = "" }
+      end, "mtp%.fc%.weight %(BF16 %[0, 4%]%) is empty", "unsupported")
+      broken(packed, nil)
     end)
 
     it("reports config files that cannot be read", function()

@@ -472,7 +472,6 @@ describe("quantize", function()
     end)
 
     it("when the source cannot be quantized or the recipe fails", function()
-      refused({ source = MOE .. "mlx", recipe = "unsloth" }, "quantized already", "unsupported")
       refused({ source = MOE .. "hf", recipe = "no_such" }, "no recipe named no_such", "io")
       refused({ source = MOE .. "hf", recipe = "unsloth", bits = 7 }, "bits must be", "format")
       local function everything() return { mode = "affine", bits = 4 } end

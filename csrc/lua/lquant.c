@@ -5,12 +5,15 @@
 #include <string.h>
 
 #include "base/cpu.h"
+#include "model/views.h"
 #include "quant/quant.h"
 
 #define QUANT "moonlet.quantizer"
 
 typedef struct quantizer {
+    const char *path; /* a Lua string, the user value */
     st_set *source;
+    views *views; /* NULL unless asked for */
     pool *pool;
     st_writer *writer; /* of the file between create and finish */
     int64_t n_entries;
@@ -35,23 +38,31 @@ static int quant_close(lua_State *L)
     quantizer *q = luaL_checkudata(L, 1, QUANT);
     st_writer_leave(q->writer);
     pool_close(q->pool);
+    views_close(q->views);
     st_close(q->source);
     memset(q, 0, sizeof *q);
     return 0;
 }
 
-/* quant_open(path, threads) -> quantizer of the safetensors at path; 0 threads: all processors */
+/* quant_open(path, threads [, with_views]) -> quantizer of the safetensors at path; 0 threads: all
+ * processors. with_views: parts may be matrices of the model, stored in whatever format. */
 static int quant_open(lua_State *L)
 {
     err_info e = {0};
     const char *path = luaL_checkstring(L, 1);
     lua_Integer threads = luaL_checkinteger(L, 2);
+    int with_views = lua_toboolean(L, 3);
     luaL_argcheck(L, threads >= 0 && threads <= POOL_MAX_THREADS, 2, "0 to 1024 threads expected");
-    quantizer *q = lua_newuserdatauv(L, sizeof *q, 0);
+    quantizer *q = lua_newuserdatauv(L, sizeof *q, 1);
     memset(q, 0, sizeof *q);
     luaL_setmetatable(L, QUANT);
+    lua_pushvalue(L, 1);
+    lua_setiuservalue(L, -2, 1);
+    q->path = path;
     q->source = st_open(path, &e);
-    if (q->source) q->pool = pool_open(threads ? (int)threads : cpu_count(), &e);
+    if (q->source && with_views) q->views = views_open(path, q->source, &e);
+    if (q->source && (q->views || !with_views))
+        q->pool = pool_open(threads ? (int)threads : cpu_count(), &e);
     return q->pool ? 1 : lml_fail(L, &e);
 }
 
@@ -124,26 +135,60 @@ static const float *opt_floats(lua_State *L, int keep, const char *key, int64_t 
     return copy;
 }
 
-/* parts[i] = {name=, first_row=, importance=, col_scale=, row_scale=}; the array and the vectors
- * are left on the stack. */
+/* A stored tensor as a matrix of `cols` columns. */
+static void view_tensor(lua_State *L, const st_tensor *t, int64_t cols, quant_part *part)
+{
+    num_matrix *m = &part->matrix;
+    if (cols < 1 || st_elements(t) % cols)
+        luaL_error(L, "tensor %s has no rows of %I", t->name, (lua_Integer)cols);
+    m->mode = t->dtype == ST_BF16 ? NUM_BF16 : t->dtype == ST_F16 ? NUM_F16 : NUM_F32;
+    m->bits = 8 * st_dtype_bytes(t->dtype);
+    m->rows = st_elements(t) / cols;
+    m->cols = cols;
+    m->row_bytes = cols * st_dtype_bytes(t->dtype);
+    m->codes = t->data;
+    part->opaque = m->mode == NUM_F32 && t->dtype != ST_F32;
+    part->name = t->name;
+    part->file = t->file;
+}
+
+/* {name=} or {view=} of the part on top of the stack. */
+static void read_matrix(lua_State *L, int64_t cols, quant_part *part)
+{
+    int has_view = lml_get(L, lua_gettop(L), "view") != LUA_TNIL;
+    lua_pop(L, 1);
+    const char *name = get_string(L, lua_gettop(L), has_view ? "view" : "name");
+    const quantizer *q = check_open(L);
+    const st_tensor *t = has_view ? NULL : st_find(q->source, name);
+    const num_matrix *m = has_view && q->views ? views_find(q->views, name, &part->name) : NULL;
+    if (!t && !m) luaL_error(L, "no %s %s", has_view ? "matrix" : "tensor", name);
+    if (t) {
+        view_tensor(L, t, cols, part);
+    } else {
+        part->matrix = *m;
+        part->file = q->path;
+    }
+}
+
+/* parts[i] = {name= or view=, first_row=, importance=, col_scale=, row_scale=}; the array and the
+ * vectors are left on the stack. A name is that of a stored tensor, a view one of views.h. */
 static void read_parts(lua_State *L, int job_table, quant_job *job)
 {
-    static const char *const keys[] = {"name",      "first_row", "importance",
+    static const char *const keys[] = {"name",      "view",      "first_row", "importance",
                                        "col_scale", "row_scale", NULL};
     lml_get(L, job_table, "parts");
     luaL_checktype(L, -1, LUA_TTABLE);
     int list = lua_gettop(L);
     job->n_parts = lml_len(L, list, INT32_MAX);
-    quant_part *parts = lua_newuserdatauv(L, (size_t)job->n_parts * sizeof *parts + 1, 0);
+    size_t bytes = (size_t)job->n_parts * sizeof(quant_part);
+    quant_part *parts = memset(lua_newuserdatauv(L, bytes + 1, 0), 0, bytes);
     lua_newtable(L);
     int keep = lua_gettop(L);
     for (int64_t i = 0; i < job->n_parts; i++) {
         lua_rawgeti(L, list, i + 1);
         luaL_checktype(L, -1, LUA_TTABLE);
         lml_check_keys(L, lua_gettop(L), keys);
-        const char *name = get_string(L, -1, "name");
-        parts[i].tensor = st_find(check_open(L)->source, name);
-        if (!parts[i].tensor) luaL_error(L, "no tensor %s", name);
+        read_matrix(L, job->cols, &parts[i]);
         parts[i].first_row = get_int(L, -1, "first_row");
         parts[i].importance = opt_floats(L, keep, "importance", job->cols);
         parts[i].col_scale = opt_floats(L, keep, "col_scale", job->cols);

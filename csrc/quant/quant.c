@@ -17,11 +17,6 @@ typedef struct row_sizes { /* bytes of one output row; biases as encoded, zeros 
     int64_t weight, scales, biases, zeros;
 } row_sizes;
 
-static int is_float(st_dtype dtype)
-{
-    return dtype == ST_BF16 || dtype == ST_F16 || dtype == ST_F32;
-}
-
 typedef struct run {
     const quant_job *job;
     st_writer *w; /* NULL: only the largest magnitude is looked for */
@@ -39,7 +34,7 @@ static row_sizes sizes_of(const quant_job *job)
 {
     row_sizes s = {0};
     switch (job->op) {
-    case QUANT_COPY: s.weight = job->cols * st_dtype_bytes(job->parts[0].tensor->dtype); break;
+    case QUANT_COPY: s.weight = job->parts[0].matrix.row_bytes; break;
     case QUANT_BF16: s.weight = job->cols * 2; break;
     case QUANT_F32: s.weight = job->cols * 4; break;
     case QUANT_ENCODE:
@@ -52,20 +47,22 @@ static row_sizes sizes_of(const quant_job *job)
     return s;
 }
 
-/* Where an output row comes from: row `stored` of the tensor, row `row` of the part. */
+/* Where an output row comes from: row `stored` of the matrix, row `row` of the part. */
 typedef struct source_row {
     const quant_part *part;
     int64_t row, stored;
-    const uint8_t *data;
 } source_row;
 
 static source_row find_row(const quant_job *job, int64_t row)
 {
     source_row s = {.part = &job->parts[row / job->part_rows], .row = row % job->part_rows};
-    const st_tensor *t = s.part->tensor;
     s.stored = s.part->first_row + s.row;
-    s.data = t->data + s.stored * job->cols * st_dtype_bytes(t->dtype);
     return s;
+}
+
+static const uint8_t *codes_of(const source_row *s)
+{
+    return s->part->matrix.codes + s->stored * s->part->matrix.row_bytes;
 }
 
 static int64_t first_not_finite(const float *x, int64_t n)
@@ -76,17 +73,19 @@ static int64_t first_not_finite(const float *x, int64_t n)
 }
 
 /* The row as f32; the first column that is not finite, or -1. */
-static int64_t load_row(const uint8_t *data, st_dtype dtype, int64_t cols, float *out)
+static int64_t load_row(const source_row *s, float *out)
 {
-    if (dtype == ST_F32)
-        memcpy(out, data, (size_t)cols * 4);
-    else
-        for (int64_t i = 0; i < cols; i++) {
+    const num_matrix *m = &s->part->matrix;
+    const uint8_t *data = codes_of(s);
+    if (m->mode == NUM_BF16)
+        for (int64_t i = 0; i < m->cols; i++) {
             uint16_t h;
             memcpy(&h, data + 2 * i, 2);
-            out[i] = dtype == ST_BF16 ? fp_bf16_decode(h) : fp_f16_decode(h);
+            out[i] = fp_bf16_decode(h);
         }
-    return first_not_finite(out, cols);
+    else
+        num_row_decode(m, s->stored, out);
+    return first_not_finite(out, m->cols);
 }
 
 /* The first column that bf16 cannot hold, or -1. */
@@ -121,13 +120,46 @@ static float row_largest(const float *x, int64_t n)
     return top;
 }
 
-/* x, transformed, into the outputs; the first column that they cannot hold, or -1. */
-static int64_t store_row(const quant_job *job, const float *x, uint8_t *weight, uint8_t *scales,
+static int is_changed(const quant_job *job, const quant_part *part)
+{
+    return part->col_scale || part->row_scale || job->add != 0.0f || job->subtract != 0.0f;
+}
+
+/* Do the part's rows lie as they are to be written? */
+static int is_encoded(const quant_job *job, const quant_part *part)
+{
+    const num_matrix *m = &part->matrix;
+    num_matrix like = num_format_matrix(&job->format, m->rows, m->cols, NULL, NULL, NULL);
+    if (m->mode != like.mode || m->bits != like.bits || m->group != like.group ||
+        m->row_bytes != like.row_bytes || is_changed(job, part))
+        return 0;
+    if (m->mode == NUM_AFFINE)
+        return m->scale_dtype == like.scale_dtype && m->bias_dtype == like.bias_dtype;
+    if (m->mode == NUM_FP8) return m->scale_dtype == like.scale_dtype && m->tile_rows == 1;
+    return m->mode != NUM_NVFP4 || m->divisor == like.divisor;
+}
+
+static void take_encoded(const run *r, const source_row *s, uint8_t *weight, uint8_t *scales,
                          uint8_t *biases)
 {
+    const num_matrix *m = &s->part->matrix;
+    memcpy(weight, codes_of(s), (size_t)r->out.weight);
+    memcpy(scales, m->scales + s->stored * r->out.scales, (size_t)r->out.scales);
+    if (r->out.biases) memcpy(biases, m->biases + s->stored * r->out.biases, (size_t)r->out.biases);
+}
+
+/* x, the transformed row, into the outputs; the first column that they cannot hold, or -1. */
+static int64_t store_row(const run *r, const source_row *s, const float *x, uint8_t *weight,
+                         uint8_t *scales, uint8_t *biases)
+{
+    const quant_job *job = r->job;
     if (job->op == QUANT_BF16) return store_bf16(x, job->cols, weight);
-    if (job->op == QUANT_ENCODE)
-        return num_encode_row(&job->format, x, job->cols, weight, scales, biases);
+    if (job->op == QUANT_ENCODE) {
+        if (!is_encoded(job, s->part))
+            return num_encode_row(&job->format, x, job->cols, weight, scales, biases);
+        take_encoded(r, s, weight, scales, biases);
+        return -1;
+    }
     memcpy(weight, x, (size_t)job->cols * 4);
     return first_not_finite(x, job->cols);
 }
@@ -138,14 +170,13 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
 {
     const quant_job *job = r->job;
     source_row s = find_row(job, row);
-    const st_tensor *t = s.part->tensor;
-    if (job->op == QUANT_COPY) memcpy(weight, s.data, (size_t)r->out.weight);
-    if (!is_float(t->dtype)) return ERR_NONE;
-    int64_t bad = load_row(s.data, t->dtype, job->cols, x);
+    if (job->op == QUANT_COPY) memcpy(weight, codes_of(&s), (size_t)r->out.weight);
+    if (s.part->opaque) return ERR_NONE;
+    int64_t bad = load_row(&s, x);
     if (bad < 0 && job->op != QUANT_COPY) {
         transform_row(job, &s, x);
         if (r->w) {
-            bad = store_row(job, x, weight, scales, biases);
+            bad = store_row(r, &s, x, weight, scales, biases);
         } else {
             float top = row_largest(x, job->cols);
             if (top > *largest) *largest = top;
@@ -154,7 +185,7 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
     }
     if (bad < 0) return ERR_NONE;
     return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
-                   t->file, t->name, (long long)s.stored, (long long)bad, (double)x[bad]);
+                   s.part->file, s.part->name, (long long)s.stored, (long long)bad, (double)x[bad]);
 }
 
 /* Lets go of source rows, or a checkpoint would fill memory as it is read. */
@@ -164,7 +195,7 @@ static void forget_rows(const quant_job *job, int64_t row, int64_t n)
         source_row s = find_row(job, row);
         int64_t left = job->part_rows - s.row;
         if (left > n) left = n;
-        map_forget(s.data, (size_t)(left * job->cols * st_dtype_bytes(s.part->tensor->dtype)));
+        map_forget(codes_of(&s), (size_t)(left * s.part->matrix.row_bytes));
         row += left;
         n -= left;
     }
@@ -233,6 +264,27 @@ static void run_blocks(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
+static err_code check_part(const quant_job *job, const quant_part *part, err_info *e)
+{
+    const num_matrix *m = &part->matrix, *other = &job->parts[0].matrix;
+    int64_t first = part->first_row;
+    if (m->cols != job->cols || first < 0 || first > m->rows || job->part_rows > m->rows - first)
+        return err_set(e, ERR_RANGE, "%s: tensor %s has no rows %lld to %lld of %lld", part->file,
+                       part->name, (long long)first, (long long)(first + job->part_rows - 1),
+                       (long long)job->cols);
+    if (job->op != QUANT_COPY && part->opaque)
+        return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s is not BF16, F16 or F32", part->file,
+                       part->name);
+    if (job->op != QUANT_COPY) return ERR_NONE;
+    if (is_changed(job, part))
+        return err_set(e, ERR_RANGE, "%s: tensor %s: a copy has no scales", part->file, part->name);
+    if (m->mode > NUM_BF16 || m->mode != other->mode || m->row_bytes != other->row_bytes)
+        return err_set(e, ERR_RANGE,
+                       "%s: tensor %s is stored otherwise than other parts, or packed", part->file,
+                       part->name);
+    return ERR_NONE;
+}
+
 /* Everything that the loops take for granted. */
 static err_code check_job(const quant_job *job, int64_t *n_rows, err_info *e)
 {
@@ -240,24 +292,8 @@ static err_code check_job(const quant_job *job, int64_t *n_rows, err_info *e)
         __builtin_mul_overflow(job->n_parts, job->part_rows, n_rows))
         return err_set(e, ERR_RANGE, "a tensor of %lld parts of %lld rows of %lld",
                        (long long)job->n_parts, (long long)job->part_rows, (long long)job->cols);
-    for (int64_t i = 0; i < job->n_parts; i++) {
-        const st_tensor *t = job->parts[i].tensor;
-        int64_t first = job->parts[i].first_row, rows = st_elements(t) / job->cols;
-        if (job->op != QUANT_COPY && !is_float(t->dtype))
-            return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s is %s, not BF16, F16 or F32", t->file,
-                           t->name, st_dtype_name(t->dtype));
-        if (first < 0 || first > rows || job->part_rows > rows - first ||
-            st_elements(t) % job->cols)
-            return err_set(e, ERR_RANGE, "%s: tensor %s has no rows %lld to %lld of %lld", t->file,
-                           t->name, (long long)first, (long long)(first + job->part_rows - 1),
-                           (long long)job->cols);
-        if (job->op == QUANT_COPY && (job->parts[i].col_scale || job->parts[i].row_scale ||
-                                      job->add != 0.0f || job->subtract != 0.0f))
-            return err_set(e, ERR_RANGE, "%s: tensor %s: a copy has no scales", t->file, t->name);
-        if (job->op == QUANT_COPY && t->dtype != job->parts[0].tensor->dtype)
-            return err_set(e, ERR_RANGE, "%s: tensor %s is %s, other parts are not", t->file,
-                           t->name, st_dtype_name(t->dtype));
-    }
+    for (int64_t i = 0; i < job->n_parts; i++)
+        if (check_part(job, &job->parts[i], e)) return e->code;
     return ERR_NONE;
 }
 

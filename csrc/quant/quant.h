@@ -1,4 +1,4 @@
-/* quant: rows of stored tensors, converted or encoded, into a checkpoint file.
+/* quant: rows of stored matrices, converted or encoded, into a checkpoint file.
  *
  * No policy: what becomes of a tensor is decided in Lua and arrives as a quant_job. Work is cut
  * into blocks of rows that threads take independently; a block's rows are the only weights held in
@@ -11,18 +11,21 @@
 #include "base/cancel.h"
 #include "io/st.h"
 #include "num/format.h"
+#include "num/matrix.h"
 
 typedef enum quant_op {
-    QUANT_COPY,   /* the stored bytes, of any dtype */
+    QUANT_COPY,   /* the stored elements, of any dtype */
     QUANT_BF16,   /* each element rounded to bf16 */
     QUANT_F32,    /* each element as f32 */
     QUANT_ENCODE, /* rows in `format` */
 } quant_op;
 
-/* part_rows rows of a stored tensor seen as [elements / cols][cols]. All pointers are borrowed;
- * vectors may be NULL: scales of 1, inputs that all count the same. */
+/* part_rows rows of a stored matrix. All pointers are borrowed; vectors may be NULL: scales of 1,
+ * inputs that all count the same. */
 typedef struct quant_part {
-    const st_tensor *tensor; /* BF16, F16 or F32; any for QUANT_COPY */
+    num_matrix matrix;
+    int opaque;              /* no numbers: rows of row_bytes bytes, for QUANT_COPY alone */
+    const char *name, *file; /* for error texts */
     int64_t first_row;
     const float *importance; /* [cols] mean squares of the inputs that the written columns meet */
     const float *col_scale;  /* [cols] */
@@ -32,7 +35,9 @@ typedef struct quant_part {
 /* One output tensor: the rows of its parts, one part after the other. What is written is
  *     (w + add) * row_scale * col_scale - subtract
  * each step in f32. A norm that is stored as w - 1 becomes a plain one by adding 1, and is scaled
- * where it lies by adding and subtracting it. QUANT_COPY changes nothing: no scales, no shifts. */
+ * where it lies by adding and subtracting it. QUANT_COPY changes nothing: no scales, no shifts, and
+ * takes plain elements only. QUANT_ENCODE takes over codes and scales that lie in the very format
+ * already, unless something changes the weights: to encode them again can only lose. */
 typedef struct quant_job {
     quant_op op;
     float add, subtract;
@@ -45,7 +50,7 @@ typedef struct quant_job {
 
 /* Runs one job and puts its bytes into `w`. A weight that is not finite or that the output cannot
  * hold is ERR_FORMAT naming tensor, row and column (the first one, whatever the number of
- * threads); parts beyond their tensor are ERR_RANGE. `cancel` is looked at between groups of
+ * threads); parts beyond their matrix are ERR_RANGE. `cancel` is looked at between groups of
  * blocks. */
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
                    err_info *e);

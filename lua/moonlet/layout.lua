@@ -28,6 +28,7 @@ local layout = {}
 ---@field matrix boolean
 ---@field dtype string?   that of its first part in the files ("BF16")
 ---@field stored string?   dtype kept as stored ("f32"); nil: written as bf16
+---@field unreadable string?  why it can only be dropped
 ---@field zero_centred boolean?  a norm whose stored weight is w - 1 in Hugging Face files
 
 local function elements(shape)

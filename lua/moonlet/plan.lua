@@ -47,8 +47,32 @@ local function stored_tensors(path)
   return list
 end
 
+-- The matrices that the engine binds, by name.
+local function engine_modules(path)
+  local bound, message, code = core.model_layout(path)
+  if not bound then return nil, message, code end
+  local modules = {}
+  for _, m in ipairs(bound.modules) do modules[m.name] = m end
+  return modules
+end
+
+local QUANTIZATION = { "quantization", "quantization_config", "compression_config" }
+
+-- What config.json says of the format of its files does not hold for those written from them; true
+-- if it said anything.
+local function drop_quantization(config)
+  local found = false
+  for _, object in ipairs { config, section(config, "text_config") } do
+    for _, key in ipairs(QUANTIZATION) do
+      found = found or section(object, key) ~= nil
+      object[key] = nil
+    end
+  end
+  return found
+end
+
 ---@class moonlet.Inventory
----@field config table   config.json, decoded
+---@field config table   config.json, decoded, without what it says of quantization
 ---@field numbers table  of the text stack, as moonlet.core.model_config gives them
 ---@field source moonlet.Source
 
@@ -71,14 +95,18 @@ function plan.inventory(path)
     if not bound then return nil, config_path .. ": " .. message, code end
     bound = { tensors = bound, tied = numbers.tie_word_embeddings }
   else
-    if section(config, "quantization") or section(config, "quantization_config") then
-      return nil, config_path .. ": this checkpoint is quantized already; quantize the original",
-        "unsupported"
-    end
+    local modules
     stored, message, code = stored_tensors(path)
     if not stored then return nil, message, code end
-    bound, message, code = source.bind(numbers, stored)
+    if drop_quantization(config) or source.is_quantized(stored) then
+      modules, message, code = engine_modules(path)
+      if not modules then return nil, message, code end
+    end
+    bound, message, code = source.bind(numbers, stored, modules)
     if not bound then return nil, path .. ": " .. message, code end
+    for _, desc in ipairs(bound.tensors) do
+      desc.unreadable = desc.unreadable and path .. ": " .. desc.unreadable
+    end
   end
   return { config = config, numbers = numbers, source = bound }
 end
@@ -118,6 +146,9 @@ function plan.decide(rule, tensors, bytes_of)
   for i, desc in ipairs(tensors) do
     local decision, message, code = rule:decide(desc)
     if not decision then return nil, message, code end
+    if desc.unreadable and not decision.drop then
+      return nil, desc.unreadable .. "; the recipe may drop it", "unsupported"
+    end
     decided[i] = { tensor = desc, decision = decision }
     add_row(self, { name = desc.name, shape = desc.shape, class = desc.class, decision = decision,
       bytes = bytes_of(desc, decision) }, desc)

@@ -23,7 +23,7 @@ local quantize = {}
 local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = hf }
 
 ---@class moonlet.quantize.options
----@field source string       directory with config.json and BF16, F16 or F32 safetensors
+---@field source string       directory with config.json and safetensors
 ---@field out string          directory to create; may exist if it is empty
 ---@field recipe string|function
 ---@field bits integer?       options of the recipe
@@ -101,11 +101,14 @@ end
 ---@field rule moonlet.Recipe
 ---@field decisions moonlet.Plan
 ---@field files moonlet.File[]
+---@field with_views boolean?  the source is quantized
 ---@field side table<string, integer>  files to copy
 ---@field config string     text of config.json
 ---@field source { sha256: string, stamp: string }
 ---@field settings table
 ---@field plan table<string, string>
+
+local function note(job, text) table.insert(job.decisions.notes, text) end
 
 -- What becomes of every tensor: fills in rule, decisions, files and config.
 local function decide(job)
@@ -121,6 +124,11 @@ local function decide(job)
   job.decisions, decided, code = plan.decide(job.rule, inventory.source.tensors, form.bytes)
   if not job.decisions then return nil, decided, code end
   job.decisions.notes = json.array {}
+  if inventory.source.quantized then
+    job.with_views = true
+    note(job, "the source is quantized already: what it lost stays lost, and what changes its "
+      .. "format loses more; quantize the original if there is one")
+  end
   sets, message, code = form.items(decided, inventory.source)
   if not sets then return nil, message, code end
   job.files = shards.files(sets, o.shard_bytes)
@@ -300,7 +308,7 @@ local function write_weights(job, dir)
   for _, file in ipairs(job.files) do
     for _, item in ipairs(file.items) do total = total + source_bytes(item) end
   end
-  local opened, message, code = core.quant_open(o.source, o.threads or 0)
+  local opened, message, code = core.quant_open(o.source, o.threads or 0, job.with_views)
   if not opened then return nil, message, code end
   local writer <close> = opened
   local run = setmetatable({ job = job, dir = dir, writer = writer, total = total, done = 0 }, Run)

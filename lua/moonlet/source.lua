@@ -3,7 +3,8 @@
 -- Takes what safetensors headers say ({name, dtype, shape} rows) and finds, for every description
 -- of moonlet.layout, where its rows lie, whatever the prefix of the names and the layout of the
 -- experts (fused gate_up_proj, stacked switch_mlp, one tensor per expert). Shapes must agree with
--- config.json; what is missing or left over is named.
+-- config.json; what is missing or left over is named. Matrices of a checkpoint that is quantized
+-- already are found where the engine binds them, as views.
 
 local layout = require "moonlet.layout"
 
@@ -11,9 +12,10 @@ local source = {}
 
 ---@class moonlet.Source
 ---@field tensors moonlet.Tensor[]  descriptions, with `parts` and `part_rows`: the tensor is the
----  concatenation of part_rows rows from each part { name, first_row }
+---  concatenation of part_rows rows from each part { name, first_row } or { view, first_row }
 ---@field zero_centred boolean  norms are stored as w - 1 (Hugging Face), not as w (MLX)
 ---@field tied boolean  there is no lm_head
+---@field quantized boolean  matrices are views, named as in csrc/model/weights.h
 
 local FLOATS = { BF16 = true, F16 = true, F32 = true }
 local TEXT_PREFIXES = { "model.language_model.", "language_model.model.", "model." }
@@ -136,45 +138,73 @@ local function is_raw(tensors, text)
   return raw ~= false
 end
 
-local function quantized_already(stored)
+---Whether stored tensors are packed, or scales of packed ones.
+---@param stored { name: string }[]
+---@return boolean
+function source.is_quantized(stored)
   for _, t in ipairs(stored) do
     for _, pattern in ipairs(QUANTIZED) do
-      if t.name:find(pattern) then return t.name end
+      if t.name:find(pattern) then return true end
     end
   end
+  return false
 end
 
+-- The matrices of a description among the engine's, one per expert.
+local function bind_views(desc, modules)
+  local name = bare_name(desc):gsub("%.weight$", "")
+  local head, projection = name:match("^(.*%.mlp%.)switch_mlp%.(.*)$")
+  desc.parts = {}
+  for e = 0, head and desc.shape[1] - 1 or 0 do
+    local view = head and ("%sexperts.%d.%s"):format(head, e, projection) or name
+    if not modules[view] then return nil, ("tensor %s is missing"):format(desc.name), "format" end
+    desc.parts[e + 1] = { view = view, first_row = 0 }
+  end
+  desc.part_rows = desc.rows // #desc.parts
+  desc.dtype = "BF16"
+  return desc
+end
+
+-- Vision and MTP tensors are carried along as they are or dropped. What is packed has no meaning in
+-- another checkpoint: it can only be dropped.
 local function add_passengers(c, passengers, tensors)
   for _, p in ipairs(passengers) do
     local t = p.tensor
-    if not FLOATS[t.dtype] or layout.elements(t.shape) == 0 then
-      return nil, ("tensor %s (%s %s) is nothing that can be carried along"):format(t.name,
-        t.dtype, shape_text(t.shape)), "unsupported"
-    end
+    local spelled = ("tensor %s (%s %s)"):format(t.name, t.dtype, shape_text(t.shape))
+    if layout.elements(t.shape) == 0 then return nil, spelled .. " is empty", "unsupported" end
     local desc = layout.passenger(c, p.part, t.name, t.shape, t.dtype:lower())
     desc.parts, desc.part_rows = { { name = t.name, first_row = 0 } }, desc.rows
+    if not FLOATS[t.dtype] then desc.unreadable = spelled .. " cannot be carried along" end
     tensors[#tensors + 1] = desc
   end
   return tensors
 end
 
+-- Text tensors that no description took.
+local function leftover(text, used)
+  local left = {}
+  for _, t in pairs(text) do
+    if not used[t] then left[#left + 1] = t.name end
+  end
+  table.sort(left)
+  return left[1]
+end
+
 ---@param c table  numbers of the text stack, as moonlet.core.model_config gives them
 ---@param stored { name: string, dtype: string, shape: integer[] }[]
+---@param modules table<string, table>?  matrices that the engine binds, by name, of a checkpoint
+---  that is quantized
 ---@return moonlet.Source? source
 ---@return string? message
 ---@return string? code
-function source.bind(c, stored)
-  local scaled = quantized_already(stored)
-  if scaled then
-    return nil, ("tensor %s: this checkpoint is quantized already; quantize the original")
-      :format(scaled), "unsupported"
-  end
+function source.bind(c, stored, modules)
   local text, passengers, code = sort_stored(stored)
   if not text then return nil, passengers, code end
 
   -- The files decide what there is besides the layers.
-  local present = setmetatable({
-    tie_word_embeddings = text["lm_head.weight"] == nil, mtp_num_hidden_layers = 0 },
+  local tied = text["lm_head.weight"] == nil
+  if modules then tied = modules["lm_head"] == nil end
+  local present = setmetatable({ tie_word_embeddings = tied, mtp_num_hidden_layers = 0 },
     { __index = c })
   local tensors = assert(layout.tensors(present))
   local raw, message
@@ -184,20 +214,19 @@ function source.bind(c, stored)
   local used = {}
   for _, desc in ipairs(tensors) do
     local ok
-    ok, message, code = bind_text(desc, text, used)
+    if modules and desc.matrix then
+      ok, message, code = bind_views(desc, modules)
+    else
+      ok, message, code = bind_text(desc, text, used)
+    end
     if not ok then return nil, message, code end
   end
-  local left = {}
-  for _, t in pairs(text) do
-    if not used[t] then left[#left + 1] = t.name end
-  end
-  if left[1] then
-    table.sort(left)
-    return nil, ("tensor %s is none that the model has"):format(left[1]), "format"
-  end
+  -- Of a quantized checkpoint the engine has bound every tensor.
+  local left = not modules and leftover(text, used)
+  if left then return nil, ("tensor %s is none that the model has"):format(left), "format" end
   tensors, message, code = add_passengers(c, passengers, tensors)
   if not tensors then return nil, message, code end
-  return { tensors = tensors, zero_centred = raw, tied = present.tie_word_embeddings }
+  return { tensors = tensors, zero_centred = raw, tied = tied, quantized = modules ~= nil }
 end
 
 return source

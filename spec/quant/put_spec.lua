@@ -112,7 +112,7 @@ describe("a file that was left unfinished", function()
   end)
   after_each(function() checkpoint.remove(dir) end)
 
-  local function put(writer, i)
+  local function copy(writer, i)
     return writer:put { op = "copy", parts = { { name = ENTRIES[i].name, first_row = 0 } },
       part_rows = 1, cols = 2, entry = i }
   end
@@ -120,7 +120,7 @@ describe("a file that was left unfinished", function()
   local function begin()
     local writer <close> = assert(core.quant_open(dir .. "/in.safetensors", 1))
     assert(writer:create(path, ENTRIES, "mlx"))
-    assert(put(writer, 1))
+    assert(copy(writer, 1))
     assert(writer:sync())
   end
 
@@ -129,7 +129,7 @@ describe("a file that was left unfinished", function()
     assert.is_nil(io.open(path))
     local writer <close> = assert(core.quant_open(dir .. "/in.safetensors", 1))
     assert(writer:create(path, ENTRIES, "mlx", 1))
-    assert(put(writer, 2))
+    assert(copy(writer, 2))
     assert(writer:finish())
     local got = checkpoint.read(path)
     assert.equal(f32(1, 2), got.a.data)
