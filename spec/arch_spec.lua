@@ -10,7 +10,8 @@ local MAY_INCLUDE = {
   model = { "kern", "num", "io", "base" },
   quant = { "model", "kern", "num", "io", "base" },
   sample = { "text", "base" },
-  lua = { "base", "num", "kern", "io", "text", "model", "quant", "sample" },
+  net = { "base" },
+  lua = { "base", "num", "kern", "io", "text", "model", "quant", "sample", "net" },
 }
 
 -- what each room may include in angle brackets besides the C and POSIX headers
@@ -19,6 +20,7 @@ local LIBRARIES = {
   ["pcre2.h"] = { text = true },
   ["utf8proc.h"] = { text = true },
   ["nettle/"] = { io = true },
+  ["event2"] = { net = true },
   ["immintrin.h"] = { kern = true },
   ["dlfcn.h"] = { kern = true },
   ["lua.h"] = { lua = true },

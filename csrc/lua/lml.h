@@ -100,6 +100,7 @@ void lml_open_kld(lua_State *L);
 void lml_open_layout(lua_State *L);
 void lml_open_logits(lua_State *L);
 void lml_open_model(lua_State *L);
+void lml_open_net(lua_State *L);
 void lml_open_num(lua_State *L);
 void lml_open_quant(lua_State *L);
 void lml_open_rng(lua_State *L);

@@ -175,6 +175,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_layout(L);
     lml_open_logits(L);
     lml_open_model(L);
+    lml_open_net(L);
     lml_open_num(L);
     lml_open_quant(L);
     lml_open_rng(L);

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "base/worker.h"
 #include "lua/llayout.h"
 #include "model/replace.h"
 
@@ -15,6 +16,7 @@ model_box *lmodel_check(lua_State *L, int arg)
 {
     model_box *box = to_box(L, arg);
     if (box->closed) luaL_error(L, "closed model");
+    if (box->job) luaL_error(L, "the model is computing");
     return box;
 }
 
@@ -22,6 +24,8 @@ void lmodel_release(model_box *box)
 {
     box->n_sessions--;
     if (box->closed && box->n_sessions == 0) {
+        worker_close(box->worker);
+        box->worker = NULL;
         model_close(box->m);
         box->m = NULL;
     }
@@ -31,6 +35,7 @@ static int close_model(lua_State *L)
 {
     model_box *box = to_box(L, 1);
     if (!box->closed) {
+        ljob_end(box);
         box->closed = 1;
         box->n_sessions++;
         lmodel_release(box);
@@ -275,6 +280,7 @@ void lml_open_model(lua_State *L)
         {"replace", replace},
         {"restore", restore},
         {"session", lsession_new},
+        {"start_parts", ljob_start},
         {NULL, NULL},
     };
     lml_class(L, LMODEL_CLASS, methods, close_model);
@@ -283,4 +289,5 @@ void lml_open_model(lua_State *L)
     lcalib_open(L);
     llayers_open(L);
     lsession_open(L);
+    ljob_open(L);
 }

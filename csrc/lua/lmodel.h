@@ -12,13 +12,18 @@
 #define LSESSION_CLASS "moonlet.core.session"
 #define LSNAP_CLASS    "moonlet.core.snapshot"
 
+struct worker;
+struct job_box;
+
 typedef struct model_box {
     model *m; /* NULL once freed */
     int closed;
     int n_sessions;
+    struct worker *worker; /* runs jobs; NULL before the first */
+    struct job_box *job;   /* that is running, or NULL */
 } model_box;
 
-/* The model at `arg`; raises when it is closed. */
+/* The model at `arg`; raises when it is closed or computing in the background. */
 model_box *lmodel_check(lua_State *L, int arg);
 
 /* One session less; frees a closed model that has no more. */
@@ -28,6 +33,16 @@ void lmodel_release(model_box *box);
 int lsession_new(lua_State *L);
 /* model:eval_parts{{session=, ids=}, ...} -> true; in lsession.c. See ses_eval_parts. */
 int lsession_eval_parts(lua_State *L);
+
+/* The parts in the table at `arg`, all sessions of one model, with everything they borrow in a
+ * table left on the stack: {ids of the first, its session, ids of the second, ...}. */
+ses_part *lsession_check_parts(lua_State *L, int arg, const model_box *owner, int *n_parts);
+
+/* model:start_parts(parts) -> job; in ljob.c. */
+int ljob_start(lua_State *L);
+/* Cancels the running job, if there is one, and waits for its end. */
+void ljob_end(model_box *box);
+void ljob_open(lua_State *L);
 void lsession_open(lua_State *L);
 
 /* model:calibrate(sequences, options) -> calibration; in lcalib.c. */

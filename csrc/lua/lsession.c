@@ -19,6 +19,7 @@ static session_box *check_session(lua_State *L, int arg)
     session_box *box = luaL_checkudata(L, arg, LSESSION_CLASS);
     if (!box->s) luaL_error(L, "closed session");
     if (box->owner->closed) luaL_error(L, "closed model");
+    if (box->owner->job) luaL_error(L, "the model is computing");
     return box;
 }
 
@@ -27,6 +28,7 @@ static int close_session(lua_State *L)
     session_box *box = luaL_checkudata(L, 1, LSESSION_CLASS);
     box->epoch++;
     if (box->s) {
+        ljob_end(box->owner);
         ses_close(box->s);
         box->s = NULL;
         lmodel_release(box->owner);
@@ -72,28 +74,43 @@ static int eval(lua_State *L)
     return 1;
 }
 
-int lsession_eval_parts(lua_State *L)
+ses_part *lsession_check_parts(lua_State *L, int arg, const model_box *owner, int *n_parts)
 {
-    lmodel_check(L, 1);
-    luaL_checktype(L, 2, LUA_TTABLE);
-    lua_Integer n = lml_len(L, 2, SES_BATCH);
+    luaL_checktype(L, arg, LUA_TTABLE);
+    int n = (int)lml_len(L, arg, SES_BATCH);
+    lua_createtable(L, 2 * n + 1, 0);
+    int kept = lua_gettop(L);
     ses_part *parts = lua_newuserdatauv(L, (size_t)n * sizeof *parts + 1, 0);
-    luaL_checkstack(L, (int)n + 8, "parts of a batch");
-    for (lua_Integer i = 0; i < n; i++) {
-        lua_rawgeti(L, 2, i + 1);
+    lua_rawseti(L, kept, 2 * n + 1);
+    for (int i = 0; i < n; i++) {
+        lua_rawgeti(L, arg, i + 1);
         luaL_checktype(L, -1, LUA_TTABLE);
-        int part = lua_gettop(L);
-        lml_get(L, part, "session");
-        session_box *box = check_session(L, part + 1);
+        lml_get(L, kept + 1, "ids");
+        parts[i].ids = lml_check_ids(L, kept + 2, &parts[i].n);
+        lua_rawseti(L, kept, 2 * i + 1);
+        lml_get(L, kept + 1, "session");
+        luaL_checkudata(L, -1, LSESSION_CLASS);
+        lua_rawseti(L, kept, 2 * i + 2);
+        lua_settop(L, kept);
+    }
+    for (int i = 0; i < n; i++) { /* nothing is allocated from here on */
+        lua_rawgeti(L, kept, 2 * i + 2);
+        session_box *box = check_session(L, kept + 1);
+        if (box->owner != owner) luaL_error(L, "part %d is of another model", i);
         box->epoch++;
         parts[i].s = box->s;
-        lml_get(L, part, "ids");
-        parts[i].ids = lml_check_ids(L, part + 2, &parts[i].n);
-        lua_replace(L, part); /* keeps the ids alive, on the stack */
-        lua_settop(L, part);
+        lua_settop(L, kept);
     }
+    *n_parts = n;
+    return parts;
+}
+
+int lsession_eval_parts(lua_State *L)
+{
+    int n;
     err_info e;
-    if (ses_eval_parts(parts, (int)n, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    const ses_part *parts = lsession_check_parts(L, 2, lmodel_check(L, 1), &n);
+    if (ses_eval_parts(parts, n, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;
 }
@@ -235,6 +252,7 @@ static int close_snap(lua_State *L)
 {
     snap_box *box = luaL_checkudata(L, 1, LSNAP_CLASS);
     if (box->snap) {
+        ljob_end(box->owner);
         ses_snap_close(box->snap);
         box->snap = NULL;
         lmodel_release(box->owner);

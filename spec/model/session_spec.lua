@@ -204,15 +204,12 @@ describe("session", function()
 
     it("refuses a part without effect on any", function()
       local sessions <close> = open(2)
-      local other <close> = assert(core.model_open(DIR, { threads = 1 }))
-      local stranger <close> = assert(other:session { ctx = 8 })
       local a, b = sessions[1], sessions[2]
       assert(a:eval { 1 })
       for expected, parts in pairs {
         ["part 1: token id 999 at position 0 is not below 320"] = { { a, { 2 } }, { b, { 999 } } },
         ["parts 0 and 1 are one session"] = { { a, { 2 } }, { a, { 3 } } },
         ["part 1 has no tokens"] = { { a, { 2 } }, { b, {} } },
-        ["part 1 is of another model"] = { { a, { 2 } }, { stranger, { 3 } } },
         ["more than 256 tokens in a batch"] = { { a, ids_from(1, 200) }, { b, ids_from(2, 57) } },
         ["part 1: context is full: 0 tokens past, 257 more, room for 256"] =
           { { a, { 2 } }, { b, ids_from(2, 257) } },

@@ -1,0 +1,327 @@
+/* net: the loop, listening, and the life of connections; requests are in request.c. */
+#include "net/net_impl.h"
+
+#include <event2/http_struct.h>
+#include <event2/keyvalq_struct.h>
+#include <event2/listener.h>
+#include <event2/util.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+
+enum { SWEEP_SECONDS = 1 };
+
+/* ---- events ---------------------------------------------------------------------------------- */
+
+void net_push(net *n, net_kind kind, net_request *request, int fd)
+{
+    if (n->n_events == n->events_room) {
+        int room = n->events_room ? 2 * n->events_room : 64;
+        net_event *grown = mem_array((size_t)room, sizeof *grown, NULL);
+        if (!grown)
+            return; /* the client of a request that nobody hears of runs into its time-out */
+        if (n->n_events) memcpy(grown, n->events, (size_t)n->n_events * sizeof *grown);
+        mem_free(n->events);
+        n->events = grown;
+        n->events_room = room;
+    }
+    n->events[n->n_events++] = (net_event){kind, request, fd};
+}
+
+void net_forget_events(net *n, const net_request *r)
+{
+    int kept = 0;
+    for (int i = 0; i < n->n_events; i++)
+        if (n->events[i].request != r) n->events[kept++] = n->events[i];
+    n->n_events = kept;
+}
+
+/* ---- connections ----------------------------------------------------------------------------- */
+
+static void on_input(struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *arg)
+{
+    (void)buffer;
+    net_connection *c = arg;
+    if (info->n_added && !c->is_answering && c->reading_since == 0)
+        c->reading_since = clock_seconds();
+}
+
+/* libevent tells nobody when it frees a connection. A reference of ours keeps the bufferevent
+ * alive until the sweep sees that libevent has let go of it (it then has no callbacks). */
+static struct bufferevent *on_accept(struct event_base *base, void *arg)
+{
+    net *n = arg;
+    struct bufferevent *bev = bufferevent_socket_new(base, -1, BEV_OPT_CLOSE_ON_FREE);
+    net_connection *c = bev ? mem_array(1, sizeof *c, NULL) : NULL;
+    if (!c) return bev;
+    bufferevent_incref(bev);
+    c->bev = bev;
+    c->idle_since = clock_seconds();
+    c->next = n->connections;
+    n->connections = c;
+    n->n_connections++;
+    evbuffer_add_cb(bufferevent_get_input(bev), on_input, c);
+    return bev;
+}
+
+net_connection *net_connection_of(net *n, const struct bufferevent *bev)
+{
+    for (net_connection *c = n->connections; c; c = c->next)
+        if (c->bev == bev) return c;
+    return NULL;
+}
+
+static int is_let_go(const net_connection *c)
+{
+    bufferevent_data_cb read, write;
+    bufferevent_event_cb event;
+    void *arg;
+    bufferevent_getcb(c->bev, &read, &write, &event, &arg);
+    return !read && !write && !event;
+}
+
+void net_drop(const net_connection *c)
+{
+    /* libevent sees the end of the stream and frees what belongs to the connection. */
+    evutil_socket_t fd = bufferevent_getfd(c->bev);
+    if (fd >= 0) shutdown(fd, SHUT_RDWR);
+}
+
+static int is_late(const net *n, net_connection *c, double now)
+{
+    size_t pending = evbuffer_get_length(bufferevent_get_output(c->bev));
+    if (pending == 0 || pending < c->pending) c->stalled_since = now;
+    c->pending = pending;
+    if (pending > 0) return now - c->stalled_since > n->limits.write_seconds;
+    if (c->is_answering) return 0;
+    if (c->reading_since > 0) return now - c->reading_since > n->limits.request_seconds;
+    return now - c->idle_since > n->limits.idle_seconds;
+}
+
+/* Forgets connections that have ended and drops those that take too long. */
+static void sweep(net *n)
+{
+    double now = clock_seconds();
+    for (net_connection **at = &n->connections; *at;) {
+        net_connection *c = *at;
+        if (is_let_go(c)) {
+            *at = c->next;
+            evbuffer_remove_cb(bufferevent_get_input(c->bev), on_input, c);
+            bufferevent_decref(c->bev);
+            mem_free(c);
+            n->n_connections--;
+            continue;
+        }
+        if (is_late(n, c, now)) net_drop(c);
+        at = &c->next;
+    }
+    int full = n->n_connections >= n->limits.connections;
+    if (full == n->is_full) return;
+    n->is_full = full;
+    for (int i = 0; i < n->n_listeners; i++) {
+        struct evconnlistener *l = evhttp_bound_socket_get_listener(n->listeners[i]);
+        if (full)
+            evconnlistener_disable(l);
+        else
+            evconnlistener_enable(l);
+    }
+}
+
+static void on_sweep(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    sweep(arg);
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+static void fill_limits(net_limits *l)
+{
+    if (!l->header_bytes) l->header_bytes = 64 << 10;
+    if (!l->body_bytes) l->body_bytes = 64 << 20;
+    if (!l->pending_bytes) l->pending_bytes = 4 << 20;
+    if (!l->connections) l->connections = 256;
+    if (!(l->idle_seconds > 0)) l->idle_seconds = 120;
+    if (!(l->request_seconds > 0)) l->request_seconds = 60;
+    if (!(l->write_seconds > 0)) l->write_seconds = 30;
+}
+
+static err_code open_into(net *n, err_info *e)
+{
+    const struct timeval every = {.tv_sec = SWEEP_SECONDS};
+    if (!(n->base = event_base_new()) || !(n->http = evhttp_new(n->base)) ||
+        !(n->sweeper = event_new(n->base, -1, EV_PERSIST, on_sweep, n)) ||
+        event_add(n->sweeper, &every) != 0)
+        return err_set(e, ERR_IO, "cannot open an event loop");
+    evhttp_set_allowed_methods(n->http, EVHTTP_REQ_GET | EVHTTP_REQ_HEAD | EVHTTP_REQ_POST |
+                                            EVHTTP_REQ_OPTIONS | EVHTTP_REQ_DELETE);
+    evhttp_set_max_headers_size(n->http, n->limits.header_bytes);
+    evhttp_set_max_body_size(n->http, n->limits.body_bytes);
+    evhttp_set_default_content_type(n->http, NULL);
+    evhttp_set_bevcb(n->http, on_accept, n);
+    evhttp_set_gencb(n->http, net_on_request, n);
+    return ERR_NONE;
+}
+
+/* A write to a client that has left is an error like any other; libevent has no way to ask for
+ * that but the process's. A handler that somebody has set stays. */
+static void ignore_broken_pipes(void)
+{
+    struct sigaction old, ignore = {.sa_handler = SIG_IGN};
+    sigemptyset(&ignore.sa_mask);
+    if (sigaction(SIGPIPE, NULL, &old) == 0 && old.sa_handler == SIG_DFL)
+        sigaction(SIGPIPE, &ignore, NULL);
+}
+
+net *net_open(const net_limits *limits, err_info *e)
+{
+    ignore_broken_pipes();
+    net *n = mem_array(1, sizeof *n, e);
+    if (!n) return NULL;
+    if (limits) n->limits = *limits;
+    fill_limits(&n->limits);
+    if (open_into(n, e)) {
+        net_close(n);
+        return NULL;
+    }
+    return n;
+}
+
+void net_close(net *n)
+{
+    if (!n) return;
+    for (net_request *r = n->requests; r; r = r->next) net_leave(r);
+    if (n->http) evhttp_free(n->http);
+    if (n->base) sweep(n);
+    for (int i = 0; i < NET_MAX_WATCHED; i++)
+        if (n->watched[i]) event_free(n->watched[i]);
+    if (n->sweeper) event_free(n->sweeper);
+    for (net_request *r = n->requests; r; r = r->next) r->net = NULL;
+    for (int i = 0; i < n->n_events; i++) /* nobody has seen these */
+        if (n->events[i].kind == NET_REQUEST) net_request_free(n->events[i].request);
+    if (n->base) event_base_free(n->base);
+    mem_free(n->events);
+    mem_free(n);
+}
+
+int net_listen(net *n, const char *host, int port, err_info *e)
+{
+    struct sockaddr_storage address;
+    socklen_t size = sizeof address;
+    if (n->n_listeners == NET_MAX_LISTENERS) {
+        err_set(e, ERR_LIMIT, "more than %d addresses to listen at", NET_MAX_LISTENERS);
+        return -1;
+    }
+    struct evhttp_bound_socket *bound =
+        evhttp_bind_socket_with_handle(n->http, host, (uint16_t)port);
+    if (!bound) {
+        err_set(e, ERR_IO, "cannot listen at %s port %d: %s", host, port, strerror(errno));
+        return -1;
+    }
+    n->listeners[n->n_listeners++] = bound;
+    if (getsockname(evhttp_bound_socket_get_fd(bound), (struct sockaddr *)&address, &size) != 0) {
+        err_set(e, ERR_IO, "cannot listen at %s: %s", host, strerror(errno));
+        return -1;
+    }
+    return address.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&address)->sin6_port)
+                                         : ntohs(((struct sockaddr_in *)&address)->sin_port);
+}
+
+void net_stop_listening(net *n)
+{
+    while (n->n_listeners > 0) evhttp_del_accept_socket(n->http, n->listeners[--n->n_listeners]);
+}
+
+int net_n_connections(const net *n)
+{
+    return n->n_connections;
+}
+
+/* ---- waiting --------------------------------------------------------------------------------- */
+
+static void on_time(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    *(int *)arg = 1;
+}
+
+err_code net_wait(net *n, double seconds, net_event *event, err_info *e)
+{
+    int over = 0;
+    struct event *timer = NULL;
+    if (seconds >= 0 && n->n_events == 0) {
+        struct timeval time = {.tv_sec = (time_t)seconds};
+        time.tv_usec = (suseconds_t)((seconds - (double)time.tv_sec) * 1e6);
+        timer = event_new(n->base, -1, 0, on_time, &over);
+        if (!timer || event_add(timer, &time) != 0) {
+            if (timer) event_free(timer);
+            return err_set(e, ERR_MEMORY, "cannot set a timer");
+        }
+    }
+    while (n->n_events == 0 && !over) {
+        if (event_base_loop(n->base, EVLOOP_ONCE) < 0) break;
+        sweep(n);
+    }
+    if (timer) event_free(timer);
+    *event = (net_event){.kind = NET_NONE};
+    if (n->n_events == 0) return over ? ERR_NONE : err_set(e, ERR_IO, "the event loop has failed");
+    *event = n->events[0];
+    memmove(n->events, n->events + 1, (size_t)--n->n_events * sizeof *event);
+    return ERR_NONE;
+}
+
+static void on_ready(evutil_socket_t fd, short what, void *arg)
+{
+    (void)what;
+    net_push(arg, NET_READY, NULL, (int)fd);
+}
+
+static void on_signal(evutil_socket_t number, short what, void *arg)
+{
+    (void)what;
+    net_push(arg, NET_SIGNAL, NULL, (int)number);
+}
+
+static err_code watch(net *n, struct event *event, err_info *e)
+{
+    for (int i = 0; event && i < NET_MAX_WATCHED; i++) {
+        if (n->watched[i]) continue;
+        if (event_add(event, NULL) != 0) break;
+        n->watched[i] = event;
+        return ERR_NONE;
+    }
+    if (event) event_free(event);
+    return err_set(e, ERR_LIMIT, "more than %d things to wait for", NET_MAX_WATCHED);
+}
+
+err_code net_watch(net *n, int fd, err_info *e)
+{
+    return watch(n, event_new(n->base, fd, EV_READ | EV_PERSIST, on_ready, n), e);
+}
+
+void net_unwatch(net *n, int fd)
+{
+    for (int i = 0; i < NET_MAX_WATCHED; i++) {
+        if (!n->watched[i] || event_get_fd(n->watched[i]) != fd) continue;
+        event_free(n->watched[i]);
+        n->watched[i] = NULL;
+    }
+    int kept = 0;
+    for (int i = 0; i < n->n_events; i++)
+        if (n->events[i].kind != NET_READY || n->events[i].fd != fd)
+            n->events[kept++] = n->events[i];
+    n->n_events = kept;
+}
+
+/* Without EV_PERSIST libevent restores the default handler when the signal has come. */
+err_code net_catch_signal(net *n, int number, err_info *e)
+{
+    return watch(n, event_new(n->base, number, EV_SIGNAL, on_signal, n), e);
+}

@@ -1,0 +1,54 @@
+/* net_impl: what the parts of the net room share. Internal to it. */
+#ifndef NET_NET_IMPL_H
+#define NET_NET_IMPL_H
+
+#include <event2/buffer.h>
+#include <event2/bufferevent.h>
+#include <event2/event.h>
+#include <event2/http.h>
+
+#include "net/net.h"
+
+enum { NET_MAX_LISTENERS = 8, NET_MAX_WATCHED = 64 };
+
+typedef struct net_connection {
+    struct net_connection *next;
+    struct bufferevent *bev; /* one reference */
+    int is_answering;        /* a request was read, its reply is not finished */
+    double idle_since, reading_since, stalled_since; /* seconds; 0: is not */
+    size_t pending; /* bytes not taken by the client when last looked at */
+} net_connection;
+
+struct net {
+    net_limits limits;
+    struct event_base *base;
+    struct evhttp *http;
+    struct event *sweeper;
+    struct evhttp_bound_socket *listeners[NET_MAX_LISTENERS];
+    int n_listeners, is_full;
+    struct event *watched[NET_MAX_WATCHED];
+    net_connection *connections;
+    int n_connections;
+    net_request *requests; /* not freed yet */
+    net_event *events;     /* [n_events] to be handed out, oldest first */
+    int n_events, events_room;
+};
+
+struct net_request {
+    net *net;                   /* NULL once closed */
+    struct evhttp_request *req; /* NULL once over */
+    struct event *leaving;      /* tells that the client has closed its side */
+    int is_chunked;             /* the reply has begun */
+    net_request *next;
+};
+
+void net_push(net *n, net_kind kind, net_request *request, int fd);
+void net_forget_events(net *n, const net_request *r);
+net_connection *net_connection_of(net *n, const struct bufferevent *bev);
+void net_drop(const net_connection *c);
+/* evhttp's callback for every request. */
+void net_on_request(struct evhttp_request *req, void *arg);
+/* The request is over; its client is not heard of any more. */
+void net_leave(net_request *r);
+
+#endif

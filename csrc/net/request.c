@@ -1,0 +1,208 @@
+/* request: one request and its reply. */
+#include "net/net_impl.h"
+
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+
+static struct bufferevent *bev_of(const net_request *r)
+{
+    return evhttp_connection_get_bufferevent(evhttp_request_get_connection(r->req));
+}
+
+/* The connection's next request may come. */
+static void release_connection(net_request *r)
+{
+    net_connection *c = net_connection_of(r->net, bev_of(r));
+    if (!c) return;
+    c->is_answering = 0;
+    c->reading_since = 0;
+    c->idle_since = clock_seconds();
+}
+
+void net_leave(net_request *r)
+{
+    if (!r->req) return;
+    struct evhttp_connection *evcon = evhttp_request_get_connection(r->req);
+    if (evcon) evhttp_connection_set_closecb(evcon, NULL, NULL);
+    if (r->leaving) event_free(r->leaving);
+    r->leaving = NULL;
+    r->req = NULL;
+}
+
+/* libevent frees the connection and the request with it. */
+static void on_closed(struct evhttp_connection *evcon, void *arg)
+{
+    (void)evcon;
+    net_request *r = arg;
+    net_leave(r);
+    net_push(r->net, NET_GONE, r, -1);
+}
+
+/* libevent does not read while a reply is being made; a client that leaves is seen by this. */
+static void on_leaving(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    net_request *r = arg;
+    struct evhttp_connection *evcon = evhttp_request_get_connection(r->req);
+    net_leave(r);
+    net_push(r->net, NET_GONE, r, -1);
+    evhttp_connection_free(evcon);
+}
+
+void net_on_request(struct evhttp_request *req, void *arg)
+{
+    net *n = arg;
+    struct evhttp_connection *evcon = evhttp_request_get_connection(req);
+    net_request *r = mem_array(1, sizeof *r, NULL);
+    if (!r) {
+        evhttp_send_error(req, 503, "Out of memory");
+        return;
+    }
+    r->net = n;
+    r->req = req;
+    r->next = n->requests;
+    n->requests = r;
+    net_connection *c = net_connection_of(n, bev_of(r));
+    evutil_socket_t fd = bufferevent_getfd(bev_of(r));
+    if (c) {
+        c->is_answering = 1;
+        c->reading_since = 0;
+        c->stalled_since = clock_seconds();
+    }
+    int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* tokens are small and wanted now */
+    evhttp_connection_set_closecb(evcon, on_closed, r);
+    r->leaving = event_new(n->base, fd, EV_CLOSED, on_leaving, r);
+    if (r->leaving) event_add(r->leaving, NULL);
+    net_push(n, NET_REQUEST, r, -1);
+}
+
+void net_request_free(net_request *r)
+{
+    if (!r) return;
+    if (r->net) {
+        net_forget_events(r->net, r);
+        if (r->req) {
+            struct evhttp_connection *evcon = evhttp_request_get_connection(r->req);
+            net_leave(r);
+            evhttp_connection_free(evcon);
+        }
+        net_request **at = &r->net->requests;
+        while (*at != r) at = &(*at)->next;
+        *at = r->next;
+    }
+    mem_free(r);
+}
+
+/* ---- looking --------------------------------------------------------------------------------- */
+
+const char *net_method(const net_request *r)
+{
+    if (!r->req) return NULL;
+    switch (evhttp_request_get_command(r->req)) {
+    case EVHTTP_REQ_GET: return "GET";
+    case EVHTTP_REQ_HEAD: return "HEAD";
+    case EVHTTP_REQ_POST: return "POST";
+    case EVHTTP_REQ_OPTIONS: return "OPTIONS";
+    case EVHTTP_REQ_DELETE: return "DELETE";
+    default: return "";
+    }
+}
+
+const char *net_target(const net_request *r)
+{
+    return r->req ? evhttp_request_get_uri(r->req) : NULL;
+}
+
+const char *net_peer(const net_request *r)
+{
+    if (!r->req) return NULL;
+    char *address = NULL;
+    uint16_t port;
+    evhttp_connection_get_peer(evhttp_request_get_connection(r->req), &address, &port);
+    return address;
+}
+
+const char *net_header(const net_request *r, const char *name)
+{
+    return r->req ? evhttp_find_header(evhttp_request_get_input_headers(r->req), name) : NULL;
+}
+
+const void *net_body(const net_request *r, size_t *n_bytes)
+{
+    *n_bytes = 0;
+    if (!r->req) return NULL;
+    struct evbuffer *body = evhttp_request_get_input_buffer(r->req);
+    *n_bytes = evbuffer_get_length(body);
+    return *n_bytes ? evbuffer_pullup(body, -1) : (const void *)"";
+}
+
+int net_is_over(const net_request *r)
+{
+    return !r->req;
+}
+
+/* ---- answering ------------------------------------------------------------------------------- */
+
+static void add_fields(net_request *r, const net_field *fields, int n_fields)
+{
+    for (int i = 0; i < n_fields; i++)
+        evhttp_add_header(evhttp_request_get_output_headers(r->req), fields[i].name,
+                          fields[i].value);
+}
+
+void net_start(net_request *r, int status, const net_field *fields, int n_fields)
+{
+    if (!r->req || r->is_chunked) return;
+    add_fields(r, fields, n_fields);
+    r->is_chunked = 1;
+    evhttp_send_reply_start(r->req, status, NULL);
+}
+
+err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e)
+{
+    if (!r->req || !r->is_chunked || n_bytes == 0) return ERR_NONE;
+    size_t pending = evbuffer_get_length(bufferevent_get_output(bev_of(r)));
+    struct evbuffer *piece = evbuffer_new();
+    if (!piece || evbuffer_add(piece, data, n_bytes) != 0) {
+        if (piece) evbuffer_free(piece);
+        return err_set(e, ERR_MEMORY, "out of memory for a reply");
+    }
+    if (pending + n_bytes > (size_t)r->net->limits.pending_bytes) {
+        evbuffer_free(piece);
+        net_drop(net_connection_of(r->net, bev_of(r)));
+        return err_set(e, ERR_LIMIT, "the client does not read: %zu bytes wait", pending);
+    }
+    evhttp_send_reply_chunk(r->req, piece);
+    evbuffer_free(piece);
+    return ERR_NONE;
+}
+
+void net_finish(net_request *r)
+{
+    if (!r->req || !r->is_chunked) return;
+    struct evhttp_request *req = r->req;
+    release_connection(r);
+    net_leave(r);
+    evhttp_send_reply_end(req);
+}
+
+void net_reply(net_request *r, int status, const net_field *fields, int n_fields, const void *data,
+               size_t n_bytes)
+{
+    if (!r->req || r->is_chunked) return;
+    struct evhttp_request *req = r->req;
+    struct evbuffer *body = evbuffer_new();
+    if (body) evbuffer_add(body, data, n_bytes);
+    add_fields(r, fields, n_fields);
+    release_connection(r);
+    net_leave(r);
+    evhttp_send_reply(req, status, NULL, body);
+    if (body) evbuffer_free(body);
+}

@@ -1,0 +1,244 @@
+-- The HTTP server against a raw client: bash's /dev/tcp, so that every byte on the wire is known.
+local core = require "moonlet.core"
+
+local function read_file(path)
+  local file = assert(io.open(path, "rb"))
+  local text = file:read("a")
+  file:close()
+  return text
+end
+
+-- A bash script with the connection as descriptor 3, in the background.
+local function client(port, script)
+  local path = os.tmpname()
+  local file = assert(io.open(path .. ".sh", "wb"))
+  file:write(("exec 3<>/dev/tcp/127.0.0.1/%d || exit 1\n%s\n"):format(port, script))
+  file:close()
+  os.execute(("(timeout 20 bash %s.sh >%s.out 2>&1; echo done >%s.end) &"):format(path, path, path))
+  local self = {}
+  function self.is_done()
+    local f = io.open(path .. ".end", "rb")
+    if f then f:close() end
+    return f ~= nil
+  end
+  function self.output()
+    local text = read_file(path .. ".out")
+    for _, suffix in ipairs { "", ".sh", ".out", ".end" } do os.remove(path .. suffix) end
+    return text
+  end
+  return self
+end
+
+local function get(path, extra)
+  return ("printf 'GET %s HTTP/1.1\\r\\nHost: x\\r\\n%s\\r\\n' >&3"):format(path, extra or "")
+end
+
+local READ_ALL <const> = "cat <&3"
+local CLOSE <const> = "Connection: close\\r\\n"
+
+describe("net", function()
+  local net, port
+
+  local function open(limits)
+    net = assert(core.net_open(limits or {}))
+    port = assert(net:listen("127.0.0.1", 0))
+  end
+
+  after_each(function() net:close() end)
+
+  -- Serves until the client has ended; returns what it printed and the events seen.
+  local function serve(script, handle)
+    local c, seen = client(port, script), {}
+    while not c.is_done() do
+      local kind, what = net:wait(0.05)
+      if kind then seen[#seen + 1] = kind end
+      if handle and kind then handle(kind, what) end
+    end
+    return c.output(), seen
+  end
+
+  it("hands out a request as it was sent", function()
+    open()
+    local got = {}
+    local out = serve([[printf 'POST /v1/x?a=b%%20c HTTP/1.1\r\nHost: h:1\r\nX-Key: v\r\n]]
+      .. [[Content-Length: 5\r\nConnection: close\r\n\r\n\x00abc\n' >&3; cat <&3]],
+      function(kind, r)
+        if kind ~= "request" then return end
+        got = { r:method(), r:target(), r:header("x-key"), r:header("none") or false, r:body(),
+          r:peer() }
+        r:reply(200, { ["Content-Type"] = "text/plain" }, "ok\0!")
+        assert.is_true(r:is_over())
+        assert.is_nil(r:method())
+        assert.is_nil(r:body())
+      end)
+    assert.same({ "POST", "/v1/x?a=b%20c", "v", false, "\0abc\n", "127.0.0.1" }, got)
+    assert.matches("^HTTP/1.1 200 OK\r\n", out)
+    assert.matches("\r\nContent%-Length: 4\r\n", out)
+    assert.matches("\r\n\r\nok\0!$", out)
+  end)
+
+  it("keeps a connection for the next request, and takes bodies in chunks", function()
+    open()
+    local n = 0
+    local out = serve(get("/1") .. [[; head -c 40 <&3 >/dev/null; printf ]]
+      .. [['POST /2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n]]
+      .. [[\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n' >&3; cat <&3]],
+      function(kind, r)
+        if kind ~= "request" then return end
+        n = n + 1
+        r:reply(200, {}, n == 2 and r:body() or "first")
+      end)
+    assert.equal(2, n)
+    assert.matches("\r\n\r\nabcde$", out)
+  end)
+
+  it("streams a reply in chunks", function()
+    open()
+    local out = serve(get("/", CLOSE) .. ";" .. READ_ALL, function(kind, r)
+      if kind ~= "request" then return end
+      r:start(200, { ["Content-Type"] = "text/event-stream" })
+      assert(r:write("data: 1\n\n"))
+      assert(r:write("data: 2\n\n"))
+      r:finish()
+      assert(r:write("late")) -- to a request that is over: nothing
+    end)
+    assert.matches("Transfer%-Encoding: chunked", out)
+    assert.matches("\r\n\r\n9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n$", out)
+  end)
+
+  it("answers old clients without chunks", function()
+    open()
+    local out = serve([[printf 'GET / HTTP/1.0\r\n\r\n' >&3; cat <&3]], function(kind, r)
+      if kind ~= "request" then return end
+      r:start(200, {})
+      r:write("text")
+      r:finish()
+    end)
+    assert.matches("\r\n\r\ntext$", out)
+  end)
+
+  it("notices a client that leaves while nothing is written", function()
+    open()
+    local request, gone
+    local _, seen = serve(get("/") .. "; sleep 0.2; exec 3>&-; sleep 0.5", function(kind, r)
+      if kind == "request" then
+        request = r
+      elseif kind == "gone" then
+        gone = r
+      end
+    end)
+    assert.same({ "request", "gone" }, seen)
+    assert.equal(request, gone)
+    assert.is_true(request:is_over())
+    request:reply(200, {}, "nobody") -- harmless
+    assert.equal(0, net:n_connections())
+  end)
+
+  it("sends 100-continue when asked", function()
+    open()
+    local out = serve([[printf 'POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n]]
+      .. [[Content-Length: 2\r\nConnection: close\r\n\r\n' >&3; ]]
+      .. [[head -c 12 <&3; printf hi >&3; cat <&3]],
+      function(kind, r) if kind == "request" then r:reply(200, {}, r:body()) end end)
+    assert.matches("^HTTP/1.1 100 ", out)
+    assert.matches("hi$", out)
+  end)
+
+  it("refuses headers, bodies and methods beyond its limits", function()
+    open { header_bytes = 1000, body_bytes = 1000 }
+    for _, script in ipairs {
+      "printf 'GET / HTTP/1.1\\r\\nX: %2000s\\r\\n\\r\\n' a >&3;" .. READ_ALL,
+      "printf 'POST / HTTP/1.1\\r\\nContent-Length: 1001\\r\\n\\r\\n%1001s' a >&3;" .. READ_ALL,
+      "printf 'POST / HTTP/1.1\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n7d0\\r\\n%2000s' a >&3;"
+        .. READ_ALL,
+      "printf 'BREW / HTTP/1.1\\r\\n\\r\\n' >&3;" .. READ_ALL,
+      "printf 'nonsense\\r\\n\\r\\n' >&3;" .. READ_ALL,
+    } do
+      local out, seen = serve(script)
+      assert.same({}, seen)
+      assert.is_nil(out:find("HTTP/1.1 200", 1, true))
+    end
+    assert.equal(0, net:n_connections())
+  end)
+
+  it("drops clients that are slow to send, to read, or idle", function()
+    open { request_seconds = 0.5, idle_seconds = 0.5, write_seconds = 0.5, pending_bytes = 1 << 30 }
+    for _, script in ipairs {
+      "for i in 1 2 3 4 5 6; do printf 'GET' >&3 || break; sleep 0.3; done;" .. READ_ALL,
+      READ_ALL,
+      get("/big") .. "; sleep 2",
+    } do
+      serve(script, function(kind, r)
+        if kind ~= "request" then return end
+        r:start(200, {})
+        for _ = 1, 20 do r:write(("x"):rep(1 << 20)) end
+      end)
+      assert.equal(0, net:n_connections())
+    end
+  end)
+
+  it("does not pile up what a client does not read", function()
+    open { pending_bytes = 1 << 20 }
+    local message
+    serve(get("/big") .. "; sleep 0.5", function(kind, r)
+      if kind ~= "request" then return end
+      r:start(200, {})
+      for _ = 1, 100 do
+        local ok, text = r:write(("x"):rep(1 << 18))
+        if not ok then
+          message = text
+          break
+        end
+      end
+    end)
+    assert.matches("the client does not read", message)
+  end)
+
+  it("accepts no more than it should, and again when one has gone", function()
+    open { connections = 2 }
+    local held = {}
+    local a = client(port, get("/a") .. ";" .. READ_ALL)
+    local b = client(port, get("/b") .. ";" .. READ_ALL)
+    while #held < 2 do
+      local kind, r = net:wait(0.05)
+      if kind == "request" then held[#held + 1] = r end
+    end
+    local c = client(port, get("/c", CLOSE) .. ";" .. READ_ALL)
+    for _ = 1, 6 do assert.is_nil((net:wait(0.05))) end
+    held[1]:close() -- drops the connection
+    local answered
+    while not c.is_done() do
+      local kind, r = net:wait(0.05)
+      if kind == "request" then
+        answered = r:target()
+        r:reply(200, {}, "")
+      end
+    end
+    assert.equal("/c", answered)
+    net:close()
+    while not (a.is_done() and b.is_done()) do os.execute("sleep 0.05") end
+    for _, one in ipairs { a, b, c } do one.output() end
+  end)
+
+  it("names the address it cannot have", function()
+    open()
+    local got, message, code = net:listen("127.0.0.1", port)
+    assert.is_nil(got)
+    assert.equal("io", code)
+    assert.matches("cannot listen at 127.0.0.1 port " .. port, message, 1, true)
+  end)
+
+  it("tells when a watched descriptor can be read", function()
+    open()
+    assert.is_nil((net:wait(0)))
+    assert.error(function() net:watch("x") end)
+    net:unwatch(99)
+  end)
+
+  it("raises when closed", function()
+    open()
+    net:close()
+    net:close()
+    assert.error_matches(function() net:wait(0) end, "closed net")
+  end)
+end)
