@@ -1,8 +1,8 @@
 --- Measuring models: perplexity, and how far a model is from another.
 --
--- eval/sequences.lua says what is scored, eval/kld.lua how models are compared.
+-- sequences.lua says what is scored, eval/kld.lua how models are compared.
 local options = require "moonlet.options"
-local sequences = require "moonlet.eval.sequences"
+local sequences = require "moonlet.sequences"
 
 local eval = {}
 
@@ -44,7 +44,7 @@ for key, kind in pairs(sequences.OPTIONS) do PERPLEXITY_OPTIONS[key] = kind end
 ---@param model moonlet.Model
 ---@param opts { file?: string, text?: string, chat?: string, window?: integer,
 ---  windows?: integer[], dialogues?: integer[],
----  on_progress?: fun(done: integer, total: integer) } see eval/sequences.lua
+---  on_progress?: fun(done: integer, total: integer) } see sequences.lua
 ---@return table? result nll (sum, nats), tokens scored, perplexity = exp(nll / tokens), words,
 ---  word_perplexity = exp(nll / words)
 ---@return string? message, string? code

@@ -3,7 +3,7 @@
 local options = require "moonlet.options"
 local reference_file = require "moonlet.reference"
 local rows = require "moonlet.eval.rows"
-local sequences = require "moonlet.eval.sequences"
+local sequences = require "moonlet.sequences"
 
 local kld = {}
 

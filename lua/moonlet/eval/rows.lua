@@ -1,5 +1,5 @@
 --- Positions compared: a model's final rows sequence by sequence, and what comparisons add up to.
-local sequences = require "moonlet.eval.sequences"
+local sequences = require "moonlet.sequences"
 
 local rows = {}
 

@@ -4,7 +4,7 @@ local json = require "moonlet.json"
 local options = require "moonlet.options"
 local recipe = require "moonlet.recipe"
 local rows = require "moonlet.eval.rows"
-local sequences = require "moonlet.eval.sequences"
+local sequences = require "moonlet.sequences"
 
 local sensitivity = {}
 
