@@ -495,6 +495,34 @@ describe("quantize", function()
     end)
   end)
 
+  it("checks everything and writes nothing in a dry run", function()
+    local o = { source = MOE .. "hf", recipe = "unsloth", bits = 4 }
+    local plan_written
+    written.quantized(o, function(_, p) plan_written = p end)
+    written.with_out(function(out, dir)
+      o.out, o.dry_run = out, true
+      o.on_progress = function() error("no work is done") end
+      local p = assert(quantize(o))
+      assert.same({}, core.list_dir(dir))
+      local dry = p.dry_run
+      p.dry_run = nil
+      assert.same(plan_written, p)
+      assert.is_true(dry.seconds > 0 and dry.seconds < 5)
+      assert.is_true(dry.needed_bytes > p.total_bytes and dry.free_bytes > dry.needed_bytes)
+
+      local free_bytes = core.free_bytes
+      core.free_bytes = function() return 1000 end
+      local ok, message = quantize(o)
+      core.free_bytes = free_bytes
+      assert.is_nil(ok)
+      assert.matches("1000 B are free", message)
+      o.out = MOE .. "hf"
+      ok, message = quantize(o)
+      assert.is_nil(ok)
+      assert.matches("exists and is not empty", message)
+    end)
+  end)
+
   it("says what it made of what in moonlet.json", function()
     local function facts(o)
       o.source = o.source or MOE .. "hf"

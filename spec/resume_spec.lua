@@ -217,6 +217,21 @@ describe("resume", function()
     end
   end)
 
+  it("can be rehearsed", function()
+    cut_off()
+    local held = contents(out .. ".partial")
+    local o = { source = SOURCE, out = out, recipe = "unsloth", bits = 4, shard_bytes = 150000,
+      resume = true, dry_run = true }
+    local p = assert(quantize(o))
+    assert.same(held, contents(out .. ".partial"))
+    o.out = dir .. "/new"
+    assert.is_true(p.dry_run.needed_bytes < assert(quantize(o)).dry_run.needed_bytes - 140000)
+    o.out, o.resume = out, nil
+    assert.matches("left by a run that was cut off", select(2, quantize(o)))
+    assert.equal("done\n", child(out))
+    is_whole()
+  end)
+
   it("asks for the space that is missing only", function()
     cut_off()
     local free_bytes = core.free_bytes

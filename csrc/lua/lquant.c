@@ -206,13 +206,26 @@ static int64_t read_entries(lua_State *L, int job_table, const quantizer *q, int
     return first;
 }
 
+/* Field fit: minmax, mse, or imatrix, which is mse with an importance for every part. */
+static num_fit read_fit(lua_State *L, int table, const quant_job *job)
+{
+    static const char *const words[] = {"minmax", "mse", "imatrix", NULL};
+    lml_get(L, table, "fit");
+    int word = luaL_checkoption(L, lua_gettop(L), "minmax", words);
+    lua_pop(L, 1);
+    for (int64_t i = 0; i < job->n_parts && word == 2; i++)
+        if (!job->parts[i].importance)
+            luaL_error(L, "%s: fit 'imatrix' without importance", job->parts[i].name);
+    return word ? NUM_FIT_MSE : NUM_FIT_MINMAX;
+}
+
 /* Number of arrays that the job's output consists of; 0 and *e if there is no such format. */
 static int read_job(lua_State *L, int table, quant_job *job, err_info *e)
 {
-    static const char *const keys[] = {"op",          "parts",   "part_rows",  "cols",
-                                       "entry",       "mode",    "bits",       "group",
-                                       "flavour",     "mx_rule", "zero_point", "global_scale",
-                                       "least_scale", "add",     "subtract",   NULL};
+    static const char *const keys[] = {
+        "op",          "parts", "part_rows", "cols",    "entry",      "mode",
+        "bits",        "group", "flavour",   "mx_rule", "zero_point", "global_scale",
+        "least_scale", "add",   "subtract",  "fit",     NULL};
     static const char *const ops[] = {"copy", "bf16", "f32", "encode", NULL};
     int n_arrays = 1;
     luaL_checktype(L, table, LUA_TTABLE);
@@ -229,11 +242,12 @@ static int read_job(lua_State *L, int table, quant_job *job, err_info *e)
         n_arrays = job->format.mode == NUM_AFFINE ? 3 : 2;
     }
     read_parts(L, table, job);
+    job->fit = read_fit(L, table, job);
     return n_arrays;
 }
 
 /* q:put{op=, parts=, part_rows=, cols=, entry=, add=, subtract=, mode=, bits=, group=, flavour=,
- *       mx_rule=, zero_point=, global_scale=, least_scale=} -> true
+ *       mx_rule=, zero_point=, global_scale=, least_scale=, fit=} -> true
  *
  * op: copy, bf16, f32 or encode (which needs mode, bits and group). entry: the 1-based entry of
  * the weight; scales and biases (or packed zero points) are the entries behind it. add, subtract:
@@ -276,6 +290,20 @@ static int quant_put_data(lua_State *L)
     return 1;
 }
 
+/* q:try(put, rows) -> true: the work of q:put on some of its rows, writing nothing */
+static int quant_try_put(lua_State *L)
+{
+    err_info e = {0};
+    quant_job job = {.scales = -1, .biases = -1};
+    lua_Integer rows = luaL_checkinteger(L, 3);
+    luaL_argcheck(L, rows > 0, 3, "out of range");
+    if (!read_job(L, 2, &job, &e)) return lml_fail(L, &e);
+    const quantizer *q = check_open(L);
+    if (quant_try(&job, rows, q->pool, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 /* q:largest(put) -> the largest magnitude of what q:put(put) would encode */
 static int quant_largest_of(lua_State *L)
 {
@@ -303,10 +331,17 @@ static int quant_finish(lua_State *L)
 
 void lml_open_quant(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"create", quant_create},      {"put", quant_put},
-                                       {"sync", quant_sync},          {"put_data", quant_put_data},
-                                       {"largest", quant_largest_of}, {"finish", quant_finish},
-                                       {"close", quant_close},        {NULL, NULL}};
+    static const luaL_Reg methods[] = {
+        {"create", quant_create},
+        {"put", quant_put},
+        {"put_data", quant_put_data},
+        {"try", quant_try_put},
+        {"largest", quant_largest_of},
+        {"sync", quant_sync},
+        {"finish", quant_finish},
+        {"close", quant_close},
+        {NULL, NULL},
+    };
     static const luaL_Reg functions[] = {{"quant_open", quant_open}, {NULL, NULL}};
     lml_class(L, QUANT, methods, quant_close);
     luaL_setfuncs(L, functions, 0);

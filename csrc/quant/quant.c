@@ -19,8 +19,10 @@ typedef struct row_sizes { /* bytes of one output row; biases as encoded, zeros 
 
 typedef struct run {
     const quant_job *job;
-    st_writer *w; /* NULL: only the largest magnitude is looked for */
+    enum { WRITE, TRY, LARGEST } aim;
+    st_writer *w; /* WRITE */
     float largest;
+    int64_t max_rows; /* TRY */
     int64_t n_rows, block_rows, first_block;
     row_sizes out;
     uint8_t *scratch; /* per worker: cols f32, then block_rows of each output and of zeros */
@@ -155,10 +157,14 @@ static int64_t store_row(const run *r, const source_row *s, const float *x, uint
     const quant_job *job = r->job;
     if (job->op == QUANT_BF16) return store_bf16(x, job->cols, weight);
     if (job->op == QUANT_ENCODE) {
-        if (!is_encoded(job, s->part))
+        if (is_encoded(job, s->part)) {
+            take_encoded(r, s, weight, scales, biases);
+            return -1;
+        }
+        if (job->fit == NUM_FIT_MINMAX)
             return num_encode_row(&job->format, x, job->cols, weight, scales, biases);
-        take_encoded(r, s, weight, scales, biases);
-        return -1;
+        return num_fit_row(&job->format, job->fit, NULL, x, s->part->importance, job->cols, weight,
+                           scales, biases);
     }
     memcpy(weight, x, (size_t)job->cols * 4);
     return first_not_finite(x, job->cols);
@@ -175,7 +181,7 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
     int64_t bad = load_row(&s, x);
     if (bad < 0 && job->op != QUANT_COPY) {
         transform_row(job, &s, x);
-        if (r->w) {
+        if (r->aim != LARGEST) {
             bad = store_row(r, &s, x, weight, scales, biases);
         } else {
             float top = row_largest(x, job->cols);
@@ -234,12 +240,12 @@ static err_code run_block(run *r, int64_t block, int worker, err_info *e)
                       scales + i * r->out.scales, biases + i * r->out.biases, e))
             return e->code;
     forget_rows(job, row, n);
-    if (!r->w) {
+    if (r->aim == LARGEST) {
         pthread_mutex_lock(&r->lock);
         if (largest > r->largest) r->largest = largest;
         pthread_mutex_unlock(&r->lock);
-        return ERR_NONE;
     }
+    if (r->aim != WRITE) return ERR_NONE;
     if (put_rows(r, job->weight, row, n, r->out.weight, weight, e) ||
         put_rows(r, job->scales, row, n, r->out.scales, scales, e))
         return e->code;
@@ -323,8 +329,9 @@ static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
 {
     const quant_job *job = r->job;
     if (check_job(job, &r->n_rows, e)) return e->code;
+    if (r->aim == TRY && r->n_rows > r->max_rows) r->n_rows = r->max_rows;
     r->failed_block = INT64_MAX;
-    if (r->w) r->out = sizes_of(job);
+    if (r->aim != LARGEST) r->out = sizes_of(job);
     r->block_rows = rows_per_block(r);
     const row_sizes *out = &r->out;
     int64_t row_bytes = out->weight + out->scales + out->biases + out->zeros;
@@ -342,7 +349,15 @@ static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
                    err_info *e)
 {
-    run r = {.job = job, .w = w};
+    run r = {.job = job, .aim = WRITE, .w = w};
+    err_info own = {0};
+    return run_job(&r, p, cancel, e ? e : &own);
+}
+
+err_code quant_try(const quant_job *job, int64_t max_rows, pool *p, const cancel_flag *cancel,
+                   err_info *e)
+{
+    run r = {.job = job, .aim = TRY, .max_rows = max_rows};
     err_info own = {0};
     return run_job(&r, p, cancel, e ? e : &own);
 }
@@ -350,7 +365,7 @@ err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_fla
 err_code quant_largest(const quant_job *job, pool *p, const cancel_flag *cancel, float *largest,
                        err_info *e)
 {
-    run r = {.job = job};
+    run r = {.job = job, .aim = LARGEST};
     err_info own = {0};
     err_code code = run_job(&r, p, cancel, e ? e : &own);
     *largest = r.largest;

@@ -10,6 +10,7 @@
 #include "base/pool.h"
 #include "base/cancel.h"
 #include "io/st.h"
+#include "num/fit.h"
 #include "num/format.h"
 #include "num/matrix.h"
 
@@ -44,6 +45,7 @@ typedef struct quant_job {
     const quant_part *parts; /* [n_parts] borrowed */
     int64_t n_parts, part_rows, cols;
     num_format format;              /* QUANT_ENCODE */
+    num_fit fit;                    /* importance counts with NUM_FIT_MSE */
     int64_t weight, scales, biases; /* entries of the writer; -1 where there is none. Under
                                        format.zero_point the last takes num_zeros_pack's words */
 } quant_job;
@@ -53,6 +55,11 @@ typedef struct quant_job {
  * threads); parts beyond their matrix are ERR_RANGE. `cancel` is looked at between groups of
  * blocks. */
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
+                   err_info *e);
+
+/* The work of quant_run on the first max_rows rows, writing nothing: what it takes, and whether it
+ * succeeds. */
+err_code quant_try(const quant_job *job, int64_t max_rows, pool *p, const cancel_flag *cancel,
                    err_info *e);
 
 /* The largest magnitude of what quant_run would encode; nothing is written. */

@@ -212,6 +212,9 @@ function Partial:finish()
   return true
 end
 
+---Lets go of a directory that `find` found, as it is.
+function Partial:close() self.journal:close() end
+
 ---Leaves the directory for another run to go on with, or removes it if nothing in it is complete.
 ---@return boolean left
 function Partial:leave()

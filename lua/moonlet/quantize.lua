@@ -36,6 +36,7 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 ---@field flavour "metal"|"cpu"|nil   whose rounding to follow, see moonlet.quantize_tensor
 ---@field mx_rule "ceil"|"nearest"|nil
 ---@field resume boolean?     go on where a run that was cut off had stopped
+---@field dry_run boolean?    check everything and estimate the time, write nothing
 ---@field command string?     recorded in moonlet.json
 ---@field on_progress fun(done: integer, total: integer, tensor: string): boolean?
 ---  before the first and after every tensor, in bytes of the weights as BF16; returning false
@@ -44,7 +45,7 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integer",
   group = "integer", mode = "string", mxfp = "boolean", format = "string", threads = "integer",
   shard_bytes = "integer", flavour = "string", mx_rule = "string", resume = "boolean",
-  command = "string", on_progress = "function" }
+  dry_run = "boolean", command = "string", on_progress = "function" }
 
 -- Options that change bytes, besides those of the recipe.
 local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule" }
@@ -79,13 +80,15 @@ local function checked(given)
 end
 
 -- Before hours of work; every file also reserves its own space when it is opened.
-local function check_space(place, bytes, found)
-  local free, message, code = core.free_bytes(place.parent)
-  if not free then return nil, message, code end
-  bytes = bytes - (found and found:held() or 0)
-  if free >= bytes then return true end
-  return nil, ("%s: needs %s, %s are free"):format(place.out, plan.size_text(bytes),
-    plan.size_text(free)), "io"
+local function check_space(job)
+  local message, code
+  job.needed = job.decisions.total_bytes - (job.found and job.found:held() or 0)
+  for _, size in pairs(job.side) do job.needed = job.needed + size end
+  job.free, message, code = core.free_bytes(job.place.parent)
+  if not job.free then return nil, message, code end
+  if job.free >= job.needed then return true end
+  return nil, ("%s: needs %s, %s are free"):format(job.place.out, plan.size_text(job.needed),
+    plan.size_text(job.free)), "io"
 end
 
 local function settings_of(o)
@@ -107,6 +110,8 @@ end
 ---@field source { sha256: string, stamp: string }
 ---@field settings table
 ---@field plan table<string, string>
+---@field needed integer    bytes that are still to be written
+---@field free integer
 
 local function note(job, text) table.insert(job.decisions.notes, text) end
 
@@ -154,11 +159,9 @@ local function prepare(o)
   job.plan = provenance.plan(job.source, job.rule, job.decisions, job.settings)
   job.found, message, code = partial.find(job.place, job.plan, o.resume or false)
   if job.found == nil then return nil, message, code end
-  local bytes = job.decisions.total_bytes
-  for _, size in pairs(job.side) do bytes = bytes + size end
-  ok, message, code = check_space(job.place, bytes, job.found)
+  ok, message, code = check_space(job)
   if ok then return job end
-  if job.found then job.found:leave() end
+  if job.found then job.found:close() end
   return nil, message, code
 end
 
@@ -281,12 +284,16 @@ function Run:write_file(file, n_done)
   return self.writer:finish()
 end
 
+-- Items of a file that a run before this one has completed.
+function Run:items_done(file)
+  local progress = self.dir and self.dir:progress(file.name) or 0
+  return progress == "complete" and #file.items or progress
+end
+
 function Run:write_files()
   local ok, message, code
   for _, file in ipairs(self.job.files) do
-    local n_done = self.dir:progress(file.name)
-    if n_done == "complete" then n_done = #file.items end
-    for i = 1, n_done do self.done = self.done + source_bytes(file.items[i]) end
+    for i = 1, self:items_done(file) do self.done = self.done + source_bytes(file.items[i]) end
   end
   ok, message, code = self:report("")
   if not ok then return nil, message, code end
@@ -301,17 +308,56 @@ function Run:write_files()
   return true
 end
 
+-- ---- a dry run ----------------------------------------------------------------------------------
+
+-- Weights to encode for an estimate, and the settings on which the time for a weight depends.
+local SAMPLE <const> = 1 << 23
+local SPEED_FIELDS = { "op", "mode", "bits", "group", "fit" }
+
+local function speed_key(put)
+  local key = {}
+  for i, field in ipairs(SPEED_FIELDS) do key[i] = tostring(put[field]) end
+  return table.concat(key, " ")
+end
+
+-- Seconds that the items to come will take, by the speed of a sample of each kind. How fast the
+-- disk writes remains to be seen.
+function Run:estimate()
+  local rates, seconds = {}, 0
+  for _, file in ipairs(self.job.files) do
+    for i = self:items_done(file) + 1, #file.items do
+      local put, o = file.items[i].put, self.job.options
+      local key, weights = speed_key(put), #put.parts * put.part_rows * put.cols
+      if not rates[key] then
+        put.flavour, put.mx_rule = o.flavour, o.mx_rule
+        local rows, start = math.max(SAMPLE // put.cols, 1), sys.seconds()
+        local ok, message, code = self.writer:try(put, rows)
+        if not ok then return nil, message, code end
+        rates[key] = (sys.seconds() - start) / math.min(rows * put.cols, weights)
+      end
+      seconds = seconds + rates[key] * weights
+    end
+  end
+  return seconds
+end
+
 -- ---- the whole checkpoint ----------------------------------------------------------------------
 
-local function write_weights(job, dir)
+---@param dir moonlet.Partial|false
+local function open_run(job, dir)
   local o, total = job.options, 0
   for _, file in ipairs(job.files) do
     for _, item in ipairs(file.items) do total = total + source_bytes(item) end
   end
-  local opened, message, code = core.quant_open(o.source, o.threads or 0, job.with_views)
-  if not opened then return nil, message, code end
-  local writer <close> = opened
-  local run = setmetatable({ job = job, dir = dir, writer = writer, total = total, done = 0 }, Run)
+  local writer, message, code = core.quant_open(o.source, o.threads or 0, job.with_views)
+  if not writer then return nil, message, code end
+  return setmetatable({ job = job, dir = dir, writer = writer, total = total, done = 0 }, Run)
+end
+
+local function write_weights(job, dir)
+  local run, message, code = open_run(job, dir)
+  if not run then return nil, message, code end
+  local _ <close> = run.writer
   local _ <close> = setmetatable({}, { __close = function(_, raised)
     if raised or code == "cancelled" then run:note() end
   end })
@@ -359,15 +405,31 @@ local function write(job)
   return nil, message, code
 end
 
+-- The plan with what a run would take, in the field dry_run.
+local function rehearse(job)
+  local run, message, code = open_run(job, job.found)
+  local seconds
+  if run then
+    local _ <close> = run.writer
+    seconds, message, code = run:estimate()
+  end
+  if job.found then job.found:close() end
+  if not seconds then return nil, message, code end
+  job.decisions.dry_run = { seconds = seconds, files = #job.files, needed_bytes = job.needed,
+    free_bytes = job.free }
+  return job.decisions
+end
+
 ---Quantizes a checkpoint.
 ---@param given moonlet.quantize.options
 ---@return moonlet.Plan? plan  what was decided and written; `notes` is a list of lines that the
----  user should read
+---  user should read; `dry_run` has what a run would take, when only that was asked for
 ---@return string? message
 ---@return string? code
 function quantize.run(given)
   local job, message, code = prepare(checked(given))
   if not job then return nil, message, code end
+  if job.options.dry_run then return rehearse(job) end
   return write(job)
 end
 

@@ -136,7 +136,8 @@ end
 
 local shown = false
 
-local function left(seconds)
+---"2 h 05 min", "3 min 20 s", "12 s".
+function output.duration(seconds)
   if seconds >= 3600 then return ("%d h %02d min"):format(seconds // 3600, seconds % 3600 // 60) end
   if seconds >= 60 then return ("%d min %02d s"):format(seconds // 60, seconds % 60) end
   return ("%d s"):format(math.ceil(seconds))
@@ -164,7 +165,8 @@ function output.progress(args, what, unit)
     local line = ("%s %3d %%"):format(what, total > 0 and done * 100 // total or 100)
     if unit == "bytes" then line = line .. amount(done, total, first, now - start) end
     if done > first and done < total and now - start > 1 then
-      line = line .. ", " .. left((now - start) * (total - done) / (done - first)) .. " left"
+      local rest = (now - start) * (total - done) / (done - first)
+      line = ("%s, %s left"):format(line, output.duration(rest))
     end
     io.stderr:write(terminal and "\r\27[K" or "", line, terminal and "" or "\n")
     shown = terminal

@@ -14,6 +14,7 @@ function quantize.define(parser)
   command:flag("--resume", "go on where a run that was cut off had stopped")
   command:option("--format", "checkpoint format"):choices { "mlx", "compressed-tensors", "bf16" }
     :default("mlx")
+  command:flag("--dry-run", "check everything, show the plan, estimate the time, write nothing")
   output.threads_option(command)
   output.progress_option(command)
   command:flag("--json", "print one JSON object")
@@ -29,6 +30,20 @@ local function command_line(argv)
   return table.concat(words, " ")
 end
 
+local function report(out, result)
+  local dry = result.dry_run
+  if dry then
+    output.write(result:text())
+    output.line(("%s: %s to write (%s free), about %s of work if the disk keeps up; dry run")
+      :format(out, output.bytes(dry.needed_bytes), output.bytes(dry.free_bytes),
+        output.duration(dry.seconds)))
+  else
+    output.line(("%s: %s, %.3f bits per weight"):format(out, output.bytes(result.total_bytes),
+      result.bits_per_weight))
+  end
+  for _, note in ipairs(result.notes) do output.line("note: " .. note) end
+end
+
 function quantize.run(args)
   local out = args.places[#args.places]
   if out == "" then output.misuse("OUT must not be empty") end
@@ -37,15 +52,14 @@ function quantize.run(args)
   options.source, options.out = source, out
   options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
   options.resume, options.command = args.resume, command_line(args.argv)
+  options.dry_run = args.dry_run
   options.on_progress = output.progress(args, "quantizing", "bytes")
   local result, message, code = require("moonlet").quantize(options)
   if not result then return nil, message, code end
   if args.json then
     output.print_json(json.object(result))
   else
-    output.line(("%s: %s, %.3f bits per weight"):format(out, output.bytes(result.total_bytes),
-      result.bits_per_weight))
-    for _, note in ipairs(result.notes) do output.line("note: " .. note) end
+    report(out, result)
   end
   return true
 end
