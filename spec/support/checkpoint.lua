@@ -66,6 +66,12 @@ function checkpoint.remove(dir)
   os.execute("rm -r " .. dir)
 end
 
+---A new empty directory at `.path` that goes with the variable: local dir <close> = ...
+function checkpoint.scope()
+  return setmetatable({ path = checkpoint.directory() },
+    { __close = function(self) checkpoint.remove(self.path) end })
+end
+
 local function copy(t)
   local c = {}
   for k, v in pairs(t) do c[k] = type(v) == "table" and copy(v) or v end
