@@ -102,10 +102,8 @@ describe("perplexity", function()
       local long = (TEXT .. "\n"):rep(70)
       local ids = assert(model:encode(long, { special = false }))
       assert.is_true(#ids > 2048 and #ids < 4096)
-      local seen = {}
       local result = assert(moonlet.eval.perplexity(model, { text = long, protocol = "card",
-        tokens = #ids, on_progress = function(done) seen[#seen + 1] = done end }))
-      assert.same({ 2048, #ids }, seen)
+        tokens = #ids }))
       local session <close> = assert(model:session { ctx = #ids })
       local targets = table.move(ids, 2, #ids, 1, {})
       targets[#ids] = -1

@@ -2,6 +2,7 @@
 --
 -- sequences.lua says what is scored, eval/kld.lua how models are compared.
 local options = require "moonlet.options"
+local rows = require "moonlet.eval.rows"
 local sequences = require "moonlet.sequences"
 
 local eval = {}
@@ -12,28 +13,16 @@ local function sum_tensor(tensor)
   return total
 end
 
--- Tokens between two reports of progress.
-local PIECE <const> = 2048
-
 local function score(model, list, on_progress)
-  local longest, total = sequences.lengths(list)
-  local session <close>, message, code = model:session { ctx = longest }
-  if not session then return nil, message, code end
-  local nll, tokens, done = 0, 0, 0
-  for _, sequence in ipairs(list) do
-    session:reset()
-    for first = 1, #sequence.ids, PIECE do
-      local last = math.min(first + PIECE - 1, #sequence.ids)
-      local tensor
-      tensor, message, code = session:score(table.move(sequence.ids, first, last, 1, {}),
-        table.move(sequence.targets, first, last, 1, {}))
-      if not tensor then return nil, message, code end
-      nll = nll + sum_tensor(tensor)
-      tensor:close()
-      done = done + last - first + 1
-      if on_progress then on_progress(done, total) end
+  local nll, tokens, progress = 0, 0, rows.progress(list, on_progress, 1, 1)
+  for _, piece in ipairs(rows.passes(model, list)) do
+    local layers <close>, message, code = rows.run(model, piece, progress)
+    if not layers then return nil, message, code end
+    for i, sequence in ipairs(piece) do
+      local scored = #rows.targets(sequence)
+      nll, tokens = nll + sum_tensor(layers:score(i, sequence.targets)), tokens + scored
+      progress(scored)
     end
-    for _, id in ipairs(sequence.targets) do tokens = tokens + (id >= 0 and 1 or 0) end
   end
   return nll, tokens
 end

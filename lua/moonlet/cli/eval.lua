@@ -82,7 +82,7 @@ end
 local function text_of(args, what)
   return { file = args.file, window = args.window, windows = args.windows, chat = args.chat,
     dialogues = args.dialogues, protocol = args.protocol, tokens = args.tokens,
-    on_progress = output.progress(args, what) }
+    on_progress = output.progress(args, what, "tokens") }
 end
 
 local function run_ppl(args)

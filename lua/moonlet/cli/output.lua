@@ -152,7 +152,7 @@ end
 
 ---A function (done, total) that keeps one line of stderr up to date; nil when nobody watches. What
 ---is done at its first call was done before.
----@param unit? "bytes"  shows amounts and their rate, too
+---@param unit? "bytes"|"tokens"  shows amounts and their rate, too, or the rate
 function output.progress(args, what, unit)
   local terminal = sys.isatty(2)
   if not (terminal or args.progress) then return nil end
@@ -164,6 +164,9 @@ function output.progress(args, what, unit)
     last = now
     local line = ("%s %3d %%"):format(what, total > 0 and done * 100 // total or 100)
     if unit == "bytes" then line = line .. amount(done, total, first, now - start) end
+    if unit == "tokens" and done > first and now - start > 1 then
+      line = line .. (", %.3g tokens/s"):format((done - first) / (now - start))
+    end
     if done > first and done < total and now - start > 1 then
       local rest = (now - start) * (total - done) / (done - first)
       line = ("%s, %s left"):format(line, output.duration(rest))

@@ -9,43 +9,40 @@ local kld = {}
 
 -- Every sequence through both; `reference` a model.
 local function against_model(model, reference, list, progress)
-  local mine <close>, message, code = rows.session(model, list)
-  if not mine then return nil, message, code end
-  local theirs <close>, message2, code2 = rows.session(reference, list)
-  if not theirs then return nil, message2, code2 end
   local columns = rows.new()
-  for _, sequence in ipairs(list) do
-    local p, q, out
-    p, message, code = rows.final(theirs, sequence)
-    if not p then return nil, message, code end
-    q, message, code = rows.final(mine, sequence)
-    if not q then return nil, message, code end
-    out, message, code = model:compare(q, reference, p, rows.targets(sequence))
-    if not out then return nil, rows.explain(message, code, reference, model) end
-    rows.add(columns, out)
-    p:close()
-    q:close()
-    progress(sequence)
+  for _, piece in ipairs(rows.passes(model, list)) do
+    local theirs, message, code = rows.finals(reference, piece, progress)
+    if not theirs then return nil, message, code end
+    local mine
+    mine, message, code = rows.finals(model, piece, progress)
+    if not mine then return nil, message, code end
+    for i, sequence in ipairs(piece) do
+      local targets = rows.targets(sequence)
+      local out
+      out, message, code = model:compare(mine[i], reference, theirs[i], targets)
+      if not out then return nil, rows.explain(message, code, reference, model) end
+      rows.add(columns, out)
+      progress(#targets)
+    end
   end
   return columns
 end
 
 -- Every sequence through the model; `file` knows what the reference said.
 local function against_file(model, file, list, progress)
-  local session <close>, message, code = rows.session(model, list)
-  if not session then return nil, message, code end
   local columns, at = rows.new(), 1
-  for _, sequence in ipairs(list) do
-    local targets = rows.targets(sequence)
-    local q, out
-    q, message, code = rows.final(session, sequence)
-    if not q then return nil, message, code end
-    out, message, code = model:compare(q, file, at, targets)
-    if not out then return nil, rows.explain(message, code, model) end
-    rows.add(columns, out)
-    q:close()
-    at = at + #targets
-    progress(sequence)
+  for _, piece in ipairs(rows.passes(model, list)) do
+    local mine, message, code = rows.finals(model, piece, progress)
+    if not mine then return nil, message, code end
+    for i, sequence in ipairs(piece) do
+      local targets = rows.targets(sequence)
+      local out
+      out, message, code = model:compare(mine[i], file, at, targets)
+      if not out then return nil, rows.explain(message, code, model) end
+      rows.add(columns, out)
+      at = at + #targets
+      progress(#targets)
+    end
   end
   return columns
 end
@@ -151,7 +148,8 @@ local function compare_with_file(model, opts)
   local same, columns
   same, message, code = check_file_sequences(model, opts.reference_logits, list, opts)
   if not same then return nil, message, code end
-  columns, message, code = against_file(model, file, list, rows.progress(list, opts.on_progress))
+  columns, message, code = against_file(model, file, list,
+    rows.progress(list, opts.on_progress, 1, 1))
   if not columns then return nil, message, code end
   local info = file:info()
   local result = result_of(list, columns, math.tointeger(info.words) or 0, opts.positions)
@@ -180,7 +178,7 @@ function kld.kld(model, opts)
   if not list then return nil, words, code end
   local columns, message
   columns, message, code = against_model(model, opts.reference, list,
-    rows.progress(list, opts.on_progress))
+    rows.progress(list, opts.on_progress, 2, 1))
   if not columns then return nil, message, code end
   local result = result_of(list, columns, words, opts.positions)
   result.reference = opts.reference.dir
@@ -201,21 +199,20 @@ function kld.save_logits(model, opts)
   if not list then return nil, words, code end
   local writer <close>, problem, kind = reference_file.create(opts.out, model, list, words)
   if not writer then return nil, problem, kind end
-  local session <close>, message, code2 = rows.session(model, list)
-  if not session then return nil, message, code2 end
-  local progress, tokens = rows.progress(list, opts.on_progress), 0
-  for _, sequence in ipairs(list) do
-    local targets = rows.targets(sequence)
-    local final, ok
-    final, message, code = rows.final(session, sequence)
-    if not final then return nil, message, code end
-    ok, message, code = writer:put(final, targets)
-    if not ok then return nil, rows.explain(message, code, model) end
-    final:close()
-    tokens = tokens + #targets
-    progress(sequence)
+  local progress, tokens = rows.progress(list, opts.on_progress, 1, 1), 0
+  local ok, message
+  for _, piece in ipairs(rows.passes(model, list)) do
+    local finals
+    finals, message, code = rows.finals(model, piece, progress)
+    if not finals then return nil, message, code end
+    for i, sequence in ipairs(piece) do
+      local targets = rows.targets(sequence)
+      ok, message, code = writer:put(finals[i], targets)
+      if not ok then return nil, rows.explain(message, code, model) end
+      tokens = tokens + #targets
+      progress(#targets)
+    end
   end
-  local ok
   ok, message, code = writer:finish()
   if not ok then return nil, message, code end
   return { tokens = tokens, words = words }

@@ -65,12 +65,6 @@ function rows.targets(sequence)
   return targets
 end
 
----A model's final rows of one sequence.
-function rows.final(session, sequence)
-  session:reset()
-  return session:final(sequence.ids, sequence.targets)
-end
-
 ---Logits that are not finite, explained by the weights if those are not.
 function rows.explain(message, code, ...)
   for _, model in ipairs { ... } do
@@ -82,19 +76,80 @@ function rows.explain(message, code, ...)
   return message, code
 end
 
----A session with room for every sequence of a list.
-function rows.session(model, list)
-  return model:session { ctx = (sequences.lengths(list)) }
+-- ---- running ------------------------------------------------------------------------------------
+
+-- A pass holds 4 bytes times the hidden size for every token; longer lists take several, each of
+-- which reads the checkpoint once.
+local PASS_BYTES <const> = 512 << 20
+
+---The list in pieces that one pass takes, in order.
+---@param model moonlet.Model
+---@param list moonlet.Sequence[]
+---@return moonlet.Sequence[][]
+function rows.passes(model, list)
+  local most = PASS_BYTES // (4 * model:info().config.hidden_size)
+  local pieces, tokens = { {} }, 0
+  for _, sequence in ipairs(list) do
+    if tokens > 0 and tokens + #sequence.ids > most then
+      pieces[#pieces + 1], tokens = {}, 0
+    end
+    local piece = pieces[#pieces]
+    piece[#piece + 1] = sequence
+    tokens = tokens + #sequence.ids
+  end
+  return pieces
 end
 
----A function(sequence) that counts its tokens for on_progress(done, total); `times` passes.
-function rows.progress(list, on_progress, times)
+---Runs the sequences of one pass.
+---@param progress fun(tokens: integer) hears how many more are done
+---@return table? layers see Model:layers
+---@return string? message, string? code
+function rows.run(model, piece, progress)
+  local ids, tokens = {}, 0
+  for i, sequence in ipairs(piece) do
+    ids[i] = sequence.ids
+    tokens = tokens + #sequence.ids
+  end
+  local layers, message, code = model:layers(ids)
+  if not layers then return nil, message, code end
+  local reported = 0
+  local done, all
+  repeat
+    done, all, code = layers:step()
+    if not done then
+      layers:close()
+      return nil, all, code
+    end
+    progress(tokens * done // all - reported)
+    reported = tokens * done // all
+  until done == all
+  return layers
+end
+
+---A model's final rows of every sequence of one pass.
+---@return table[]? finals tensors [k, hidden], for Model:compare
+---@return string? message, string? code
+function rows.finals(model, piece, progress)
+  local layers <close>, message, code = rows.run(model, piece, progress)
+  if not layers then return nil, message, code end
+  local finals = {}
+  for i, sequence in ipairs(piece) do finals[i] = layers:final(i, sequence.targets) end
+  return finals
+end
+
+---A function(n) that adds up for on_progress(done, total): tokens of `passes` passes over the list,
+---and positions that are scored `times` times.
+function rows.progress(list, on_progress, passes, times)
   local done, _, total = 0, sequences.lengths(list)
-  return function(sequence)
-    done = done + #sequence.ids
-    if on_progress then on_progress(done, total * (times or 1)) end
+  total = total * passes
+  for _, sequence in ipairs(list) do total = total + #rows.targets(sequence) * times end
+  return function(n)
+    done = done + n
+    if on_progress then on_progress(done, total) end
   end
 end
+
+-- ---- sums ---------------------------------------------------------------------------------------
 
 local function sum(values)
   local total = 0

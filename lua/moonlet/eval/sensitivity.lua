@@ -84,29 +84,30 @@ end
 
 -- ---- measuring ----------------------------------------------------------------------------------
 
--- The model's final rows of all sequences, to be compared with.
-local function reference_rows(session, list, progress)
+-- The model's final rows of all passes, to be compared with.
+local function reference_rows(model, passes, progress)
   local finals = {}
-  for i, sequence in ipairs(list) do
+  for i, piece in ipairs(passes) do
     local message, code
-    finals[i], message, code = rows.final(session, sequence)
+    finals[i], message, code = rows.finals(model, piece, progress)
     if not finals[i] then return nil, message, code end
-    progress(sequence)
   end
   return finals
 end
 
-local function compare_all(model, session, list, finals, progress)
+local function compare_all(model, passes, finals, progress)
   local columns = rows.new()
-  for i, sequence in ipairs(list) do
-    local final, message, code = rows.final(session, sequence)
-    if not final then return nil, message, code end
-    local out
-    out, message, code = model:compare(final, model, finals[i], rows.targets(sequence))
-    if not out then return nil, rows.explain(message, code, model) end
-    rows.add(columns, out)
-    final:close()
-    progress(sequence)
+  for p, piece in ipairs(passes) do
+    local mine, message, code = rows.finals(model, piece, progress)
+    if not mine then return nil, message, code end
+    for i, sequence in ipairs(piece) do
+      local targets = rows.targets(sequence)
+      local out
+      out, message, code = model:compare(mine[i], model, finals[p][i], targets)
+      if not out then return nil, rows.explain(message, code, model) end
+      rows.add(columns, out)
+      progress(#targets)
+    end
   end
   return columns
 end
@@ -122,13 +123,13 @@ local function row_of(group, columns)
   return row
 end
 
-local function measure(model, session, list, finals, group, progress)
+local function measure(model, passes, finals, group, progress)
   local _ <close> = setmetatable({}, { __close = function() model:restore() end })
   for _, member in ipairs(group.members) do
     local ok, message, code = model:replace(member.module, member.decision)
     if not ok then return nil, message, code end
   end
-  local columns, message, code = compare_all(model, session, list, finals, progress)
+  local columns, message, code = compare_all(model, passes, finals, progress)
   if not columns then return nil, message, code end
   return row_of(group, columns)
 end
@@ -183,18 +184,16 @@ end
 ---@return string? message, string? code
 function sensitivity.sensitivity(model, opts)
   opts = check_options(opts)
-  local tables, passes, code = all_groups(model, opts)
-  if not tables then return nil, passes, code end
+  local tables, n, code = all_groups(model, opts)
+  if not tables then return nil, n, code end
   local list, words
   list, words, code = sequences.read(model, opts)
   if not list then return nil, words, code end
 
   model:restore()
-  local session <close>, message, code2 = rows.session(model, list)
-  if not session then return nil, message, code2 end
-  local progress = rows.progress(list, opts.on_progress, passes)
-  local finals
-  finals, message, code = reference_rows(session, list, progress)
+  local passes, progress = rows.passes(model, list), rows.progress(list, opts.on_progress, n, n - 1)
+  local finals, message
+  finals, message, code = reference_rows(model, passes, progress)
   if not finals then return nil, message, code end
   local result = { rows = json.array {}, totals = json.array {}, by = opts.by or "class",
     reference = model.dir, words = words }
@@ -202,7 +201,7 @@ function sensitivity.sensitivity(model, opts)
     groups.list[#groups.list + 1] = groups.all
     for _, group in ipairs(groups.list) do
       local row
-      row, message, code = measure(model, session, list, finals, group, progress)
+      row, message, code = measure(model, passes, finals, group, progress)
       if not row then return nil, message, code end
       local place = group == groups.all and result.totals or result.rows
       place[#place + 1] = row
