@@ -1,0 +1,220 @@
+--- Coroutines over one event loop: connections, background computation and timers side by side.
+---
+---   local loop <close> = assert(sched.open())
+---   loop:spawn(function() loop:sleep(1); print("later") end)
+---   loop:run()
+---
+--- Everything runs on one thread; a coroutine gives way only where it waits. Waiting happens in
+--- sleep, ready and in a signal's wait; each returns when its time is over or it was woken.
+
+local core = require "moonlet.core"
+local options = require "moonlet.options"
+
+local sched = {}
+
+---@class moonlet.Loop
+---@field net userdata  moonlet.core's event loop and HTTP server
+---@field on_request? fun(request)  for each request, in a coroutine of its own
+---@field on_gone? fun(request)     when the client of a request has left
+---@field on_signal? fun(number)    when a signal that is caught has come
+---@field on_error fun(text)        when a coroutine raises; by default the loop raises
+local Loop = {}
+Loop.__index = Loop
+
+local LIMITS <const> = { header_bytes = "integer", body_bytes = "integer",
+  pending_bytes = "integer", connections = "integer", idle_seconds = "number",
+  request_seconds = "number", write_seconds = "number" }
+
+---@param limits? table of the HTTP server: header_bytes, body_bytes, pending_bytes, connections,
+---  idle_seconds, request_seconds, write_seconds
+---@return moonlet.Loop? loop, string? message, string? code
+function sched.open(limits)
+  local net, message, code = core.net_open(options.check(limits, LIMITS))
+  if not net then return nil, message, code end
+  return setmetatable({
+    net = net,
+    ready_list = {},  -- coroutines that can go on, first come first served
+    timers = {},      -- { at =, thread = }, a heap by time
+    readers = {},     -- fd -> coroutine
+    on_error = function(text) error(text, 0) end,
+  }, Loop)
+end
+
+-- ---- timers: a binary heap, earliest first ------------------------------------------------------
+
+local function heap_push(heap, item)
+  local i = #heap + 1
+  heap[i] = item
+  while i > 1 and heap[i // 2].at > item.at do
+    heap[i], heap[i // 2] = heap[i // 2], item
+    i = i // 2
+  end
+end
+
+local function heap_pop(heap)
+  local top, last = heap[1], table.remove(heap)
+  if #heap == 0 then return top end
+  local i = 1
+  heap[1] = last
+  while true do
+    local child = 2 * i
+    if child < #heap and heap[child + 1].at < heap[child].at then child = child + 1 end
+    if child > #heap or heap[child].at >= last.at then return top end
+    heap[i], heap[child] = heap[child], last
+    i = child
+  end
+end
+
+-- ---- coroutines --------------------------------------------------------------------------------
+
+local function resume(self, thread, ...)
+  local ok, problem = coroutine.resume(thread, ...)
+  if ok then return end
+  local text = debug.traceback(thread, tostring(problem))
+  coroutine.close(thread)
+  self.on_error(text)
+end
+
+---Runs fn(...) as a coroutine, from the next turn of the loop on.
+---@param fn function
+function Loop:spawn(fn, ...)
+  local thread = coroutine.create(fn)
+  self.ready_list[#self.ready_list + 1] = { thread = thread, args = table.pack(...) }
+end
+
+local function wake(self, waiter, value)
+  if waiter.done then return end
+  waiter.done = true
+  self.ready_list[#self.ready_list + 1] = { thread = waiter.thread, args = { n = 1, value } }
+end
+
+-- Gives way until wake() or the end of `seconds`; true if it was woken.
+local function pause(self, waiter, seconds)
+  waiter.thread = coroutine.running()
+  if seconds then heap_push(self.timers, { at = core.seconds() + seconds, waiter = waiter }) end
+  return coroutine.yield()
+end
+
+---@param seconds number
+function Loop:sleep(seconds)
+  pause(self, {}, seconds)
+end
+
+---Waits until a descriptor can be read. One coroutine waits for one descriptor.
+---@param fd integer
+---@param seconds? number
+---@return boolean ready false when the time was over
+function Loop:ready(fd, seconds)
+  local ok, message = self.net:watch(fd)
+  if not ok then error(message, 0) end
+  local waiter = {}
+  self.readers[fd] = waiter
+  local woken = pause(self, waiter, seconds)
+  self.net:unwatch(fd)
+  self.readers[fd] = nil
+  return woken
+end
+
+---@class moonlet.Signal
+local Signal = {}
+Signal.__index = Signal
+
+---Something to wait for that others tell of.
+---@return moonlet.Signal
+function Loop:signal()
+  return setmetatable({ loop = self, waiters = {} }, Signal)
+end
+
+---Waits for the next notify.
+---@param seconds? number
+---@return boolean notified false when the time was over
+function Signal:wait(seconds)
+  local waiter = {}
+  self.waiters[waiter] = true
+  local notified = pause(self.loop, waiter, seconds)
+  self.waiters[waiter] = nil
+  return notified
+end
+
+---Wakes everybody who waits now.
+function Signal:notify()
+  local waiters = self.waiters
+  self.waiters = {}
+  for waiter in pairs(waiters) do wake(self.loop, waiter, true) end
+end
+
+-- ---- the loop ----------------------------------------------------------------------------------
+
+local function run_ready(self)
+  local list = self.ready_list
+  self.ready_list = {}
+  for _, item in ipairs(list) do
+    resume(self, item.thread, table.unpack(item.args, 1, item.args.n))
+  end
+end
+
+local function run_timers(self)
+  local now = core.seconds()
+  while self.timers[1] and self.timers[1].at <= now do
+    wake(self, heap_pop(self.timers).waiter, false)
+  end
+end
+
+local handlers = {}
+
+function handlers.request(self, request)
+  if self.on_request then
+    self:spawn(self.on_request, request)
+  else
+    request:close()
+  end
+end
+
+function handlers.gone(self, request)
+  if self.on_gone then self:spawn(self.on_gone, request) end
+end
+
+function handlers.ready(self, fd)
+  if self.readers[fd] then wake(self, self.readers[fd], true) end
+end
+
+function handlers.signal(self, number)
+  if self.on_signal then self:spawn(self.on_signal, number) end
+end
+
+---Runs until stop() is called.
+---@return boolean? ok, string? message, string? code
+function Loop:run()
+  self.stopped = false
+  while not self.stopped do
+    run_ready(self)
+    run_timers(self)
+    if self.stopped then break end
+    local seconds
+    if #self.ready_list > 0 then
+      seconds = 0
+    elseif self.timers[1] then
+      seconds = math.max(0, self.timers[1].at - core.seconds())
+    end
+    local kind, what, code = self.net:wait(seconds)
+    if kind then
+      handlers[kind](self, what)
+    elseif what then
+      return nil, what, code
+    end
+  end
+  return true
+end
+
+---Lets run() return once the coroutine that calls this gives way.
+function Loop:stop()
+  self.stopped = true
+end
+
+function Loop:close()
+  self.net:close()
+end
+
+Loop.__close = Loop.close
+
+return sched

@@ -1,0 +1,91 @@
+local sched = require "moonlet.sched"
+
+describe("sched", function()
+  local loop
+  before_each(function() loop = assert(sched.open()) end)
+  after_each(function() loop:close() end)
+
+  it("runs coroutines in turn and timers by their time", function()
+    local said = {}
+    local function say(text) said[#said + 1] = text end
+    for _, ms in ipairs { 30, 10, 20, 0, 40, 5 } do
+      loop:spawn(function()
+        loop:sleep(ms / 1000)
+        say(ms)
+        if ms == 40 then loop:stop() end
+      end)
+    end
+    loop:spawn(function() say("first") end)
+    assert(loop:run())
+    assert.same({ "first", 0, 5, 10, 20, 30, 40 }, said)
+  end)
+
+  it("hands arguments to what it spawns, also nil", function()
+    local got
+    loop:spawn(function(...)
+      got = table.pack(...)
+      loop:stop()
+    end, 1, nil, 3, nil)
+    loop:run()
+    assert.same({ 1, nil, 3, nil, n = 4 }, got)
+  end)
+
+  it("wakes everybody who waits for a signal, and nobody twice", function()
+    local signal, woken = loop:signal(), {}
+    for i = 1, 3 do
+      loop:spawn(function()
+        woken[i] = signal:wait(5)
+        woken[i + 3] = signal:wait(0.02)
+      end)
+    end
+    loop:spawn(function()
+      signal:notify()
+      signal:notify() -- nobody waits any more
+      loop:sleep(0.1)
+      loop:stop()
+    end)
+    loop:run()
+    assert.same({ true, true, true, false, false, false }, woken)
+  end)
+
+  it("does not wake a waiter whose time was over for another reason later", function()
+    local signal, count = loop:signal(), 0
+    loop:spawn(function()
+      assert.is_false(signal:wait(0.01))
+      count = count + 1
+      loop:sleep(0.05)
+      count = count + 1
+      loop:stop()
+    end)
+    loop:spawn(function()
+      loop:sleep(0.03)
+      signal:notify()
+    end)
+    loop:run()
+    assert.equal(2, count)
+  end)
+
+  it("raises what a coroutine raises, or tells on_error and goes on", function()
+    loop:spawn(function() error("broken") end)
+    assert.error_matches(function() loop:run() end, "broken")
+    local told
+    loop.on_error = function(text) told = text end
+    loop:spawn(function() error({}) end)
+    loop:spawn(function() loop:stop() end)
+    loop:run()
+    assert.matches("table: ", told)
+  end)
+
+  it("stays fair with many timers", function()
+    local order = {}
+    for i = 1, 200 do
+      loop:spawn(function()
+        loop:sleep((i * 37 % 200) / 4000)
+        order[#order + 1] = i * 37 % 200
+        if #order == 200 then loop:stop() end
+      end)
+    end
+    loop:run()
+    for i = 2, 200 do assert.is_true(order[i - 1] <= order[i]) end
+  end)
+end)
