@@ -11,9 +11,9 @@
 #define QUANT "moonlet.quantizer"
 
 typedef struct quantizer {
-    const char *path; /* a Lua string, the user value */
-    st_set *source;
-    views *views; /* NULL unless asked for */
+    const char *path;          /* a Lua string, the user value */
+    st_set *source, *hessians; /* the latter NULL unless asked for */
+    views *views;              /* NULL unless asked for */
     pool *pool;
     st_writer *writer; /* of the file between create and finish */
     int64_t n_entries;
@@ -39,6 +39,7 @@ static int quant_close(lua_State *L)
     st_writer_leave(q->writer);
     pool_close(q->pool);
     views_close(q->views);
+    st_close(q->hessians);
     st_close(q->source);
     memset(q, 0, sizeof *q);
     return 0;
@@ -64,6 +65,19 @@ static int quant_open(lua_State *L)
     if (q->source && (q->views || !with_views))
         q->pool = pool_open(threads ? (int)threads : cpu_count(), &e);
     return q->pool ? 1 : lml_fail(L, &e);
+}
+
+/* q:hessians(path) -> true: puts may name Hessians of that file */
+static int quant_hessians(lua_State *L)
+{
+    err_info e = {0};
+    const char *path = luaL_checkstring(L, 2);
+    quantizer *q = check_open(L);
+    if (q->hessians) return luaL_error(L, "a file of Hessians is open already");
+    q->hessians = st_open(path, &e);
+    if (!q->hessians) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
 }
 
 static lua_Integer get_int(lua_State *L, int table, const char *key)
@@ -219,13 +233,31 @@ static num_fit read_fit(lua_State *L, int table, const quant_job *job)
     return word ? NUM_FIT_MSE : NUM_FIT_MINMAX;
 }
 
-/* Number of arrays that the job's output consists of; 0 and *e if there is no such format. */
-static int read_job(lua_State *L, int table, quant_job *job, err_info *e)
+/* Fields hessian and expert into *h; NULL when there are none. */
+static const quant_hessian *read_hessian(lua_State *L, int job_table, quant_hessian *h)
 {
-    static const char *const keys[] = {
-        "op",          "parts", "part_rows", "cols",    "entry",      "mode",
-        "bits",        "group", "flavour",   "mx_rule", "zero_point", "global_scale",
-        "least_scale", "add",   "subtract",  "fit",     NULL};
+    int given = lml_get(L, job_table, "hessian") != LUA_TNIL;
+    lua_pop(L, 1);
+    if (!given) return NULL;
+    const char *name = get_string(L, job_table, "hessian");
+    const char *counts = lua_pushfstring(L, "%s.counts", name);
+    lua_Integer expert = lml_opt_int(L, job_table, "expert", -1);
+    if (expert < -1) luaL_error(L, "field 'expert': counted from 0");
+    const quantizer *q = check_open(L);
+    if (!q->hessians) luaL_error(L, "no file of Hessians is open");
+    *h = (quant_hessian){st_find(q->hessians, name), st_find(q->hessians, counts), expert};
+    if (!h->sums || !h->counts) luaL_error(L, "no tensors %s and %s", name, counts);
+    return h;
+}
+
+/* Number of arrays that the job's output consists of; 0 and *e if there is no such format. */
+static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, err_info *e)
+{
+    static const char *const keys[] = {"op",          "parts",   "part_rows",  "cols",
+                                       "entry",       "mode",    "bits",       "group",
+                                       "flavour",     "mx_rule", "zero_point", "global_scale",
+                                       "least_scale", "add",     "subtract",   "fit",
+                                       "hessian",     "expert",  NULL};
     static const char *const ops[] = {"copy", "bf16", "f32", "encode", NULL};
     int n_arrays = 1;
     luaL_checktype(L, table, LUA_TTABLE);
@@ -243,28 +275,38 @@ static int read_job(lua_State *L, int table, quant_job *job, err_info *e)
     }
     read_parts(L, table, job);
     job->fit = read_fit(L, table, job);
+    job->hessian = read_hessian(L, table, h);
+    job->ops = kern_select(lml_cpu_level(L));
     return n_arrays;
 }
 
 /* q:put{op=, parts=, part_rows=, cols=, entry=, add=, subtract=, mode=, bits=, group=, flavour=,
- *       mx_rule=, zero_point=, global_scale=, least_scale=, fit=} -> true
+ *       mx_rule=, zero_point=, global_scale=, least_scale=, fit=, hessian=, expert=}
+ *       -> true [, unseen]
  *
  * op: copy, bf16, f32 or encode (which needs mode, bits and group). entry: the 1-based entry of
  * the weight; scales and biases (or packed zero points) are the entries behind it. add, subtract:
- * numbers, as in quant.h. */
+ * numbers, as in quant.h. hessian: of which tensor of the open file, for encoding with error
+ * feedback; expert: which matrix of it, from 0, if all rows are that expert's. unseen: how many
+ * experts (1 for any other tensor) no input reached, so that they are encoded without. */
 static int quant_put(lua_State *L)
 {
     err_info e = {0};
     quant_job job = {.scales = -1, .biases = -1};
-    int n_arrays = read_job(L, 2, &job, &e);
+    quant_hessian hessian;
+    int64_t n_unseen;
+    int n_arrays = read_job(L, 2, &job, &hessian, &e);
     if (!n_arrays) return lml_fail(L, &e);
     const quantizer *q = check_writing(L);
     job.weight = read_entries(L, 2, q, n_arrays);
     if (n_arrays > 1) job.scales = job.weight + 1;
     if (n_arrays > 2) job.biases = job.weight + 2;
-    if (quant_run(&job, q->writer, q->pool, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    if (quant_run(&job, q->writer, q->pool, lml_cancel_flag(), &n_unseen, &e))
+        return lml_fail(L, &e);
     lua_pushboolean(L, 1);
-    return 1;
+    if (!job.hessian) return 1;
+    lua_pushinteger(L, n_unseen);
+    return 2;
 }
 
 /* q:sync() -> true: what was put survives a power cut */
@@ -295,9 +337,10 @@ static int quant_try_put(lua_State *L)
 {
     err_info e = {0};
     quant_job job = {.scales = -1, .biases = -1};
+    quant_hessian hessian;
     lua_Integer rows = luaL_checkinteger(L, 3);
     luaL_argcheck(L, rows > 0, 3, "out of range");
-    if (!read_job(L, 2, &job, &e)) return lml_fail(L, &e);
+    if (!read_job(L, 2, &job, &hessian, &e)) return lml_fail(L, &e);
     const quantizer *q = check_open(L);
     if (quant_try(&job, rows, q->pool, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
@@ -309,8 +352,9 @@ static int quant_largest_of(lua_State *L)
 {
     err_info e = {0};
     quant_job job = {0};
+    quant_hessian hessian;
     float largest;
-    if (!read_job(L, 2, &job, &e)) return lml_fail(L, &e);
+    if (!read_job(L, 2, &job, &hessian, &e)) return lml_fail(L, &e);
     const quantizer *q = check_open(L);
     if (quant_largest(&job, q->pool, lml_cancel_flag(), &largest, &e)) return lml_fail(L, &e);
     lua_pushnumber(L, (lua_Number)largest);
@@ -332,15 +376,11 @@ static int quant_finish(lua_State *L)
 void lml_open_quant(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"create", quant_create},
-        {"put", quant_put},
-        {"put_data", quant_put_data},
-        {"try", quant_try_put},
-        {"largest", quant_largest_of},
-        {"sync", quant_sync},
-        {"finish", quant_finish},
-        {"close", quant_close},
-        {NULL, NULL},
+        {"create", quant_create},      {"put", quant_put},
+        {"put_data", quant_put_data},  {"try", quant_try_put},
+        {"largest", quant_largest_of}, {"hessians", quant_hessians},
+        {"sync", quant_sync},          {"finish", quant_finish},
+        {"close", quant_close},        {NULL, NULL},
     };
     static const luaL_Reg functions[] = {{"quant_open", quant_open}, {NULL, NULL}};
     lml_class(L, QUANT, methods, quant_close);

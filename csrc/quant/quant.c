@@ -7,6 +7,8 @@
 #include "base/map.h"
 #include "base/mem.h"
 #include "num/fp.h"
+#include "quant/feedback.h"
+#include "quant/gptq.h"
 
 /* A block is large enough that its write is not dwarfed by the system call, and small enough that
  * a worker's scratch stays in its second-level cache. A group is what runs between two looks at
@@ -23,10 +25,15 @@ typedef struct run {
     st_writer *w; /* WRITE */
     float largest;
     int64_t max_rows; /* TRY */
-    int64_t n_rows, block_rows, first_block;
+    int64_t n_rows, block_rows;
+    int64_t begin, end, first_block; /* blocks cover rows begin .. end, of all rows or a range */
+    int fed;                         /* with error feedback: */
+    int64_t n_unseen;
+    hess *h; /* factor for those rows, or NULL: they are encoded plainly */
     row_sizes out;
-    uint8_t *scratch; /* per worker: cols f32, then block_rows of each output and of zeros */
-    int64_t scratch_bytes;
+    /* per worker: loaded rows, block_rows of each output and of zeros, what feedback needs */
+    uint8_t *scratch;
+    int64_t tile_rows, feedback_at, scratch_bytes;
     pthread_mutex_t lock;
     int64_t failed_block; /* lowest so far */
     err_info error;
@@ -170,6 +177,13 @@ static int64_t store_row(const run *r, const source_row *s, const float *x, uint
     return first_not_finite(x, job->cols);
 }
 
+static err_code bad_weight(const source_row *s, int64_t column, float x, err_info *e)
+{
+    return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
+                   s->part->file, s->part->name, (long long)s->stored, (long long)column,
+                   (double)x);
+}
+
 /* Copies keep every bit, but a float that is not finite is an error here, too. */
 static err_code block_row(const run *r, int64_t row, float *x, float *largest, uint8_t *weight,
                           uint8_t *scales, uint8_t *biases, err_info *e)
@@ -189,9 +203,39 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
             bad = first_not_finite(x, job->cols);
         }
     }
+    return bad < 0 ? ERR_NONE : bad_weight(&s, bad, x[bad], e);
+}
+
+/* Rows from `row` on, of one part and n at most, that are encoded together with error feedback; 0
+ * when there is none. */
+static int64_t rows_together(const run *r, int64_t row, int64_t n)
+{
+    source_row s = find_row(r->job, row);
+    if (!r->h || is_encoded(r->job, s.part)) return 0;
+    int64_t left = r->job->part_rows - s.row;
+    if (left > n) left = n;
+    return left < GPTQ_ROWS ? left : GPTQ_ROWS;
+}
+
+static err_code feed_rows(const run *r, int64_t row, int64_t n, float *x, uint8_t *weight,
+                          uint8_t *scales, uint8_t *biases, void *scratch, err_info *e)
+{
+    const quant_job *job = r->job;
+    gptq_job g = {.h = r->h,
+                  .ops = job->ops,
+                  .format = &job->format,
+                  .fit = job->fit,
+                  .importance = find_row(job, row).part->importance};
+    for (int64_t i = 0; i < n; i++) {
+        source_row s = find_row(job, row + i);
+        int64_t bad = load_row(&s, x + i * job->cols);
+        if (bad >= 0) return bad_weight(&s, bad, x[i * job->cols + bad], e);
+        transform_row(job, &s, x + i * job->cols);
+    }
+    int64_t bad = gptq_encode(&g, x, n, weight, scales, biases, scratch);
     if (bad < 0) return ERR_NONE;
-    return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
-                   s.part->file, s.part->name, (long long)s.stored, (long long)bad, (double)x[bad]);
+    source_row s = find_row(job, row + bad / job->cols);
+    return bad_weight(&s, bad % job->cols, x[bad], e);
 }
 
 /* Lets go of source rows, or a checkpoint would fill memory as it is read. */
@@ -228,17 +272,22 @@ static err_code put_zeros(const run *r, int64_t row, int64_t n, const uint8_t *s
 static err_code run_block(run *r, int64_t block, int worker, err_info *e)
 {
     const quant_job *job = r->job;
-    int64_t row = block * r->block_rows, n = r->n_rows - row;
+    int64_t row = r->begin + block * r->block_rows, n = r->end - row;
     if (n > r->block_rows) n = r->block_rows;
     uint8_t *at = r->scratch + worker * r->scratch_bytes;
     float *x = (float *)(void *)at, largest = 0;
-    uint8_t *weight = at + job->cols * 4;
+    uint8_t *weight = at + r->tile_rows * job->cols * 4;
     uint8_t *scales = weight + r->block_rows * r->out.weight;
     uint8_t *biases = scales + r->block_rows * r->out.scales;
-    for (int64_t i = 0; i < n; i++)
-        if (block_row(r, row + i, x, &largest, weight + i * r->out.weight,
-                      scales + i * r->out.scales, biases + i * r->out.biases, e))
+    for (int64_t i = 0, count; i < n; i += count) {
+        uint8_t *out = weight + i * r->out.weight, *s = scales + i * r->out.scales;
+        uint8_t *b = biases + i * r->out.biases;
+        count = rows_together(r, row + i, n - i);
+        if (count ? feed_rows(r, row + i, count, x, out, s, b, at + r->feedback_at, e)
+                  : block_row(r, row + i, x, &largest, out, s, b, e))
             return e->code;
+        if (!count) count = 1;
+    }
     forget_rows(job, row, n);
     if (r->aim == LARGEST) {
         pthread_mutex_lock(&r->lock);
@@ -303,10 +352,10 @@ static err_code check_job(const quant_job *job, int64_t *n_rows, err_info *e)
     return ERR_NONE;
 }
 
-static err_code run_groups(run *r, pool *p, const cancel_flag *cancel, err_info *e)
+static err_code run_range(run *r, pool *p, const cancel_flag *cancel, err_info *e)
 {
-    int64_t n_blocks = (r->n_rows + r->block_rows - 1) / r->block_rows;
-    for (; r->first_block < n_blocks; r->first_block += GROUP_BLOCKS) {
+    int64_t n_blocks = (r->end - r->begin + r->block_rows - 1) / r->block_rows;
+    for (r->first_block = 0; r->first_block < n_blocks; r->first_block += GROUP_BLOCKS) {
         if (cancel_raised(cancel)) return err_set(e, ERR_CANCELLED, "interrupted");
         int64_t n = n_blocks - r->first_block;
         pool_for(p, n < GROUP_BLOCKS ? n : GROUP_BLOCKS, 1, run_blocks, r);
@@ -317,6 +366,32 @@ static err_code run_groups(run *r, pool *p, const cancel_flag *cancel, err_info 
     return ERR_NONE;
 }
 
+/* Factor by factor: the rows of one are encoded before the next one takes its place. */
+static err_code run_fed(run *r, pool *p, const cancel_flag *cancel, err_info *e)
+{
+    const quant_job *job = r->job;
+    hess h;
+    err_code code = hess_alloc(&h, job->cols, e);
+    for (int64_t row = 0; !code && row < r->n_rows; row = r->end) {
+        feedback_range range = feedback_range_at(job, row);
+        r->begin = row;
+        r->end = range.end < r->n_rows ? range.end : r->n_rows;
+        hess_state state = hess_factor(&h, &range.inputs, job->ops, p);
+        r->h = state == HESS_READY ? &h : NULL;
+        if (state == HESS_UNSEEN) r->n_unseen++;
+        map_forget(range.inputs.sum, (size_t)(job->cols * job->cols) * sizeof(float));
+        if (r->out.zeros && row % 32)
+            code = err_set(e, ERR_UNSUPPORTED, "%s: experts whose rows are no multiple of 32",
+                           job->parts[0].name);
+        else if (state == HESS_BROKEN)
+            code = feedback_broken(job, &range, e);
+        else
+            code = run_range(r, p, cancel, e);
+    }
+    hess_free(&h);
+    return code;
+}
+
 /* Rows of a block: with zero points a multiple of 32. */
 static int64_t rows_per_block(const run *r)
 {
@@ -325,21 +400,34 @@ static int64_t rows_per_block(const run *r)
     return (rows < 1 ? unit : (rows + unit - 1) / unit * unit);
 }
 
+static void size_scratch(run *r)
+{
+    const quant_job *job = r->job;
+    const row_sizes *out = &r->out;
+    int64_t row_bytes = out->weight + out->scales + out->biases + out->zeros;
+    r->block_rows = rows_per_block(r);
+    r->tile_rows = r->fed ? GPTQ_ROWS : 1;
+    int64_t bytes = r->tile_rows * job->cols * 4 + r->block_rows * row_bytes;
+    r->feedback_at = (bytes + 63) / 64 * 64;
+    r->scratch_bytes = r->feedback_at;
+    if (r->fed) r->scratch_bytes += gptq_scratch_bytes(&job->format, job->cols);
+}
+
 static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
 {
     const quant_job *job = r->job;
     if (check_job(job, &r->n_rows, e)) return e->code;
     if (r->aim == TRY && r->n_rows > r->max_rows) r->n_rows = r->max_rows;
     r->failed_block = INT64_MAX;
+    r->end = r->n_rows;
+    r->fed = r->aim != LARGEST && job->op == QUANT_ENCODE && job->hessian;
+    if (r->fed && feedback_check(job, e)) return e->code;
     if (r->aim != LARGEST) r->out = sizes_of(job);
-    r->block_rows = rows_per_block(r);
-    const row_sizes *out = &r->out;
-    int64_t row_bytes = out->weight + out->scales + out->biases + out->zeros;
-    r->scratch_bytes = (job->cols * 4 + r->block_rows * row_bytes + 63) / 64 * 64;
+    size_scratch(r);
     r->scratch = mem_array((size_t)pool_n_threads(p), (size_t)r->scratch_bytes, e);
     if (!r->scratch) return e->code;
     pthread_mutex_init(&r->lock, NULL);
-    err_code code = run_groups(r, p, cancel, e);
+    err_code code = r->fed ? run_fed(r, p, cancel, e) : run_range(r, p, cancel, e);
     forget_rows(job, 0, r->n_rows); /* pages that two blocks share */
     pthread_mutex_destroy(&r->lock);
     mem_free(r->scratch);
@@ -347,11 +435,13 @@ static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
 }
 
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
-                   err_info *e)
+                   int64_t *n_unseen, err_info *e)
 {
     run r = {.job = job, .aim = WRITE, .w = w};
     err_info own = {0};
-    return run_job(&r, p, cancel, e ? e : &own);
+    err_code code = run_job(&r, p, cancel, e ? e : &own);
+    *n_unseen = r.n_unseen;
+    return code;
 }
 
 err_code quant_try(const quant_job *job, int64_t max_rows, pool *p, const cancel_flag *cancel,

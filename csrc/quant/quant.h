@@ -10,6 +10,7 @@
 #include "base/pool.h"
 #include "base/cancel.h"
 #include "io/st.h"
+#include "kern/kern.h"
 #include "num/fit.h"
 #include "num/format.h"
 #include "num/matrix.h"
@@ -33,6 +34,13 @@ typedef struct quant_part {
     const float *row_scale;  /* [part_rows] */
 } quant_part;
 
+/* What the inputs of a tensor's columns were like, as quant/calib.h writes it; borrowed. */
+typedef struct quant_hessian {
+    const st_tensor *sums;   /* F32 [cols][cols], or [n][cols][cols]: each of 1/n of the rows */
+    const st_tensor *counts; /* I64 [n] inputs in each */
+    int64_t expert;          /* the matrix for all rows; -1: one after the other */
+} quant_hessian;
+
 /* One output tensor: the rows of its parts, one part after the other. What is written is
  *     (w + add) * row_scale * col_scale - subtract
  * each step in f32. A norm that is stored as w - 1 becomes a plain one by adding 1, and is scaled
@@ -44,18 +52,21 @@ typedef struct quant_job {
     float add, subtract;
     const quant_part *parts; /* [n_parts] borrowed */
     int64_t n_parts, part_rows, cols;
-    num_format format;              /* QUANT_ENCODE */
-    num_fit fit;                    /* importance counts with NUM_FIT_MSE */
+    num_format format;              /* QUANT_ENCODE: the format, */
+    num_fit fit;                    /* the choice of scales (importance counts with NUM_FIT_MSE), */
+    const quant_hessian *hessian;   /* error feedback, or NULL, */
+    const kern_ops *ops;            /* and whose arithmetic that has; it does not change a bit */
     int64_t weight, scales, biases; /* entries of the writer; -1 where there is none. Under
                                        format.zero_point the last takes num_zeros_pack's words */
 } quant_job;
 
 /* Runs one job and puts its bytes into `w`. A weight that is not finite or that the output cannot
  * hold is ERR_FORMAT naming tensor, row and column (the first one, whatever the number of
- * threads); parts beyond their matrix are ERR_RANGE. `cancel` is looked at between groups of
- * blocks. */
+ * threads); parts beyond their matrix are ERR_RANGE, and so is a Hessian of other columns. `cancel`
+ * is looked at between groups of blocks. n_unseen: matrices of the Hessian without a single input,
+ * whose rows are encoded plainly. */
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
-                   err_info *e);
+                   int64_t *n_unseen, err_info *e);
 
 /* The work of quant_run on the first max_rows rows, writing nothing: what it takes, and whether it
  * succeeds. */

@@ -1,0 +1,83 @@
+#include "quant/feedback.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static int64_t count_matrices(const quant_hessian *h)
+{
+    return h->sums->n_dims == 3 ? h->sums->shape[0] : 1;
+}
+
+static int64_t count_rows(const quant_job *job)
+{
+    return job->n_parts * job->part_rows;
+}
+
+/* "256 x 256", "16 x 64 x 64" */
+static void shape_text(const st_tensor *t, char *out, size_t room)
+{
+    int at = 0;
+    out[0] = 0;
+    for (int i = 0; i < t->n_dims && at < (int)room; i++)
+        at += snprintf(out + at, room - (size_t)at, i ? " x %lld" : "%lld", (long long)t->shape[i]);
+}
+
+err_code feedback_check(const quant_job *job, err_info *e)
+{
+    const quant_hessian *h = job->hessian;
+    const st_tensor *t = h->sums, *c = h->counts;
+    const int64_t *side = t->shape + t->n_dims - 2;
+    int64_t n = count_matrices(h);
+    char shape[128];
+    shape_text(t, shape, sizeof shape);
+    if (t->dtype != ST_F32 || t->n_dims < 2 || t->n_dims > 3 || side[0] != job->cols ||
+        side[1] != job->cols)
+        return err_set(e, ERR_RANGE,
+                       "%s: tensor %s is %s %s; %s has rows of %lld, which need F32 %lld x %lld",
+                       t->file, t->name, st_dtype_name(t->dtype), shape, job->parts[0].name,
+                       (long long)job->cols, (long long)job->cols, (long long)job->cols);
+    if (n < 1 || h->expert >= n || (h->expert < 0 && count_rows(job) % n != 0))
+        return err_set(e, ERR_RANGE, "%s: tensor %s has matrices of %lld experts; %s has others",
+                       t->file, t->name, (long long)n, job->parts[0].name);
+    if (c->dtype != ST_I64 || st_elements(c) != n)
+        return err_set(e, ERR_RANGE, "%s: tensor %s is not I64 [%lld]", c->file, c->name,
+                       (long long)n);
+    return ERR_NONE;
+}
+
+/* The rows that one matrix is for: all where the job names it. */
+static int64_t rows_each(const quant_job *job)
+{
+    const quant_hessian *h = job->hessian;
+    return h->expert >= 0 ? count_rows(job) : count_rows(job) / count_matrices(h);
+}
+
+static int same_scale(const quant_job *job, const float *a, const float *b)
+{
+    if (!a || !b) return a == b;
+    return a == b || memcmp(a, b, (size_t)job->cols * sizeof *a) == 0;
+}
+
+feedback_range feedback_range_at(const quant_job *job, int64_t begin)
+{
+    const quant_hessian *h = job->hessian;
+    int64_t nth = begin / rows_each(job), matrix = h->expert >= 0 ? h->expert : nth;
+    int64_t part = begin / job->part_rows, count;
+    feedback_range r = {.begin = begin, .end = (nth + 1) * rows_each(job)};
+    r.inputs.sum = h->sums->data + matrix * job->cols * job->cols * (int64_t)sizeof(float);
+    memcpy(&count, h->counts->data + matrix * (int64_t)sizeof count, sizeof count);
+    r.inputs.count = (double)count;
+    r.inputs.col_scale = job->parts[part].col_scale;
+    while (++part < job->n_parts && part * job->part_rows < r.end)
+        if (!same_scale(job, job->parts[part].col_scale, r.inputs.col_scale))
+            r.end = part * job->part_rows;
+    return r;
+}
+
+err_code feedback_broken(const quant_job *job, const feedback_range *range, err_info *e)
+{
+    const st_tensor *t = job->hessian->sums;
+    int64_t bytes = job->cols * job->cols * (int64_t)sizeof(float);
+    return err_set(e, ERR_FORMAT, "%s: tensor %s, matrix %lld: numbers that no inputs give",
+                   t->file, t->name, (long long)((range->inputs.sum - t->data) / bytes));
+}
