@@ -45,6 +45,7 @@ describe("the public table", function()
       assert.is_function(moonlet.eval[name], name)
     end
     has_methods(moonlet.imatrix, { "read", "write" })
+    assert.is_function(getmetatable(moonlet.imatrix).__call)
     has_methods(moonlet.jinja, { "compile" })
     has_methods(moonlet.json, { "decode", "encode", "read", "array", "object" })
     has_methods(moonlet.safetensors, { "open", "write" })

@@ -124,6 +124,11 @@ describe("misuse exits with 2", function()
     { "eval kld --reference a --save-logits b --file D/empty", 2, "give one of %-%-reference," },
     { "eval kld --reference a", 2, "give one of %-%-file and %-%-chat" },
     { "eval kld --save-logits D/q --per-position p --file a", 2, "needs a reference" },
+    { "imatrix -o D/q", 2, "give %-%-text or %-%-chat" },
+    { "imatrix --text a", 2, "give %-o or %-%-hessians" },
+    { "imatrix --text a -o D/q --chunk 1", 2, "'%-%-chunk': 2 or more expected" },
+    { "imatrix --chat a -o D/q --chunks 1", 2, "%-%-chunk and %-%-chunks belong to %-%-text" },
+    { "imatrix --text a -o D/q --dialogues 1-2", 2, "%-%-dialogues belongs to %-%-chat" },
   } do
     it("moonlet " .. row[1], function() check(row) end)
   end
@@ -183,6 +188,11 @@ describe("a failure of the work exits with 1", function()
     { "eval ppl --chat D/line7.jsonl", 1, "line7%.jsonl:1: template is not an object" },
     { "eval ppl --chat D/line8.jsonl", 1, "line8%.jsonl:1: tools is not an array" },
     { "eval ppl --chat D/line9.jsonl", 1, "line9%.jsonl:2: byte 1: string is not closed" },
+    { "imatrix --text /nosuch -o D/q", 1, "/nosuch: No such file" },
+    { "imatrix --text LICENSE -o /nosuch/q", 1, "/nosuch/q" },
+    { "imatrix --text LICENSE -o D/empty/q", 1, "empty/q.*: Not a directory" },
+    { "imatrix --text D/empty -o D/q", 1, "fewer than two tokens" },
+    { "imatrix spec/golden/models/moe-text/hf --text LICENSE -o D/q", 1, "no tokenizer.json" },
   } do
     it("moonlet " .. row[1], function() check(row) end)
   end
@@ -224,6 +234,8 @@ rm D/pipe; exit $code]]
     { "model.safetensors", "eval ppl --chat examples/demo-model/eval.jsonl" },
     { "model.safetensors", "eval kld --chat examples/demo-model/eval.jsonl --save-logits D/q" },
     { "model.safetensors", "forward --ids " .. ("5,"):rep(3000) .. " --out D/q" },
+    { "model.safetensors", "imatrix --chat examples/demo-model/eval.jsonl -o D/q" },
+    { "model.safetensors", "imatrix --chat examples/demo-model/eval.jsonl --hessians D/q" },
     { "model.safetensors", "chat" },
     { "core.so", "tokenize" },
   } do
@@ -378,6 +390,14 @@ describe("success exits with 0", function()
     assert.same({ "bytes", "class", "decision", "kld_per_mib", "layer", "max", "mean", "mean_error",
       "median", "name", "nll", "p99", "p999", "parameters", "perplexity", "reference_nll",
       "reference_perplexity", "saved", "tensors", "tokens", "top1" }, keys_of(value.rows[2]))
+  end)
+
+  it("imatrix --json", function()
+    local expected = { "matrices", "tokens", "chunks", "experts", "never_met", "hessians", "notes" }
+    local value, keys = answer("imatrix --text LICENSE --chunk 64 --chunks 2 --hessians D/h",
+      expected)
+    assert.same(expected, keys)
+    assert.same({ 103, 128, 2, 41 }, { value.matrices, value.tokens, value.chunks, value.hessians })
   end)
 
   it("tokenize --json", function()

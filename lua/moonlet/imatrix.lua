@@ -228,4 +228,7 @@ function imatrix.write(path, entries, meta)
     chunk_count = meta.chunk_count, chunk_size = meta.chunk_size })
 end
 
-return imatrix
+---`moonlet.imatrix { model =, file =, out =, ... }` makes one: see moonlet.calibrate.
+return setmetatable(imatrix, {
+  __call = function(_, opts) return require("moonlet.calibrate").run(opts) end,
+})

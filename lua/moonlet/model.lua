@@ -233,6 +233,24 @@ function Model:restore(name)
   return self.core:restore(name)
 end
 
+---A pass that takes all sequences through one layer before the next one: for models larger than
+---memory. Every step() is one sequence through one layer and answers steps done and in all; after
+---the last one score(i, targets) and final(i, targets) give of sequence i what a session's would.
+---@param list integer[][] token ids of each sequence
+---@param opts? { kv?: string, scratch?: string } cache codec as of session(); scratch: a directory
+---  for the rows of all tokens (4 bytes times hidden size each), which are in memory otherwise
+---@return table? layers step(), score(i, targets), final(i, targets), rows(), close()
+---@return string? message, string? code
+function Model:layers(list, opts)
+  opts = options.check(opts, { kv = "string", scratch = "string" })
+  check_ids(list)
+  for _, ids in ipairs(list) do check_ids(ids) end
+  return self.core:layers(list, {
+    kv = opts.kv or (self.precision == "exact" and "f32" or "f16"),
+    scratch = opts.scratch,
+  })
+end
+
 ---Compares predictions with those of a reference, over the whole vocabulary.
 ---@param final table rows of this model, from Session:final
 ---@param reference moonlet.Model|moonlet.ReferenceFile self stands for itself without replacements

@@ -4,22 +4,12 @@ local plan = require "moonlet.cli.plan"
 
 local command_eval = {}
 
--- "A-B", "A-" or "A": items A to B, counted from 1.
-local function range(name)
-  return function(text)
-    local first, dash, last = text:match("^(%d+)(%-?)(%d*)$")
-    first, last = math.tointeger(tonumber(first)), math.tointeger(tonumber(last))
-    if first and dash == "" then last = first end
-    if first and first >= 1 and (last or first) >= first then return { first, last } end
-    return nil, ("option '%s': A-B, A- or A expected, got '%s'"):format(name, text)
-  end
-end
-
 local function text_options(command)
   command:option("--file", "text file, evaluated in windows"):argname("TEXT")
   command:option("--window", "tokens per window of --file (default 512)"):argname("N")
     :convert(output.integer("--window", 2))
-  command:option("--windows", "only windows A to B"):argname("A-B"):convert(range("--windows"))
+  command:option("--windows", "only windows A to B"):argname("A-B")
+    :convert(output.range("--windows"))
   command:option("--protocol", "windows (default), or card: only the first --tokens of --file, "
     .. "as one sequence"):choices { "windows", "card" }
   command:option("--tokens", "tokens of --protocol card"):argname("N")
@@ -27,7 +17,7 @@ local function text_options(command)
   command:option("--chat", "JSON Lines of {messages, tools, template}; only what assistants say "
     .. "is scored"):argname("DIALOGUES.jsonl")
   command:option("--dialogues", "only dialogues A to B"):argname("A-B")
-    :convert(range("--dialogues"))
+    :convert(output.range("--dialogues"))
 end
 
 local function common_options(command)

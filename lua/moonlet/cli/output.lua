@@ -32,6 +32,18 @@ function output.some_text(name)
   end
 end
 
+---A converter for "A-B", "A-" or "A": items A to B, counted from 1.
+---@return fun(text: string): integer[]?, string?
+function output.range(name)
+  return function(text)
+    local first, dash, last = text:match("^(%d+)(%-?)(%d*)$")
+    first, last = math.tointeger(tonumber(first)), math.tointeger(tonumber(last))
+    if first and dash == "" then last = first end
+    if first and first >= 1 and (last or first) >= first then return { first, last } end
+    return nil, ("option '%s': A-B, A- or A expected, got '%s'"):format(name, text)
+  end
+end
+
 ---Token ids separated by commas or blanks.
 ---@return integer[]
 function output.token_ids(text)
@@ -162,10 +174,11 @@ function output.progress(args, what, unit)
     first = first or done
     if done < total and now - last < (terminal and 0.2 or 2) then return end
     last = now
-    local line = ("%s %3d %%"):format(what, total > 0 and done * 100 // total or 100)
+    local line = ("%s %3.0f %%"):format(what, total > 0 and done * 100 // total or 100)
     if unit == "bytes" then line = line .. amount(done, total, first, now - start) end
     if unit == "tokens" and done > first and now - start > 1 then
-      line = line .. (", %.3g tokens/s"):format((done - first) / (now - start))
+      local rate = (done - first) / (now - start)
+      line = line .. (rate < 100 and ", %.3g tokens/s" or ", %.0f tokens/s"):format(rate)
     end
     if done > first and done < total and now - start > 1 then
       local rest = (now - start) * (total - done) / (done - first)
