@@ -267,12 +267,7 @@ function Model:compare(final, reference, at, targets)
   return { kl = kl, reference_nll = p, nll = q, reference_top = top_p, top = top_q }
 end
 
----Appends tokens to several sessions in one pass, which reads each weight once: the decode steps of
----many sequences cost little more than one. Each session ends up as its own evaluation would have
----left it, to the bit; on failure, or when cancelled, all are as they were.
----@param parts { session: moonlet.Session, ids: integer[] }[] at most 256 tokens together
----@return boolean? ok, string? message, string? code
-function Model:eval(parts)
+local function raw_parts(parts)
   if type(parts) ~= "table" then options.misuse("list of parts expected, got " .. type(parts)) end
   local raw = {}
   for i, part in ipairs(parts) do
@@ -283,7 +278,31 @@ function Model:eval(parts)
     check_ids(part.ids)
     raw[i] = { session = session.core, ids = part.ids }
   end
-  return self.core:eval_parts(raw)
+  return raw
+end
+
+---Appends tokens to several sessions in one pass, which reads each weight once: the decode steps of
+---many sequences cost little more than one. Each session ends up as its own evaluation would have
+---left it, to the bit; on failure, or when cancelled, all are as they were.
+---@param parts { session: moonlet.Session, ids: integer[] }[] at most 256 tokens together
+---@return boolean? ok, string? message, string? code
+function Model:eval(parts)
+  return self.core:eval_parts(raw_parts(parts))
+end
+
+---Begins the same in the background. Until the job's end has been seen, every other use of the
+---model and its sessions raises.
+---@param parts { session: moonlet.Session, ids: integer[] }[]
+---@return userdata? job fd() can be read when it is done; is_done(); result() -> as eval();
+---  cancel(); close()
+---@return string? message, string? code
+function Model:start(parts)
+  return self.core:start_parts(raw_parts(parts))
+end
+
+---@return integer bytes of keys and values that sessions and snapshots hold, shared ones once
+function Model:kv_bytes()
+  return self.core:kv_bytes()
 end
 
 ---@param opts? { ctx?: integer, kv?: string } tokens of room (32768 or what the model takes) and

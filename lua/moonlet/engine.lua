@@ -1,0 +1,315 @@
+--- Several generations at once on one model: prompts read in pieces, decode steps of all in one
+--- batch, states kept so that a prompt goes on where an earlier one left off.
+---
+---   local engine = engine.open(model, loop, { sessions = 4 })
+---   local ticket = assert(engine:submit { ids = ids, options = { temperature = 0 } })
+---   for token in ticket:tokens() do ... end          -- in a coroutine of the loop
+---
+--- Every sequence gets the tokens it would get alone, to the bit.
+
+local generate = require "moonlet.generate"
+local options = require "moonlet.options"
+local prefix_cache = require "moonlet.prefix_cache"
+
+local engine = {}
+
+local BATCH <const> = 256      -- tokens that one evaluation takes
+local SHARED <const> = 64      -- of a prompt, while others wait for their next token
+local INTERVAL <const> = 1024  -- a prompt's state is kept at least this often
+
+local KNOWN <const> = { sessions = "integer", ctx = "integer", kv = "string", queue = "integer",
+  cache_bytes = "integer" }
+
+---@class moonlet.Engine
+---@field stats { prompt_tokens: integer, cached_tokens: integer, generated_tokens: integer,
+---  batches: integer }  since it was opened
+local Engine = {}
+Engine.__index = Engine
+
+---@class moonlet.Ticket
+---@field reused integer? prompt tokens that needed no evaluation
+---@field evaluated integer prompt tokens evaluated so far
+---@field generation moonlet.Generation? once the prompt has been read
+---@field finish_reason string? as a generation has it
+---@field message string? why, with finish_reason "error"
+---@field code string?
+local Ticket = {}
+Ticket.__index = Ticket
+
+-- ---- tickets -----------------------------------------------------------------------------------
+
+---The next token; waits for it.
+---@param seconds? number
+---@return moonlet.Token? token nil at the end, or when the time was over
+---@return string? why "waiting" when the time was over
+function Ticket:next(seconds)
+  while true do
+    local token = table.remove(self.queue, 1)
+    if token then return token end
+    if self.finish_reason then return nil end
+    if not self.changed:wait(seconds) then return nil, "waiting" end
+  end
+end
+
+---Iterator over all tokens.
+function Ticket:tokens()
+  return function() return (self:next()) end
+end
+
+---Ends it: what was evaluated stays for the next that begins alike.
+function Ticket:cancel()
+  if self.finish_reason then return end
+  self.cancelled = true
+  self.engine:on_cancel(self)
+end
+
+local function end_ticket(self, reason, message, code)
+  if self.finish_reason then return end
+  self.finish_reason, self.message, self.code = reason, message, code
+  self.changed:notify()
+end
+
+-- ---- opening -----------------------------------------------------------------------------------
+
+---@param model moonlet.Model
+---@param loop moonlet.Loop
+---@param given { sessions: integer?, ctx: integer?, kv: string?, queue: integer?,
+---  cache_bytes: integer? }? sequences at once (4), tokens of room for each, codec of their cache,
+---  tickets that may wait (64), memory for kept states (1 GiB)
+---@return moonlet.Engine? engine, string? message, string? code
+function engine.open(model, loop, given)
+  local o = options.check(given, KNOWN)
+  local self = setmetatable({ model = model, loop = loop, free = {}, active = {}, waiting = {},
+    n_waiting_max = o.queue or 64, work = loop:signal(), idle = loop:signal(),
+    cache = prefix_cache.open(model, o.cache_bytes or 1 << 30),
+    stats = { prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, batches = 0 } }, Engine)
+  for i = 1, o.sessions or 4 do
+    local session, message, code = model:session { ctx = o.ctx, kv = o.kv }
+    if not session then
+      self:close()
+      return nil, message, code
+    end
+    self.free[i] = session
+  end
+  self.n_ctx = self.free[1]:n_ctx()
+  loop:spawn(Engine.run, self)
+  return self
+end
+
+---Tickets that are being worked on, and that wait.
+---@return integer active, integer waiting
+function Engine:load()
+  return #self.active, #self.waiting
+end
+
+---Queues a prompt.
+---@param given { ids: integer[], options: table?, keep_at: integer[]? } `options` are those of
+---  Session:generate; the state is kept after as many tokens as keep_at says, rising, for prompts
+---  that share that much
+---@return moonlet.Ticket? ticket
+---@return string? message
+---@return string? code "limit" when the prompt is too long; "busy" when too many wait
+function Engine:submit(given)
+  local ids = given.ids
+  if #ids == 0 then return nil, "the prompt is empty", "range" end
+  if #ids >= self.n_ctx then
+    return nil, ("a prompt of %d tokens leaves no room in a context of %d"):format(#ids,
+      self.n_ctx), "limit"
+  end
+  if #self.waiting >= self.n_waiting_max then return nil, "too many requests wait", "busy" end
+  local ticket = setmetatable({ engine = self, ids = ids, options = given.options or {},
+    keep_at = given.keep_at or {}, queue = {}, evaluated = 0, changed = self.loop:signal() },
+    Ticket)
+  self.waiting[#self.waiting + 1] = ticket
+  self.work:notify()
+  return ticket
+end
+
+local function remove(list, item)
+  for i, other in ipairs(list) do
+    if other == item then return table.remove(list, i) end
+  end
+end
+
+function Engine:on_cancel(ticket)
+  if remove(self.waiting, ticket) then
+    end_ticket(ticket, "cancelled")
+  elseif self.job and ticket.in_job and not ticket.generation then
+    self.job:cancel() -- a batch with a piece of a prompt takes long; a decode step does not
+  end
+  self.work:notify()
+end
+
+-- ---- sequences ---------------------------------------------------------------------------------
+
+-- Positions of a prompt after which the state is kept: those asked for, regular ones, and the one
+-- before its last token, so that the same prompt again has logits to sample from.
+local function keep_points(ticket)
+  local wanted, points = {}, {}
+  for _, n in ipairs(ticket.keep_at) do wanted[n] = true end
+  for n = INTERVAL, #ticket.ids - 1, INTERVAL do wanted[n] = true end
+  wanted[#ticket.ids] = true
+  for n in pairs(wanted) do
+    if n > ticket.position and n <= #ticket.ids then points[#points + 1] = n end
+  end
+  table.sort(points)
+  return points
+end
+
+local function admit(self)
+  while #self.free > 0 and #self.waiting > 0 do
+    local ticket = table.remove(self.waiting, 1)
+    local session = table.remove(self.free)
+    ticket.session = session
+    ticket.position = self.cache:restore(session, ticket.ids)
+    ticket.reused = ticket.position
+    ticket.points = keep_points(ticket)
+    self.stats.prompt_tokens = self.stats.prompt_tokens + #ticket.ids
+    self.stats.cached_tokens = self.stats.cached_tokens + ticket.reused
+    self.active[#self.active + 1] = ticket
+  end
+end
+
+local function leave(self, ticket, reason, message, code)
+  remove(self.active, ticket)
+  if ticket.generation then
+    ticket.generation:close()
+    -- Everything the session holds, for whoever goes on from here.
+    local held = ticket.session:ids()
+    if #held > #ticket.ids then self.cache:put(ticket.session, held) end
+  end
+  self.free[#self.free + 1] = ticket.session
+  ticket.session = nil
+  end_ticket(ticket, reason, message, code)
+end
+
+-- The next token of a generation, from logits that are there.
+local function sample(self, ticket)
+  local token, message, code = ticket.generation:next()
+  if token then
+    self.stats.generated_tokens = self.stats.generated_tokens + 1
+    ticket.queue[#ticket.queue + 1] = token
+    ticket.changed:notify()
+  end
+  local reason = ticket.generation.finish_reason
+  if reason then leave(self, ticket, reason, message, code) end
+end
+
+local function begin_generation(self, ticket)
+  local ok, generation = pcall(generate.tokens, ticket.session, ticket.options)
+  if not ok then return leave(self, ticket, "error", tostring(generation), "range") end
+  ticket.generation = generation
+  sample(self, ticket)
+end
+
+-- ---- batches -----------------------------------------------------------------------------------
+
+-- A part for each sequence that can go on: one token of those that generate, then pieces of prompts
+-- as far as there is room.
+local function plan(self)
+  local parts, tickets, room = {}, {}, BATCH
+  local function add(ticket, ids)
+    parts[#parts + 1] = { session = ticket.session, ids = ids }
+    tickets[#tickets + 1] = ticket
+    room = room - #ids
+  end
+  for _, ticket in ipairs(self.active) do
+    local pending = ticket.generation and ticket.generation.pending
+    if pending then add(ticket, { pending }) end
+  end
+  if #parts > 0 then room = math.min(room, SHARED) end
+  for _, ticket in ipairs(self.active) do
+    if not ticket.generation and room > 0 then
+      local stop = math.min(ticket.points[1], ticket.position + room)
+      add(ticket, table.move(ticket.ids, ticket.position + 1, stop, 1, {}))
+    end
+  end
+  return parts, tickets
+end
+
+local function digest(self, ticket, n)
+  if ticket.generation then
+    ticket.generation.pending = nil
+    return sample(self, ticket)
+  end
+  ticket.position = ticket.position + n
+  ticket.evaluated = ticket.evaluated + n
+  if ticket.position == ticket.points[1] then
+    table.remove(ticket.points, 1)
+    self.cache:put(ticket.session, ticket.ids, ticket.position)
+  end
+  if ticket.position == #ticket.ids then begin_generation(self, ticket) end
+end
+
+local function evaluate(self, parts, tickets)
+  local job, message, code = self.model:start(parts)
+  if not job then return nil, message, code end
+  self.job = job
+  for _, ticket in ipairs(tickets) do ticket.in_job = true end
+  if not job:is_done() then self.loop:ready(job:fd()) end
+  local ok
+  ok, message, code = job:result()
+  self.job = nil
+  for _, ticket in ipairs(tickets) do ticket.in_job = false end
+  self.stats.batches = self.stats.batches + 1
+  return ok, message, code
+end
+
+local function drop_cancelled(self)
+  for i = #self.active, 1, -1 do
+    if self.active[i].cancelled then leave(self, self.active[i], "cancelled") end
+  end
+end
+
+-- The engine's own coroutine.
+function Engine:run()
+  while not self.closed do
+    drop_cancelled(self)
+    admit(self)
+    for _, ticket in ipairs(table.move(self.active, 1, #self.active, 1, {})) do
+      if not ticket.generation and ticket.position == #ticket.ids then
+        begin_generation(self, ticket) -- all of it was kept
+      end
+    end
+    local parts, tickets = plan(self)
+    if #parts > 0 then
+      local ok, message, code = evaluate(self, parts, tickets)
+      for i, ticket in ipairs(tickets) do
+        if ok then
+          digest(self, ticket, #parts[i].ids)
+        elseif code ~= "cancelled" then
+          leave(self, ticket, "error", message, code)
+        end
+      end
+    elseif #self.active == 0 and #self.waiting == 0 then
+      self.idle:notify()
+      self.work:wait()
+    end
+  end
+end
+
+---Waits until nothing is active and nothing waits.
+---@param seconds? number
+---@return boolean idle false when the time was over
+function Engine:drain(seconds)
+  if #self.active == 0 and #self.waiting == 0 then return true end
+  return self.idle:wait(seconds)
+end
+
+---Ends everything.
+function Engine:close()
+  self.closed = true
+  for _, ticket in ipairs(self.waiting) do end_ticket(ticket, "cancelled") end
+  for _, ticket in ipairs(self.active) do end_ticket(ticket, "cancelled") end
+  self.waiting = {}
+  if self.job then self.job:close() end
+  self.cache:close()
+  for _, ticket in ipairs(self.active) do ticket.session:close() end
+  for _, session in ipairs(self.free) do session:close() end
+  self.active, self.free = {}, {}
+  self.work:notify()
+end
+
+Engine.__close = Engine.close
+
+return engine

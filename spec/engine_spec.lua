@@ -1,0 +1,180 @@
+local engine = require "moonlet.engine"
+local moonlet = require "moonlet"
+local sched = require "moonlet.sched"
+
+local DIR <const> = "examples/demo-model"
+
+describe("engine", function()
+  local model, loop
+  setup(function() model = assert(moonlet.open(DIR, { threads = 2 })) end)
+  teardown(function() model:close() end)
+  before_each(function() loop = assert(sched.open()) end)
+  after_each(function() loop:close() end)
+
+  local function prompt(text)
+    return assert(model:encode(assert(model:render({ { role = "user", content = text } },
+      { add_generation_prompt = true }))))
+  end
+
+  local function alone(ids, options)
+    local session <close> = assert(model:session { ctx = 1024 })
+    assert(session:sync(ids))
+    return assert(require("moonlet.generate").collect(session, options))
+  end
+
+  -- Runs fn as a coroutine until it returns.
+  local function run(fn, options)
+    options = options or {}
+    options.ctx = 1024
+    loop:spawn(function()
+      local e <close> = assert(engine.open(model, loop, options))
+      fn(e)
+      loop:stop()
+    end)
+    assert(loop:run())
+  end
+
+  local function collect(ticket)
+    local ids = {}
+    for token in ticket:tokens() do ids[#ids + 1] = token.id end
+    return ids
+  end
+
+  local QUESTIONS <const> = { "What is the capital of France?", "Say: blue tiger 42.",
+    "What is 3 + 4?", "Which word is longest: cat, elephant, dog?", "Hello!", "Tell me a story.",
+    "What is the capital of Japan?" }
+
+  it("gives every sequence what it gets alone", function()
+    local options = { max_tokens = 24, temperature = 0.8, top_k = 40 }
+    local expected = {}
+    for i, text in ipairs(QUESTIONS) do
+      options.seed = i
+      expected[i] = alone(prompt(text), options)
+    end
+    run(function(e)
+      local tickets = {}
+      for i, text in ipairs(QUESTIONS) do
+        tickets[i] = assert(e:submit { ids = prompt(text),
+          options = { max_tokens = 24, temperature = 0.8, top_k = 40, seed = i } })
+      end
+      for i, ticket in ipairs(tickets) do
+        assert.same(expected[i].ids, collect(ticket))
+        assert.equal(expected[i].finish_reason, ticket.finish_reason)
+      end
+      assert.is_true(e.stats.batches < e.stats.generated_tokens)
+    end, { sessions = 3 })
+  end)
+
+  it("goes on where an earlier prompt left off, to the bit", function()
+    local text = assert(model:render({ { role = "user", content = QUESTIONS[1] } },
+      { add_generation_prompt = true }))
+    local options = { max_tokens = 30, temperature = 0, top_logprobs = 5 }
+    run(function(e)
+      local ids = assert(model:encode(text))
+      local first = assert(e:submit { ids = ids, options = options })
+      local said = collect(first)
+      assert.same({ 0, #ids }, { first.reused, first.evaluated })
+      -- The next turn: what was said, and a new question.
+      local more = table.move(said, 1, #said, #ids + 1, table.move(ids, 1, #ids, 1, {}))
+      more[#more + 1] = first.generation.stop_id
+      local next_turn = assert(model:encode("\n<|im_start|>user\nAnd of Japan?<|im_end|>\n"
+        .. "<|im_start|>assistant\n"))
+      table.move(next_turn, 1, #next_turn, #more + 1, more)
+      local second = assert(e:submit { ids = more, options = options })
+      local again = collect(second)
+      assert.equal(#ids + #said, second.reused)
+      assert.equal(#more - #ids - #said, second.evaluated)
+      assert.same(alone(more, options).ids, again)
+      -- The same prompt once more needs nothing but sampling.
+      local third = assert(e:submit { ids = more, options = options })
+      assert.same(again, collect(third))
+      assert.same({ #more, 0 }, { third.reused, third.evaluated })
+    end)
+  end)
+
+  it("keeps the points of a prompt that it was asked to keep", function()
+    run(function(e)
+      local ids = prompt(QUESTIONS[2])
+      local cut = #ids - 5
+      collect(assert(e:submit { ids = ids, options = { max_tokens = 1 }, keep_at = { 3, cut } }))
+      local other = table.move(ids, 1, cut, 1, {})
+      other[#other + 1] = 17
+      local ticket = assert(e:submit { ids = other, options = { max_tokens = 3 } })
+      collect(ticket)
+      assert.same({ cut, 1 }, { ticket.reused, ticket.evaluated })
+    end)
+  end)
+
+  it("keeps states within its budget, or none", function()
+    run(function(e)
+      local ids = prompt(QUESTIONS[1])
+      collect(assert(e:submit { ids = ids, options = { max_tokens = 4 } }))
+      local again = assert(e:submit { ids = ids, options = { max_tokens = 4 } })
+      collect(again)
+      assert.equal(0, again.reused)
+      assert.equal(0, e.cache.n)
+    end, { cache_bytes = 0 })
+    run(function(e)
+      for i = 1, 12 do
+        collect(assert(e:submit { ids = prompt(QUESTIONS[1] .. i), options = { max_tokens = 2 } }))
+        assert.is_true(e.cache.bytes + model:kv_bytes() <= 4 << 20)
+      end
+      assert.is_true(e.cache.n >= 1)
+    end, { cache_bytes = 4 << 20 })
+  end)
+
+  it("ends what is cancelled, waiting, reading or generating, and goes on with the rest", function()
+    local expected = alone(prompt(QUESTIONS[1]), { max_tokens = 8, temperature = 0 }).ids
+    run(function(e)
+      local long = {}
+      for i = 1, 900 do long[i] = i % 300 end
+      local story = { max_tokens = 400, temperature = 0, stop_ids = {} }
+      local a = assert(e:submit { ids = prompt(QUESTIONS[6]), options = story })
+      local b = assert(e:submit { ids = long, options = story })
+      local c = assert(e:submit { ids = prompt(QUESTIONS[1]), options = { max_tokens = 8 } })
+      assert(a:next())
+      c:cancel()
+      assert.equal("cancelled", c.finish_reason)
+      b:cancel()
+      local last = assert(e:submit { ids = prompt(QUESTIONS[1]),
+        options = { max_tokens = 8, temperature = 0 } })
+      assert.same(expected, collect(last))
+      assert.equal("cancelled", b.finish_reason)
+      assert.is_nil(a.finish_reason)
+      a:cancel()
+      collect(a)
+      assert.equal("cancelled", a.finish_reason)
+      assert.is_true(e:drain(5))
+      assert.same({ 0, 0 }, { e:load() })
+    end, { sessions = 2 })
+  end)
+
+  it("refuses what cannot be served, at once", function()
+    run(function(e)
+      local _, message, code = e:submit { ids = {} }
+      assert.same({ "the prompt is empty", "range" }, { message, code })
+      local long = {}
+      for i = 1, 1024 do long[i] = 1 end
+      _, message, code = e:submit { ids = long }
+      assert.same({ "a prompt of 1024 tokens leaves no room in a context of 1024", "limit" },
+        { message, code })
+      for _ = 1, 2 do assert(e:submit { ids = { 5 }, options = { max_tokens = 1 } }) end
+      _, message, code = e:submit { ids = { 5 } }
+      assert.same({ "too many requests wait", "busy" }, { message, code })
+      loop:sleep(0.3)
+      local bad = assert(e:submit { ids = { 99999 }, options = { max_tokens = 1 } })
+      assert.same({}, collect(bad))
+      assert.equal("error", bad.finish_reason)
+      assert.matches("token id 99999", bad.message, 1, true)
+    end, { queue = 2, sessions = 1 })
+  end)
+
+  it("tells when nothing has come yet", function()
+    run(function(e)
+      local ticket = assert(e:submit { ids = { 5, 6 }, options = { max_tokens = 1 } })
+      local token, why = ticket:next(0)
+      assert.same({ nil, "waiting" }, { token, why })
+      assert(ticket:next(5))
+    end)
+  end)
+end)
