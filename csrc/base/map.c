@@ -45,6 +45,13 @@ void map_close(map_file *m)
     *m = (map_file){empty, 0};
 }
 
+void map_expect(const void *data, size_t n_bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t begin = (uintptr_t)data / page * page;
+    madvise((void *)begin, (uintptr_t)data + n_bytes - begin, MADV_WILLNEED);
+}
+
 void map_forget(const void *data, size_t n_bytes)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);

@@ -20,6 +20,9 @@ typedef struct map_file {
 err_code map_open(map_file *m, const char *path, err_info *e);
 void map_close(map_file *m);
 
+/* These bytes of a mapped file will be read soon: reading them from the disk may begin. */
+void map_expect(const void *data, size_t n_bytes);
+
 /* These bytes of a mapped file will not be read again soon: the whole pages among them leave the
  * process's memory, and come back if they are read after all. */
 void map_forget(const void *data, size_t n_bytes);

@@ -1,5 +1,6 @@
 #include "quant/quant.h"
 
+#include <float.h>
 #include <math.h>
 #include <pthread.h>
 #include <string.h>
@@ -76,7 +77,9 @@ static const uint8_t *codes_of(const source_row *s)
 
 static int64_t first_not_finite(const float *x, int64_t n)
 {
-    for (int64_t i = 0; i < n; i++)
+    int any = 0;
+    for (int64_t i = 0; i < n; i++) any |= !(fabsf(x[i]) <= FLT_MAX); /* without a branch */
+    for (int64_t i = 0; i < n && any; i++)
         if (!isfinite(x[i])) return i;
     return -1;
 }
@@ -238,14 +241,15 @@ static err_code feed_rows(const run *r, int64_t row, int64_t n, float *x, uint8_
     return bad_weight(&s, bad % job->cols, x[bad], e);
 }
 
-/* Lets go of source rows, or a checkpoint would fill memory as it is read. */
-static void forget_rows(const quant_job *job, int64_t row, int64_t n)
+/* Calls fn for the stored bytes of n rows, one part after the other. */
+static void each_range(const quant_job *job, int64_t row, int64_t n,
+                       void (*fn)(const void *data, size_t n_bytes))
 {
     while (n > 0) {
         source_row s = find_row(job, row);
         int64_t left = job->part_rows - s.row;
         if (left > n) left = n;
-        map_forget(codes_of(&s), (size_t)(left * s.part->matrix.row_bytes));
+        fn(codes_of(&s), (size_t)(left * s.part->matrix.row_bytes));
         row += left;
         n -= left;
     }
@@ -288,7 +292,7 @@ static err_code run_block(run *r, int64_t block, int worker, err_info *e)
             return e->code;
         if (!count) count = 1;
     }
-    forget_rows(job, row, n);
+    each_range(job, row, n, map_forget); /* or a checkpoint would fill memory as it is read */
     if (r->aim == LARGEST) {
         pthread_mutex_lock(&r->lock);
         if (largest > r->largest) r->largest = largest;
@@ -428,7 +432,7 @@ static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
     if (!r->scratch) return e->code;
     pthread_mutex_init(&r->lock, NULL);
     err_code code = r->fed ? run_fed(r, p, cancel, e) : run_range(r, p, cancel, e);
-    forget_rows(job, 0, r->n_rows); /* pages that two blocks share */
+    each_range(job, 0, r->n_rows, map_forget); /* pages that two blocks share */
     pthread_mutex_destroy(&r->lock);
     mem_free(r->scratch);
     return code;
