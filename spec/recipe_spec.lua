@@ -66,7 +66,7 @@ describe("recipe", function()
         ["nil"] = "decision %(table%) expected, got nil",
         ["{}"] = "exactly one of mode, keep and drop",
         ['{ keep = "bf16", mode = "mxfp4" }'] = "exactly one of mode, keep and drop",
-        ['{ keep = "f16" }'] = 'only "bf16"',
+        ['{ keep = "f16" }'] = '"bf16" and "stored" are known',
         ["{ drop = true }"] = "cannot do without it",
         ["{ bits = 4 }"] = "exactly one",
         ['{ mode = "affine" }'] = "affine has no nil%-bit form",

@@ -53,6 +53,7 @@ num_format lml_check_format(lua_State *L, int arg)
     f.bits = bits < 0 || bits > 64 ? 0 : (int)bits;
     if (f.mode == NUM_FP8) f.group = lml_opt_int(L, arg, "cols", 0);
     f.group = lml_opt_int(L, arg, "group", f.group);
+    f.scale_dtype = check_dtype(L, arg, "scale_dtype", "bf16");
     f.flavour = (num_flavour)check_word(L, arg, "flavour", "metal", flavours);
     f.mx_rule = (num_mx_rule)check_word(L, arg, "mx_rule", "ceil", rules);
     f.global_scale = (float)lml_opt_number(L, arg, "global_scale", 0);

@@ -253,11 +253,10 @@ static const quant_hessian *read_hessian(lua_State *L, int job_table, quant_hess
 /* Number of arrays that the job's output consists of; 0 and *e if there is no such format. */
 static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, err_info *e)
 {
-    static const char *const keys[] = {"op",          "parts",   "part_rows",  "cols",
-                                       "entry",       "mode",    "bits",       "group",
-                                       "flavour",     "mx_rule", "zero_point", "global_scale",
-                                       "least_scale", "add",     "subtract",   "fit",
-                                       "hessian",     "expert",  NULL};
+    static const char *const keys[] = {
+        "op",       "parts",   "part_rows", "cols",       "entry",        "mode",        "bits",
+        "group",    "flavour", "mx_rule",   "zero_point", "global_scale", "least_scale", "add",
+        "subtract", "fit",     "hessian",   "expert",     "exact",        "scale_dtype", NULL};
     static const char *const ops[] = {"copy", "bf16", "f32", "encode", NULL};
     int n_arrays = 1;
     luaL_checktype(L, table, LUA_TTABLE);
@@ -270,6 +269,7 @@ static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, e
     job->subtract = (float)lml_opt_number(L, table, "subtract", 0);
     if (job->op == QUANT_ENCODE) {
         job->format = lml_check_format(L, table);
+        job->exact = lml_opt_bool(L, table, "exact", 0);
         if (num_format_check(&job->format, job->cols, e)) return 0;
         n_arrays = job->format.mode == NUM_AFFINE ? 3 : 2;
     }
@@ -281,8 +281,8 @@ static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, e
 }
 
 /* q:put{op=, parts=, part_rows=, cols=, entry=, add=, subtract=, mode=, bits=, group=, flavour=,
- *       mx_rule=, zero_point=, global_scale=, least_scale=, fit=, hessian=, expert=}
- *       -> true [, unseen]
+ *       mx_rule=, zero_point=, global_scale=, least_scale=, scale_dtype=, fit=, exact=, hessian=,
+ *       expert=} -> true [, unseen]
  *
  * op: copy, bf16, f32 or encode (which needs mode, bits and group). entry: the 1-based entry of
  * the weight; scales and biases (or packed zero points) are the entries behind it. add, subtract:

@@ -137,27 +137,58 @@ static int is_changed(const quant_job *job, const quant_part *part)
     return part->col_scale || part->row_scale || job->add != 0.0f || job->subtract != 0.0f;
 }
 
-/* Do the part's rows lie as they are to be written? */
-static int is_encoded(const quant_job *job, const quant_part *part)
+/* Are the part's codes and scales those that are to be written? */
+static int same_codes(const quant_job *job, const quant_part *part)
 {
     const num_matrix *m = &part->matrix;
     num_matrix like = num_format_matrix(&job->format, m->rows, m->cols, NULL, NULL, NULL);
     if (m->mode != like.mode || m->bits != like.bits || m->group != like.group ||
         m->row_bytes != like.row_bytes || is_changed(job, part))
         return 0;
-    if (m->mode == NUM_AFFINE)
-        return m->scale_dtype == like.scale_dtype && m->bias_dtype == like.bias_dtype;
-    if (m->mode == NUM_FP8) return m->scale_dtype == like.scale_dtype && m->tile_rows == 1;
+    if (m->mode == NUM_AFFINE) return m->scale_dtype == like.scale_dtype;
+    return m->mode != NUM_FP8 || (m->scale_dtype == like.scale_dtype && m->tile_rows == 1);
+}
+
+/* Do its rows lie as they are to be written? */
+static int is_encoded(const quant_job *job, const quant_part *part)
+{
+    const num_matrix *m = &part->matrix;
+    num_matrix like = num_format_matrix(&job->format, m->rows, m->cols, NULL, NULL, NULL);
+    if (!same_codes(job, part)) return 0;
+    if (m->mode == NUM_AFFINE) return m->bias_dtype == like.bias_dtype;
     return m->mode != NUM_NVFP4 || m->divisor == like.divisor;
 }
 
-static void take_encoded(const run *r, const source_row *s, uint8_t *weight, uint8_t *scales,
-                         uint8_t *biases)
+/* The bias as `like` stores it; 0 if that is not the same bias. */
+static int take_bias(const num_matrix *like, int zero_point, float scale, float bias, uint8_t *out)
+{
+    if (zero_point) {
+        float zero = -bias / scale;
+        if (!(zero >= 0 && zero < (float)(1 << like->bits)) || zero != rintf(zero) ||
+            -(scale * zero) != bias)
+            return 0;
+    }
+    num_elements_encode(&bias, 1, like->bias_dtype, out);
+    return num_element(out, like->bias_dtype, 0) == bias;
+}
+
+/* The first column of a group whose bias cannot be written, or -1. */
+static int64_t take_encoded(const run *r, const source_row *s, uint8_t *weight, uint8_t *scales,
+                            uint8_t *biases)
 {
     const num_matrix *m = &s->part->matrix;
+    const num_format *f = &r->job->format;
     memcpy(weight, codes_of(s), (size_t)r->out.weight);
     memcpy(scales, m->scales + s->stored * r->out.scales, (size_t)r->out.scales);
-    if (r->out.biases) memcpy(biases, m->biases + s->stored * r->out.biases, (size_t)r->out.biases);
+    if (m->mode != NUM_AFFINE) return -1;
+    num_matrix like = num_format_matrix(f, m->rows, m->cols, NULL, NULL, NULL);
+    int64_t n = m->cols / m->group, bytes = num_dtype_bytes(like.bias_dtype);
+    for (int64_t g = 0; g < n; g++) {
+        float scale = num_element(m->scales, m->scale_dtype, s->stored * n + g);
+        float bias = num_element(m->biases, m->bias_dtype, s->stored * n + g);
+        if (!take_bias(&like, f->zero_point, scale, bias, biases + g * bytes)) return g * m->group;
+    }
+    return -1;
 }
 
 /* x, the transformed row, into the outputs; the first column that they cannot hold, or -1. */
@@ -167,10 +198,8 @@ static int64_t store_row(const run *r, const source_row *s, const float *x, uint
     const quant_job *job = r->job;
     if (job->op == QUANT_BF16) return store_bf16(x, job->cols, weight);
     if (job->op == QUANT_ENCODE) {
-        if (is_encoded(job, s->part)) {
-            take_encoded(r, s, weight, scales, biases);
-            return -1;
-        }
+        if (job->exact || is_encoded(job, s->part))
+            return take_encoded(r, s, weight, scales, biases);
         if (job->fit == NUM_FIT_MINMAX)
             return num_encode_row(&job->format, x, job->cols, weight, scales, biases);
         return num_fit_row(&job->format, job->fit, NULL, x, s->part->importance, job->cols, weight,
@@ -185,6 +214,14 @@ static err_code bad_weight(const source_row *s, int64_t column, float x, err_inf
     return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
                    s->part->file, s->part->name, (long long)s->stored, (long long)column,
                    (double)x);
+}
+
+static err_code bad_bias(const quant_job *job, const source_row *s, int64_t column, err_info *e)
+{
+    return err_set(e, ERR_UNSUPPORTED,
+                   "%s: tensor %s row %lld column %lld: the group's bias cannot be kept as %s",
+                   s->part->file, s->part->name, (long long)s->stored, (long long)column,
+                   job->format.zero_point ? "a whole zero point" : "a float of its scale's type");
 }
 
 /* Copies keep every bit, but a float that is not finite is an error here, too. */
@@ -206,7 +243,9 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
             bad = first_not_finite(x, job->cols);
         }
     }
-    return bad < 0 ? ERR_NONE : bad_weight(&s, bad, x[bad], e);
+    if (bad < 0) return ERR_NONE;
+    return job->exact && isfinite(x[bad]) ? bad_bias(job, &s, bad, e)
+                                          : bad_weight(&s, bad, x[bad], e);
 }
 
 /* Rows from `row` on, of one part and n at most, that are encoded together with error feedback; 0
@@ -214,7 +253,7 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
 static int64_t rows_together(const run *r, int64_t row, int64_t n)
 {
     source_row s = find_row(r->job, row);
-    if (!r->h || is_encoded(r->job, s.part)) return 0;
+    if (!r->h || r->job->exact || is_encoded(r->job, s.part)) return 0;
     int64_t left = r->job->part_rows - s.row;
     if (left > n) left = n;
     return left < GPTQ_ROWS ? left : GPTQ_ROWS;
@@ -333,6 +372,10 @@ static err_code check_part(const quant_job *job, const quant_part *part, err_inf
                        (long long)job->cols);
     if (job->op != QUANT_COPY && part->opaque)
         return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s is not BF16, F16 or F32", part->file,
+                       part->name);
+    if (job->exact && !same_codes(job, part))
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: tensor %s is stored otherwise than it was to be kept", part->file,
                        part->name);
     if (job->op != QUANT_COPY) return ERR_NONE;
     if (is_changed(job, part))

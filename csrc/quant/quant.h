@@ -46,7 +46,10 @@ typedef struct quant_hessian {
  * each step in f32. A norm that is stored as w - 1 becomes a plain one by adding 1, and is scaled
  * where it lies by adding and subtracting it. QUANT_COPY changes nothing: no scales, no shifts, and
  * takes plain elements only. QUANT_ENCODE takes over codes and scales that lie in the very format
- * already, unless something changes the weights: to encode them again can only lose. */
+ * already, unless something changes the weights: to encode them again can only lose. `exact` also
+ * takes over what only differs in how a bias is stored (a float, or a zero point times the scale)
+ * if every bias has that form, and nvfp4 codes whatever the divisor, which is the caller's to
+ * write. */
 typedef struct quant_job {
     quant_op op;
     float add, subtract;
@@ -56,6 +59,7 @@ typedef struct quant_job {
     num_fit fit;                    /* the choice of scales (importance counts with NUM_FIT_MSE), */
     const quant_hessian *hessian;   /* error feedback, or NULL, */
     const kern_ops *ops;            /* and whose arithmetic that has; it does not change a bit */
+    int exact;                      /* codes are taken over or refused, never encoded */
     int64_t weight, scales, biases; /* entries of the writer; -1 where there is none. Under
                                        format.zero_point the last takes num_zeros_pack's words */
 } quant_job;

@@ -29,6 +29,7 @@ ct.adapt = hf.adapt
 -- (quantization/utils/helpers.py, generate_gparam and its users).
 local LEAST_NVFP4_SCALE = 0x20
 
+-- Known when the matrix is written.
 local function global_scale(put)
   return string.pack("<f", put.global_scale > 0 and 2688 / put.global_scale or 1)
 end
@@ -47,27 +48,31 @@ local ENTRIES = {
   mxfp8 = function(rows, cols)
     return { { "weight", "F8_E4M3", rows, cols }, { "weight_scale", "U8", rows, cols // 32 } }
   end,
-  fp8 = function(rows, cols)
-    return { { "weight", "F8_E4M3", rows, cols }, { "weight_scale", "BF16", rows, 1 } }
+  fp8 = function(rows, cols, d)
+    return { { "weight", "F8_E4M3", rows, cols }, { "weight_scale", d.scales or "BF16", rows, 1 } }
   end,
   affine = function(rows, cols, d)
     return { { "weight_packed", "I32", rows, cols * d.bits // 32 },
-      { "weight_scale", "BF16", rows, cols // d.group },
+      { "weight_scale", d.scales or "BF16", rows, cols // d.group },
       { "weight_zero_point", "I32", (rows * d.bits + 31) // 32, cols // d.group },
       { "weight_shape", "I64", 2, data = string.pack("<i8i8", rows, cols) } }
   end,
 }
 
 local function quantized(tensor, d, share)
-  local entries = {}
+  local entries, global = {}, global_scale
+  if d.exact and d.mode == "nvfp4" then
+    global = string.pack("<f", tensor.packed.divisors[(share.expert or 0) + 1])
+  end
   for i, e in ipairs(ENTRIES[d.mode](share.shape[1], tensor.cols, d)) do
     entries[i] = { name = ("%s.%s"):format(share.module, e[1]), dtype = e[2],
-      shape = { table.unpack(e, 3) }, data = e.data }
+      shape = { table.unpack(e, 3) }, data = e.data == global_scale and global or e.data }
   end
   return shards.item { name = share.module .. ".weight", tensor = tensor, expert = share.expert,
     parameters = share.shape[1] * tensor.cols, entries = entries,
     put = { op = "encode", parts = share.parts, part_rows = share.part_rows, cols = tensor.cols,
       mode = d.mode, bits = d.bits, group = d.group, zero_point = d.mode == "affine",
+      exact = d.exact, scale_dtype = d.scales and d.scales:lower(),
       least_scale = d.mode == "nvfp4" and LEAST_NVFP4_SCALE or nil } }
 end
 
@@ -121,8 +126,10 @@ function ct.items(decided, source)
     local decision = d.decision
     for _, share in ipairs(decision.drop and {} or shares_of(d.tensor)) do
       local item = decision.mode and quantized(d.tensor, decision, share)
-        or hf.dense(d.tensor, source.zero_centred, share)
-      if decision.mode == "nvfp4" then share_scale(item, share.module, groups) end
+        or hf.dense(d.tensor, decision.keep, source.zero_centred, share)
+      if decision.mode == "nvfp4" and not decision.exact then
+        share_scale(item, share.module, groups)
+      end
       set.items[#set.items + 1] = item
     end
   end

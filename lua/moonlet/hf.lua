@@ -32,19 +32,20 @@ function hf.adapt(source)
   end
 end
 
--- An unquantized tensor of `parts`, its share of `tensor`.
+-- An unquantized tensor of `parts`, its share of `tensor`, in the dtype `keep`.
 ---@param tensor moonlet.Tensor
+---@param keep string
 ---@param zero_centred boolean  norms of the source are stored as w - 1
 ---@param share { name: string, shape: integer[], expert: integer?, parts: table[]?,
 ---  part_rows: integer? }
 ---@return moonlet.Item
-function hf.dense(tensor, zero_centred, share)
-  local op = tensor.stored and "copy" or "bf16"
-  if tensor.stored == "f32" and tensor.part == "text" then op = "f32" end
+function hf.dense(tensor, keep, zero_centred, share)
+  local op = (tensor.stored or keep ~= "bf16") and "copy" or "bf16"
+  if keep == "f32" and tensor.part == "text" then op = "f32" end
   local n = 1
   for _, d in ipairs(share.shape) do n = n * d end
   return shards.item { name = share.name, tensor = tensor, expert = share.expert, parameters = n,
-    entries = { { name = share.name, dtype = (tensor.stored or "bf16"):upper(),
+    entries = { { name = share.name, dtype = keep:upper(),
       shape = share.shape } },
     put = { op = op, parts = share.parts or tensor.parts,
       part_rows = share.part_rows or tensor.part_rows, cols = tensor.cols,
@@ -54,22 +55,22 @@ end
 hf.bytes = recipe.bytes
 
 -- Gate and up of every expert, one after the other.
-local function gate_up(gate, up, zero_centred)
+local function gate_up(gate, up, keep)
   local experts, width, cols = table.unpack(gate.shape)
   local parts = {}
   for e = 0, experts - 1 do
     parts[2 * e + 1] = shards.slice(gate, e * width, width)
     parts[2 * e + 2] = shards.slice(up, e * width, width)
   end
-  return hf.dense(gate, zero_centred, { name = gate.name:gsub("gate_proj%.weight$", "gate_up_proj"),
+  return hf.dense(gate, keep, true, { name = gate.name:gsub("gate_proj%.weight$", "gate_up_proj"),
     shape = { experts, 2 * width, cols }, parts = parts, part_rows = width })
 end
 
-local function item_of(tensor, up, zero_centred)
-  if tensor.class == "expert_gate" then return gate_up(tensor, up, zero_centred) end
+local function item_of(tensor, up, keep, zero_centred)
+  if tensor.class == "expert_gate" then return gate_up(tensor, up, keep) end
   local name = hf.name(tensor)
   if tensor.class == "expert_down" then name = name:gsub("%.weight$", "") end
-  return hf.dense(tensor, zero_centred, { name = name, shape = tensor.shape })
+  return hf.dense(tensor, keep, zero_centred, { name = name, shape = tensor.shape })
 end
 
 ---@param decided { tensor: moonlet.Tensor, decision: table }[]
@@ -87,7 +88,7 @@ function hf.items(decided, source)
     end
     if not d.decision.drop and tensor.class ~= "expert_up" then
       local up = tensor.class == "expert_gate" and decided[i + 1].tensor
-      set.items[#set.items + 1] = item_of(tensor, up, source.zero_centred)
+      set.items[#set.items + 1] = item_of(tensor, up, d.decision.keep, source.zero_centred)
     end
   end
   return { set }

@@ -14,6 +14,14 @@
 
 local layout = {}
 
+---@class moonlet.Packed
+---@field mode string?
+---@field bits integer?
+---@field group integer?
+---@field scales string?      dtype of scales (affine and fp8)
+---@field divisors number[]?  nvfp4: weight_global_scale of each part, 1 where there is none
+---@field problem string?     instead of all these: why no decision says it
+
 ---@class moonlet.Tensor
 ---@field name string
 ---@field output string
@@ -27,6 +35,7 @@ local layout = {}
 ---@field kind string?
 ---@field matrix boolean
 ---@field dtype string?   that of its first part in the files ("BF16")
+---@field packed moonlet.Packed?  what the files hold it as, where that is not a float
 ---@field stored string?   dtype kept as stored ("f32"); nil: written as bf16
 ---@field unreadable string?  why it can only be dropped
 ---@field zero_centred boolean?  a norm whose stored weight is w - 1 in Hugging Face files

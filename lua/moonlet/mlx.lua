@@ -25,7 +25,7 @@ local function quantized_entries(tensor, d)
   local entries = { { name = module .. ".weight", dtype = "U32",
     shape = with_last(tensor.shape, cols * d.bits // 32) } }
   for _, part in ipairs(d.mode == "affine" and { ".scales", ".biases" } or { ".scales" }) do
-    entries[#entries + 1] = { name = module .. part, dtype = SCALES[d.mode],
+    entries[#entries + 1] = { name = module .. part, dtype = d.scales or SCALES[d.mode],
       shape = with_last(tensor.shape, cols // d.group) }
   end
   return entries
@@ -33,14 +33,11 @@ end
 
 -- Norms of raw checkpoints get their 1 here, rounded to bf16 as stock loaders do it; a float32
 -- norm would turn every activation behind it into float32.
-local function dense(tensor, zero_centred)
+local function dense(tensor, decision, zero_centred)
   local shape = tensor.shape
   if tensor.class == "conv" then shape = { shape[1], shape[3], 1 } end
-  local entry = { name = tensor.output, dtype = "BF16", shape = shape }
-  if tensor.stored then
-    entry.dtype = tensor.stored:upper()
-    return entry, "copy"
-  end
+  local entry = { name = tensor.output, dtype = decision.keep:upper(), shape = shape }
+  if tensor.stored or decision.keep ~= "bf16" then return entry, "copy" end
   return entry, "bf16", zero_centred and tensor.zero_centred and 1 or nil
 end
 
@@ -56,14 +53,27 @@ local function item_of(tensor, decision, zero_centred)
   if decision.mode then
     entries, op, mode = quantized_entries(tensor, decision), "encode", decision.mode
   else
-    entries[1], op, add = dense(tensor, zero_centred)
+    entries[1], op, add = dense(tensor, decision, zero_centred)
   end
   return shards.item { name = tensor.output, tensor = tensor, parameters = parameters(tensor),
     entries = entries, put = { op = op, parts = tensor.parts, part_rows = tensor.part_rows,
-      cols = tensor.cols, add = add, mode = mode, bits = decision.bits, group = decision.group } }
+      cols = tensor.cols, add = add, mode = mode, bits = decision.bits, group = decision.group,
+      exact = decision.exact, scale_dtype = decision.scales and decision.scales:lower() } }
 end
 
 mlx.bytes = recipe.bytes
+
+-- What MLX has no form for, or nil.
+local function problem(tensor, decision)
+  if decision.mode == "fp8" then
+    return "MLX has no fp8 with a scale per row; compressed-tensors has"
+  end
+  for _, divisor in ipairs(decision.exact and tensor.packed.divisors or {}) do
+    if divisor ~= 1 then
+      return "nvfp4 under a scale of the whole matrix cannot be kept in MLX's form, which has none"
+    end
+  end
+end
 
 ---The tensors to write: those of the model's shards, and those of mtp.safetensors, which holds
 ---Hugging Face tensors as they were. mlx-lm reads model*.safetensors and nothing else; releases up
@@ -77,9 +87,9 @@ function mlx.items(decided, source)
   local model = { stem = "model", format = "mlx", listed = true, items = {} }
   local mtp = { stem = "mtp", format = "pt", listed = false, items = {} }
   for _, d in ipairs(decided) do
-    if d.decision.mode == "fp8" then
-      return nil, ("tensor %s: MLX has no fp8 with a scale per row; compressed-tensors has")
-        :format(d.tensor.name), "unsupported"
+    local refused = problem(d.tensor, d.decision)
+    if refused then
+      return nil, ("tensor %s: %s"):format(d.tensor.name, refused), "unsupported"
     end
     if not d.decision.drop then
       local list = d.tensor.part == "mtp" and mtp.items or model.items

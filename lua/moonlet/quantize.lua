@@ -115,6 +115,14 @@ end
 
 local function note(job, text) table.insert(job.decisions.notes, text) end
 
+-- Whether all that is packed stays as it is.
+local function keeps_codes(decided)
+  for _, d in ipairs(decided) do
+    if d.tensor.packed and not d.decision.exact then return false end
+  end
+  return true
+end
+
 -- What becomes of every tensor: fills in rule, decisions, files and config.
 local function decide(job)
   local o = job.options
@@ -129,8 +137,8 @@ local function decide(job)
   job.decisions, decided, code = plan.decide(job.rule, inventory.source.tensors, form.bytes)
   if not job.decisions then return nil, decided, code end
   job.decisions.notes = json.array {}
-  if inventory.source.quantized then
-    job.with_views = true
+  job.with_views = inventory.source.quantized
+  if job.with_views and not keeps_codes(decided) then
     note(job, "the source is quantized already: what it lost stays lost, and what changes its "
       .. "format loses more; quantize the original if there is one")
   end

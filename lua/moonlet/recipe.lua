@@ -40,8 +40,9 @@ function recipe.bytes(tensor, decision)
   local n = tensor.rows * tensor.cols
   if decision.drop then return 0 end
   if decision.keep then return n * KEPT_BYTES[decision.keep] end
-  return n * decision.bits // 8
-    + n // decision.group * FORMATS[decision.mode].group_bytes
+  local group_bytes = FORMATS[decision.mode].group_bytes
+  if decision.scales == "F32" then group_bytes = 2 * group_bytes end
+  return n * decision.bits // 8 + n // decision.group * group_bytes
 end
 
 ---"affine 4 g64", "bf16", "dropped".
@@ -55,6 +56,20 @@ function recipe.decision_text(decision)
     return ("affine %d g%d"):format(decision.bits, decision.group)
   end
   return ("%s g%d"):format(decision.mode, decision.group)
+end
+
+-- Packed weights as they are: a decision of the same format that must not encode anything.
+local function kept_packed(tensor)
+  local p = tensor.packed
+  local format = FORMATS[p.mode]
+  local problem = p.problem
+  if not problem and not contains(format.bits, p.bits) then
+    problem = ("%s has no %d-bit form"):format(p.mode, p.bits)
+  elseif not problem and format.groups and not contains(format.groups, p.group) then
+    problem = ("%s has no group of %d"):format(p.mode, p.group)
+  end
+  if problem then return nil, "cannot be kept as it is stored: " .. problem end
+  return { mode = p.mode, bits = p.bits, group = p.group, scales = p.scales, exact = true }
 end
 
 -- The decision with defaults filled in, or nil and what is wrong with it.
@@ -73,11 +88,15 @@ local function checked(tensor, d)
     if tensor.part == "text" then return nil, "the text stack cannot do without it" end
     return { drop = true }
   end
+  if d.keep == "stored" and tensor.packed then return kept_packed(tensor) end
   if d.keep ~= nil then
-    if d.keep ~= "bf16" then
-      return nil, ("keep = %s: only \"bf16\" is known"):format(tostring(d.keep))
+    local stored = tensor.stored
+    if d.keep == "stored" then
+      stored = stored or tensor.matrix and tensor.dtype and tensor.dtype:lower()
+    elseif d.keep ~= "bf16" then
+      return nil, ("keep = %s: \"bf16\" and \"stored\" are known"):format(tostring(d.keep))
     end
-    return { keep = tensor.stored or "bf16" }
+    return { keep = stored or "bf16" }
   end
   local format = FORMATS[d.mode]
   if not format then return nil, ("unknown mode %s"):format(tostring(d.mode)) end
@@ -115,6 +134,8 @@ end
 function kit.affine(bits, group) return { mode = "affine", bits = bits, group = group } end
 
 function kit.keep() return { keep = "bf16" } end
+
+function kit.stored() return { keep = "stored" } end
 
 function kit.drop() return { drop = true } end
 
@@ -204,7 +225,7 @@ Recipe.__index = Recipe
 ---@return string? code
 function Recipe:decide(tensor)
   local shown = copy(tensor)
-  shown.shape = copy(tensor.shape)
+  shown.shape, shown.packed = copy(tensor.shape), tensor.packed and copy(tensor.packed)
   local ok, answer = limited(self.decider, shown)
   if not ok then
     return nil, ("recipe %s: %s: %s"):format(self.name, tensor.name, answer), "format"

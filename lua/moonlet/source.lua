@@ -150,18 +150,43 @@ function source.is_quantized(stored)
   return false
 end
 
+-- What matrices of the engine are stored as, if it is one format for all of them.
+local function packed_as(matrices)
+  local m, divisors = matrices[1], {}
+  for i, other in ipairs(matrices) do
+    if other.mode ~= m.mode or other.bits ~= m.bits or other.group ~= m.group
+      or other.tile_rows ~= m.tile_rows or other.scale_dtype ~= m.scale_dtype then
+      return { problem = "its experts are stored in several formats" }
+    end
+    divisors[i] = other.divisor
+  end
+  if m.mode == "fp8" and (m.tile_rows ~= 1 and m.rows ~= 1 or m.group ~= m.cols) then
+    return { problem = ("it is fp8 in tiles of %d x %d"):format(m.tile_rows, m.group) }
+  end
+  local float_scales = m.mode == "affine" or m.mode == "fp8"
+  return { mode = m.mode, bits = m.bits, group = m.group, divisors = divisors[1] and divisors,
+    scales = float_scales and m.scale_dtype:upper() or nil }
+end
+
 -- The matrices of a description among the engine's, one per expert.
 local function bind_views(desc, modules)
   local name = bare_name(desc):gsub("%.weight$", "")
   local head, projection = name:match("^(.*%.mlp%.)switch_mlp%.(.*)$")
+  local matrices = {}
   desc.parts = {}
   for e = 0, head and desc.shape[1] - 1 or 0 do
     local view = head and ("%sexperts.%d.%s"):format(head, e, projection) or name
     if not modules[view] then return nil, ("tensor %s is missing"):format(desc.name), "format" end
     desc.parts[e + 1] = { view = view, first_row = 0 }
+    matrices[e + 1] = modules[view]
   end
   desc.part_rows = desc.rows // #desc.parts
-  desc.dtype = "BF16"
+  local packed = packed_as(matrices)
+  if FLOATS[(packed.mode or ""):upper()] then
+    desc.dtype = packed.mode:upper()
+  else
+    desc.packed = packed
+  end
   return desc
 end
 
