@@ -67,43 +67,12 @@ err_code blas_load(blas *b, err_info *e)
     char *(*corename)(void) = NULL;
     void (*set_threads)(int) = NULL;
     if (find(lib, "cblas_sgemm", &b->sgemm, e) || find(lib, "cblas_ssyrk", &b->ssyrk, e) ||
-        find(lib, "cblas_strsm", &b->strsm, e) || find(lib, "spotrf_", &b->spotrf, e) ||
-        find(lib, "spotri_", &b->spotri, e) || find(lib, "strtri_", &b->strtri, e) ||
         find(lib, "openblas_get_corename", &corename, e) ||
         find(lib, "openblas_set_num_threads", &set_threads, e))
         return e->code;
     set_threads(1);
     b->core = corename();
     return ERR_NONE;
-}
-
-/* ---- LAPACK --------------------------------------------------------------------------------- */
-
-/* A row-major upper triangle is a column-major lower one. */
-static const char *fortran(blas_uplo uplo)
-{
-    return uplo == BLAS_UPPER ? "L" : "U";
-}
-
-int blas_cholesky(const blas *b, blas_uplo uplo, int n, float *A, int ld)
-{
-    int info = 0;
-    b->spotrf(fortran(uplo), &n, A, &ld, &info, 1);
-    return info == 0;
-}
-
-int blas_cholesky_invert(const blas *b, blas_uplo uplo, int n, float *A, int ld)
-{
-    int info = 0;
-    b->spotri(fortran(uplo), &n, A, &ld, &info, 1);
-    return info == 0;
-}
-
-int blas_triangle_invert(const blas *b, blas_uplo uplo, int n, float *A, int ld)
-{
-    int info = 0;
-    b->strtri(fortran(uplo), "N", &n, A, &ld, &info, 1, 1);
-    return info == 0;
 }
 
 /* ---- sums of outer products ----------------------------------------------------------------- */
@@ -141,12 +110,12 @@ static void run_tile(const blas *b, const blas_gram_job *job, int64_t i)
     int rows = tile_width(job, first), cols = tile_width(job, second);
     float *h = job->h + first * job->cols + second;
     const float *left = job->x + first, *right = job->x + second;
-    int k = (int)job->n, ldx = (int)job->ldx, ldh = (int)job->cols;
+    int k = (int)job->n, ld = (int)job->cols;
     if (i == 0)
-        b->ssyrk(BLAS_ROW_MAJOR, BLAS_UPPER, BLAS_TRANSPOSED, rows, k, 1, left, ldx, 1, h, ldh);
+        b->ssyrk(BLAS_ROW_MAJOR, BLAS_UPPER, BLAS_TRANSPOSED, rows, k, 1, left, ld, 1, h, ld);
     else
-        b->sgemm(BLAS_ROW_MAJOR, BLAS_TRANSPOSED, BLAS_PLAIN, rows, cols, k, 1, left, ldx, right,
-                 ldx, 1, h, ldh);
+        b->sgemm(BLAS_ROW_MAJOR, BLAS_TRANSPOSED, BLAS_PLAIN, rows, cols, k, 1, left, ld, right, ld,
+                 1, h, ld);
 }
 
 /* Items are the tiles of all jobs, one job after the other. */

@@ -1,4 +1,4 @@
-/* blas: OpenBLAS's dense linear algebra, for calibration; inference never comes here.
+/* blas: sums of outer products by OpenBLAS, for calibration; inference never comes here.
  *
  * The library is loaded on the first blas_load and stays loaded; a `blas` is a plain value of
  * function pointers, owned by nobody and usable from any thread. OpenBLAS is held to one thread per
@@ -13,7 +13,6 @@
 #ifndef KERN_BLAS_H
 #define KERN_BLAS_H
 
-#include <stddef.h>
 #include <stdint.h>
 
 #include "base/err.h"
@@ -24,9 +23,7 @@ enum { BLAS_MAX_CALLS = 32 };
 /* The numbers of CBLAS. */
 typedef enum blas_order { BLAS_ROW_MAJOR = 101 } blas_order;
 typedef enum blas_trans { BLAS_PLAIN = 111, BLAS_TRANSPOSED = 112 } blas_trans;
-typedef enum blas_uplo { BLAS_UPPER = 121, BLAS_LOWER = 122 } blas_uplo;
-typedef enum blas_diag { BLAS_ANY_DIAG = 131, BLAS_UNIT_DIAG = 132 } blas_diag;
-typedef enum blas_side { BLAS_LEFT = 141, BLAS_RIGHT = 142 } blas_side;
+typedef enum blas_uplo { BLAS_UPPER = 121 } blas_uplo;
 
 typedef struct blas {
     /* C = alpha op(A) op(B) + beta C; op(A) [m][k], op(B) [k][n], C [m][n] */
@@ -36,38 +33,18 @@ typedef struct blas {
      * [k][n] (BLAS_TRANSPOSED) */
     void (*ssyrk)(blas_order, blas_uplo, blas_trans, int n, int k, float alpha, const float *A,
                   int lda, float beta, float *C, int ldc);
-    /* B [m][n] = alpha op(A)^-1 B (BLAS_LEFT) or alpha B op(A)^-1, A triangular */
-    void (*strsm)(blas_order, blas_side, blas_uplo, blas_trans, blas_diag, int m, int n,
-                  float alpha, const float *A, int lda, float *B, int ldb);
-
-    /* LAPACK by Fortran's conventions: column major, lengths of strings at the end. Called through
-     * the functions below. */
-    void (*spotrf)(const char *uplo, const int *n, float *A, const int *lda, int *info, size_t);
-    void (*spotri)(const char *uplo, const int *n, float *A, const int *lda, int *info, size_t);
-    void (*strtri)(const char *uplo, const char *diag, const int *n, float *A, const int *lda,
-                   int *info, size_t, size_t);
-
     const char *core; /* OpenBLAS's name of the kernels in use */
 } blas;
 
 /* ERR_UNSUPPORTED naming the Debian package if there is no OpenBLAS. */
 err_code blas_load(blas *b, err_info *e);
 
-/* The triangle `uplo` of A [n][n] is replaced, the other one is neither read nor written.
- *   cholesky  of a symmetric A: upper U with A = U^T U, or lower L with A = L L^T. False if A is
- *             not positive definite.
- *   invert    of cholesky's result: the inverse of the matrix that was decomposed.
- *   triangle  its inverse. False if it has a zero on the diagonal. */
-int blas_cholesky(const blas *b, blas_uplo uplo, int n, float *A, int ld);
-int blas_cholesky_invert(const blas *b, blas_uplo uplo, int n, float *A, int ld);
-int blas_triangle_invert(const blas *b, blas_uplo uplo, int n, float *A, int ld);
-
-/* H += X^T X for several X at once, upper triangles only: x [n][cols] with row stride ldx, H
- * [cols][cols]. The sums are cut into tiles by shape alone, so they do not depend on the pool. */
+/* H += X^T X for several X at once, upper triangles only. The sums are cut into tiles by shape
+ * alone, so they do not depend on the pool. */
 typedef struct blas_gram_job {
-    const float *x;
-    int64_t ldx, n, cols;
-    float *h;
+    const float *x; /* [n][cols] */
+    int64_t n, cols;
+    float *h; /* [cols][cols], of no other job */
 } blas_gram_job;
 
 struct pool;

@@ -30,39 +30,13 @@ static float *push_matrix(lua_State *L, const char *values, size_t n_bytes, int6
     return m;
 }
 
-static int check_size(lua_State *L, int arg)
-{
-    lua_Integer n = luaL_checkinteger(L, arg);
-    luaL_argcheck(L, n >= 0 && n <= MAX_SIDE, arg, "0 .. 4096 expected");
-    return (int)n;
-}
-
-/* blas_factor("cholesky" | "cholesky_invert" | "triangle_invert", "upper" | "lower", n, bytes)
- *   -> tensor [n,n], or false */
-static int factor(lua_State *L)
-{
-    static const char *const names[] = {"cholesky", "cholesky_invert", "triangle_invert", NULL};
-    static int (*const functions[])(const blas *, blas_uplo, int, float *, int) = {
-        blas_cholesky, blas_cholesky_invert, blas_triangle_invert};
-    static const char *const sides[] = {"upper", "lower", NULL};
-    int op = luaL_checkoption(L, 1, NULL, names);
-    blas_uplo uplo = luaL_checkoption(L, 2, NULL, sides) ? BLAS_LOWER : BLAS_UPPER;
-    int n = check_size(L, 3);
-    size_t n_bytes;
-    const char *values = luaL_checklstring(L, 4, &n_bytes);
-    blas b;
-    err_info e;
-    if (blas_load(&b, &e)) return lml_fail(L, &e);
-    float *A = push_matrix(L, values, n_bytes, n, n);
-    if (!functions[op](&b, uplo, n, A, n)) lua_pushboolean(L, 0);
-    return 1;
-}
-
 /* blas_gram({ {x=bytes, n=, cols=}, ... }, threads) -> { tensor [cols,cols], ... } = X^T X */
 static int gram(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TTABLE);
-    int n_jobs = (int)lml_len(L, 1, 1024), n_threads = check_size(L, 2);
+    lua_Integer n_threads = luaL_checkinteger(L, 2);
+    int n_jobs = (int)lml_len(L, 1, 1024);
+    luaL_argcheck(L, n_threads >= 1 && n_threads <= POOL_MAX_THREADS, 2, "1 to 1024 expected");
     blas b;
     err_info e;
     if (blas_load(&b, &e)) return lml_fail(L, &e);
@@ -81,10 +55,10 @@ static int gram(lua_State *L)
         lua_rawseti(L, -4, n_jobs + j + 1); /* keeps it alive */
         float *h = lml_push_tensor(L, 'f', 2, (int64_t[]){cols, cols});
         lua_rawseti(L, -4, j + 1);
-        jobs[j] = (blas_gram_job){x, cols, n, cols, h};
+        jobs[j] = (blas_gram_job){x, n, cols, h};
         lua_pop(L, 2);
     }
-    pool *p = pool_open(n_threads, &e);
+    pool *p = pool_open((int)n_threads, &e);
     if (!p) return lml_fail(L, &e);
     blas_gram(&b, p, jobs, n_jobs);
     for (int j = 0; j < n_jobs; j++) blas_mirror(p, jobs[j].h, jobs[j].cols);
@@ -98,7 +72,6 @@ static int gram(lua_State *L)
 
 void lml_open_blas(lua_State *L)
 {
-    static const luaL_Reg functions[] = {
-        {"blas", load}, {"blas_factor", factor}, {"blas_gram", gram}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {{"blas", load}, {"blas_gram", gram}, {NULL, NULL}};
     luaL_setfuncs(L, functions, 0);
 }

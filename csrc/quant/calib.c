@@ -194,8 +194,8 @@ static void flush_rows(calib *c, const calib_site *s, running *r, const tap_rows
     for (int64_t mat = 0; mat < s->n_mat; mat++) {
         int64_t n = r->n_rows[mat];
         if (!n || (t && n + find_rows(t, mat).n <= r->room)) continue;
-        c->jobs[n_jobs++] = (blas_gram_job){r->rows + mat * r->room * cols, cols, n, cols,
-                                            r->h + mat * cols * cols};
+        c->jobs[n_jobs++] =
+            (blas_gram_job){r->rows + mat * r->room * cols, n, cols, r->h + mat * cols * cols};
         r->n_rows[mat] = 0;
     }
     blas_gram(&c->b, c->m->pool, c->jobs, n_jobs);
@@ -206,13 +206,13 @@ static void add_products(calib *c, const calib_site *s, running *r, const tap_ro
     int64_t n_jobs = 0, cols = s->cols;
     flush_rows(c, s, r, t);
     for (int64_t mat = 0; mat < s->n_mat; mat++) {
-        rows_of new = find_rows(t, mat);
-        if (new.n > r->room) {
-            c->jobs[n_jobs++] = (blas_gram_job){new.x, cols, new.n, cols, r->h + mat *cols *cols};
+        rows_of met = find_rows(t, mat);
+        if (met.n > r->room) {
+            c->jobs[n_jobs++] = (blas_gram_job){met.x, met.n, cols, r->h + mat * cols * cols};
         } else {
-            memcpy(r->rows + (mat * r->room + r->n_rows[mat]) * cols, new.x,
-                   (size_t)(new.n *cols) * sizeof *new.x);
-            r->n_rows[mat] += new.n;
+            memcpy(r->rows + (mat * r->room + r->n_rows[mat]) * cols, met.x,
+                   (size_t)(met.n * cols) * sizeof *met.x);
+            r->n_rows[mat] += met.n;
         }
     }
     blas_gram(&c->b, c->m->pool, c->jobs, n_jobs);

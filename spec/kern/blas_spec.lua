@@ -1,4 +1,4 @@
--- OpenBLAS as calibration uses it: products compared with sums in doubles, factors multiplied back.
+-- OpenBLAS as calibration uses it: sums of outer products compared with sums in doubles.
 
 local core = require "moonlet.core"
 local numbers = require "spec.support.numbers"
@@ -19,48 +19,6 @@ local function f32(values)
   return numbers.unpack(numbers.pack(values))
 end
 
--- A symmetric positive definite matrix.
-local function definite(n)
-  local x = f32(numbers.rng(n).floats(2 * n * n))
-  local a = gram_of(x, 2 * n, n)
-  for i = 1, n do a[(i - 1) * n + i] = a[(i - 1) * n + i] + 0.5 end
-  return f32(a)
-end
-
-local function product(a, b, n)
-  local c = {}
-  for i = 0, n - 1 do
-    for j = 1, n do
-      local sum = 0
-      for k = 0, n - 1 do sum = sum + a[i * n + k + 1] * b[k * n + j] end
-      c[i * n + j] = sum
-    end
-  end
-  return c
-end
-
-local function transposed(a, n)
-  local t = {}
-  for i = 0, n - 1 do
-    for j = 0, n - 1 do t[j * n + i + 1] = a[i * n + j + 1] end
-  end
-  return t
-end
-
--- The triangle alone; `fill` decides what stands in the other one.
-local function triangle(a, n, uplo, fill)
-  local t = {}
-  for i = 0, n - 1 do
-    for j = 0, n - 1 do
-      local inside = uplo == "upper" and j >= i or uplo == "lower" and j <= i
-      t[i * n + j + 1] = inside and a[i * n + j + 1] or fill(i, j)
-    end
-  end
-  return t
-end
-
-local function zero() return 0 end
-
 local function assert_near(expected, got, within)
   assert.equal(#expected, #got)
   for i, v in ipairs(expected) do
@@ -73,11 +31,6 @@ end
 
 local function values(tensor)
   return numbers.unpack(tensor:bytes())
-end
-
-local function factor(op, uplo, n, a)
-  local tensor = core.blas_factor(op, uplo, n, numbers.pack(a))
-  return tensor and values(tensor)
 end
 
 describe("OpenBLAS", function()
@@ -133,39 +86,5 @@ describe("OpenBLAS", function()
       local got = string.unpack("<f", one, 4 * (i * cols + j) + 1)
       assert.is_true(math.abs(got - sum) < 1e-5)
     end
-  end)
-
-  for _, uplo in ipairs { "upper", "lower" } do
-    it("decomposes and inverts by the " .. uplo .. " triangle and leaves the other alone",
-    function()
-      local n = 24
-      local a = definite(n)
-      local marked = triangle(a, n, uplo, function(i, j) return 1000 * i + j end)
-      local function check_mark(result)
-        local kept = triangle(result, n, uplo, function(i, j) return 1000 * i + j end)
-        assert.same(kept, result)
-        return triangle(result, n, uplo, zero)
-      end
-      local l = check_mark(factor("cholesky", uplo, n, marked))
-      local t = transposed(l, n)
-      local back = uplo == "upper" and product(t, l, n) or product(l, t, n)
-      assert_near(a, back, 1e-4)
-
-      local identity = triangle({}, n, "neither", function(i, j) return i == j and 1 or 0 end)
-      local inverse = check_mark(factor("triangle_invert", uplo, n,
-        triangle(l, n, uplo, function(i, j) return 1000 * i + j end)))
-      assert_near(identity, product(l, inverse, n), 1e-4)
-
-      local half = check_mark(factor("cholesky_invert", uplo, n,
-        triangle(l, n, uplo, function(i, j) return 1000 * i + j end)))
-      local other = transposed(half, n)
-      local whole = triangle(half, n, uplo, function(i, j) return other[i * n + j + 1] end)
-      assert_near(identity, product(a, whole, n), 1e-3)
-    end)
-  end
-
-  it("says when a matrix is not positive definite or has no inverse", function()
-    assert.is_false(factor("cholesky", "upper", 2, { 1, 2, 2, 1 }))
-    assert.is_false(factor("triangle_invert", "lower", 2, { 1, 0, 2, 0 }))
   end)
 end)
