@@ -242,12 +242,15 @@ describe("quantize", function()
   it("copies the files beside the weights unchanged, and no others", function()
     local source = checkpoint.directory()
     os.execute(("cp %shf/* %s; mkdir %s/assets"):format(MOE, source, source))
-    for _, name in ipairs { "LICENSE", "README.md", "merges.txt", "eval.jsonl", ".hidden.json",
-        "pytorch_model.bin" } do
+    for _, name in ipairs { "LICENSE", "README.md", "merges.txt", "vocab.json",
+        "preprocessor_config.json", "video_preprocessor_config.json", "eval.jsonl",
+        ".hidden.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+        "hf_quant_config.json", "moonlet.json" } do
       checkpoint.spit(source .. "/" .. name, name .. "\n\0\n")
     end
     quantized({ source = source, recipe = "unsloth" }, function(out)
-      local copied = { "LICENSE", "README.md", "merges.txt", "tokenizer.json",
+      local copied = { "LICENSE", "README.md", "merges.txt", "vocab.json",
+        "preprocessor_config.json", "video_preprocessor_config.json", "tokenizer.json",
         "tokenizer_config.json", "chat_template.jinja", "generation_config.json" }
       local files = core.list_dir(out)
       for _, name in ipairs(copied) do

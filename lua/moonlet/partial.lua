@@ -235,10 +235,12 @@ end
 -- settings, licence, card.
 local SIDE_SUFFIXES = { "%.json$", "%.jinja$", "%.txt$", "%.md$", "%.model$", "%.tiktoken$" }
 local SIDE_PREFIXES = { "^LICEN[CS]E", "^NOTICE", "^USE_POLICY" }
-local OURS = { ["config.json"] = true, ["moonlet.json"] = true }
+-- Written anew, or telling what the source's files were packed like: GPTQ tools, ModelOpt.
+local NOT_COPIED = { ["config.json"] = true, ["moonlet.json"] = true,
+  ["quantize_config.json"] = true, ["quant_config.json"] = true, ["hf_quant_config.json"] = true }
 
 local function is_side_file(name)
-  if OURS[name] or name:find("%.index%.json$") or name:find("^%.") then return false end
+  if NOT_COPIED[name] or name:find("%.index%.json$") or name:find("^%.") then return false end
   for _, list in ipairs { SIDE_SUFFIXES, SIDE_PREFIXES } do
     for _, pattern in ipairs(list) do
       if name:find(pattern) then return true end
@@ -247,7 +249,7 @@ local function is_side_file(name)
   return false
 end
 
----The files to copy from a source, with their sizes.
+---The files to copy from a source, with their sizes; each can be read.
 ---@param source string
 ---@return table<string, integer>? files
 ---@return string? message
@@ -258,7 +260,11 @@ function partial.side_files(source)
   local files = {}
   for name, is_file in pairs(names) do
     if is_file and is_side_file(name) then
-      files[name], message, code = core.file_info(source .. "/" .. name)
+      local path = source .. "/" .. name
+      local file, problem = io.open(path, "rb")
+      if not file then return nil, problem, "io" end
+      file:close()
+      files[name], message, code = core.file_info(path)
       if not files[name] then return nil, message, code end
     end
   end
