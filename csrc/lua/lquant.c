@@ -282,31 +282,26 @@ static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, e
 
 /* q:put{op=, parts=, part_rows=, cols=, entry=, add=, subtract=, mode=, bits=, group=, flavour=,
  *       mx_rule=, zero_point=, global_scale=, least_scale=, scale_dtype=, fit=, exact=, hessian=,
- *       expert=} -> true [, unseen]
+ *       expert=} -> true
  *
  * op: copy, bf16, f32 or encode (which needs mode, bits and group). entry: the 1-based entry of
  * the weight; scales and biases (or packed zero points) are the entries behind it. add, subtract:
  * numbers, as in quant.h. hessian: of which tensor of the open file, for encoding with error
- * feedback; expert: which matrix of it, from 0, if all rows are that expert's. unseen: how many
- * experts (1 for any other tensor) no input reached, so that they are encoded without. */
+ * feedback; expert: which matrix of it, from 0, if all rows are that expert's. */
 static int quant_put(lua_State *L)
 {
     err_info e = {0};
     quant_job job = {.scales = -1, .biases = -1};
     quant_hessian hessian;
-    int64_t n_unseen;
     int n_arrays = read_job(L, 2, &job, &hessian, &e);
     if (!n_arrays) return lml_fail(L, &e);
     const quantizer *q = check_writing(L);
     job.weight = read_entries(L, 2, q, n_arrays);
     if (n_arrays > 1) job.scales = job.weight + 1;
     if (n_arrays > 2) job.biases = job.weight + 2;
-    if (quant_run(&job, q->writer, q->pool, lml_cancel_flag(), &n_unseen, &e))
-        return lml_fail(L, &e);
+    if (quant_run(&job, q->writer, q->pool, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
-    if (!job.hessian) return 1;
-    lua_pushinteger(L, n_unseen);
-    return 2;
+    return 1;
 }
 
 /* q:sync() -> true: what was put survives a power cut */

@@ -28,8 +28,7 @@ typedef struct run {
     int64_t max_rows; /* TRY */
     int64_t n_rows, block_rows;
     int64_t begin, end, first_block; /* blocks cover rows begin .. end, of all rows or a range */
-    int fed;                         /* with error feedback: */
-    int64_t n_unseen;
+    int fed; /* with error feedback: */
     hess *h; /* factor for those rows, or NULL: they are encoded plainly */
     row_sizes out;
     /* per worker: loaded rows, block_rows of each output and of zeros, what feedback needs */
@@ -425,7 +424,6 @@ static err_code run_fed(run *r, pool *p, const cancel_flag *cancel, err_info *e)
         r->end = range.end < r->n_rows ? range.end : r->n_rows;
         hess_state state = hess_factor(&h, &range.inputs, job->ops, p);
         r->h = state == HESS_READY ? &h : NULL;
-        if (state == HESS_UNSEEN) r->n_unseen++;
         map_forget(range.inputs.sum, (size_t)(job->cols * job->cols) * sizeof(float));
         if (r->out.zeros && row % 32)
             code = err_set(e, ERR_UNSUPPORTED, "%s: experts whose rows are no multiple of 32",
@@ -482,13 +480,11 @@ static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
 }
 
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
-                   int64_t *n_unseen, err_info *e)
+                   err_info *e)
 {
     run r = {.job = job, .aim = WRITE, .w = w};
     err_info own = {0};
-    err_code code = run_job(&r, p, cancel, e ? e : &own);
-    *n_unseen = r.n_unseen;
-    return code;
+    return run_job(&r, p, cancel, e ? e : &own);
 }
 
 err_code quant_try(const quant_job *job, int64_t max_rows, pool *p, const cancel_flag *cancel,

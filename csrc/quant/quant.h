@@ -37,7 +37,7 @@ typedef struct quant_part {
 /* What the inputs of a tensor's columns were like, as quant/calib.h writes it; borrowed. */
 typedef struct quant_hessian {
     const st_tensor *sums;   /* F32 [cols][cols], or [n][cols][cols]: each of 1/n of the rows */
-    const st_tensor *counts; /* I64 [n] inputs in each */
+    const st_tensor *counts; /* I64 [n] inputs in each; 0: those rows go without */
     int64_t expert;          /* the matrix for all rows; -1: one after the other */
 } quant_hessian;
 
@@ -67,10 +67,9 @@ typedef struct quant_job {
 /* Runs one job and puts its bytes into `w`. A weight that is not finite or that the output cannot
  * hold is ERR_FORMAT naming tensor, row and column (the first one, whatever the number of
  * threads); parts beyond their matrix are ERR_RANGE, and so is a Hessian of other columns. `cancel`
- * is looked at between groups of blocks. n_unseen: matrices of the Hessian without a single input,
- * whose rows are encoded plainly. */
+ * is looked at between groups of blocks. */
 err_code quant_run(const quant_job *job, st_writer *w, pool *p, const cancel_flag *cancel,
-                   int64_t *n_unseen, err_info *e);
+                   err_info *e);
 
 /* The work of quant_run on the first max_rows rows, writing nothing: what it takes, and whether it
  * succeeds. */

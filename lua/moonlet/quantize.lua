@@ -7,6 +7,7 @@
 
 local compressed_tensors = require "moonlet.compressed_tensors"
 local core = require "moonlet.core"
+local hessians = require "moonlet.hessians"
 local hf = require "moonlet.hf"
 local json = require "moonlet.json"
 local mlx = require "moonlet.mlx"
@@ -31,6 +32,8 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 ---@field mode string?
 ---@field mxfp boolean?
 ---@field format "mlx"|"compressed-tensors"|"bf16"|nil  default mlx
+---@field hessians string?    file of `moonlet imatrix --hessians`: encode with error feedback
+---@field gptq boolean?       whether to, where a decision does not say; default: with `hessians`
 ---@field threads integer?    default: all processors
 ---@field shard_bytes integer?  default 5 GiB
 ---@field flavour "metal"|"cpu"|nil   whose rounding to follow, see moonlet.quantize_tensor
@@ -44,11 +47,12 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 
 local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integer",
   group = "integer", mode = "string", mxfp = "boolean", format = "string", threads = "integer",
-  shard_bytes = "integer", flavour = "string", mx_rule = "string", resume = "boolean",
-  dry_run = "boolean", command = "string", on_progress = "function" }
+  hessians = "string", gptq = "boolean", shard_bytes = "integer", flavour = "string",
+  mx_rule = "string", resume = "boolean", dry_run = "boolean", command = "string",
+  on_progress = "function" }
 
 -- Options that change bytes, besides those of the recipe.
-local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule" }
+local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule", "gptq", "hessians" }
 local DEFAULTS = { format = "mlx", shard_bytes = shards.LIMIT, flavour = "metal",
   mx_rule = "ceil" }
 
@@ -73,6 +77,7 @@ local function checked(given)
   check_choice(o, "format", { "mlx", "compressed-tensors", "bf16" })
   check_choice(o, "flavour", { "metal", "cpu" })
   check_choice(o, "mx_rule", { "ceil", "nearest" })
+  if o.gptq and not o.hessians then options.misuse("option 'gptq' needs 'hessians'") end
   if (o.threads or 0) < 0 or o.shard_bytes < 1 then
     options.misuse("threads and shard_bytes are positive")
   end
@@ -94,6 +99,7 @@ end
 local function settings_of(o)
   local settings = {}
   for _, key in ipairs(SETTINGS) do settings[key] = o[key] end
+  settings.hessians = nil
   return json.object(settings, SETTINGS)
 end
 
@@ -104,6 +110,7 @@ end
 ---@field rule moonlet.Recipe
 ---@field decisions moonlet.Plan
 ---@field files moonlet.File[]
+---@field hessians moonlet.Hessians?
 ---@field with_views boolean?  the source is quantized
 ---@field side table<string, integer>  files to copy
 ---@field config string     text of config.json
@@ -120,6 +127,27 @@ local function keeps_codes(decided)
   for _, d in ipairs(decided) do
     if d.tensor.packed and not d.decision.exact then return false end
   end
+  return true
+end
+
+-- Which matrices are encoded with error feedback, and which ones would be if they could.
+local function feed(job, decided)
+  local o, decisions = job.options, {}
+  local notes, message, code
+  for _, d in ipairs(decided) do decisions[d.tensor] = d.decision end
+  if o.hessians then
+    job.hessians, message, code = hessians.open(o.hessians)
+    if not job.hessians then return nil, message, code end
+    job.settings.hessians = job.hessians.record
+  end
+  notes, message, code = hessians.serve(job.hessians, job.files, function(tensor)
+    local own = decisions[tensor].gptq
+    if own == nil then own = o.gptq end
+    if own == nil then own = o.hessians ~= nil end
+    return own
+  end)
+  if not notes then return nil, message, code end
+  for _, text in ipairs(notes) do note(job, text) end
   return true
 end
 
@@ -145,6 +173,9 @@ local function decide(job)
   sets, message, code = form.items(decided, inventory.source)
   if not sets then return nil, message, code end
   job.files = shards.files(sets, o.shard_bytes)
+  local fed
+  fed, message, code = feed(job, decided)
+  if not fed then return nil, message, code end
   job.config, message, code = form.config(inventory, decided, job.rule.base)
   if not job.config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
   return true
@@ -325,6 +356,7 @@ local SPEED_FIELDS = { "op", "mode", "bits", "group", "fit" }
 local function speed_key(put)
   local key = {}
   for i, field in ipairs(SPEED_FIELDS) do key[i] = tostring(put[field]) end
+  if put.hessian then key[#key + 1] = put.cols end
   return table.concat(key, " ")
 end
 
@@ -359,6 +391,14 @@ local function open_run(job, dir)
   end
   local writer, message, code = core.quant_open(o.source, o.threads or 0, job.with_views)
   if not writer then return nil, message, code end
+  if job.hessians then
+    local ok
+    ok, message, code = writer:hessians(job.hessians.path)
+    if not ok then
+      writer:close()
+      return nil, message, code
+    end
+  end
   return setmetatable({ job = job, dir = dir, writer = writer, total = total, done = 0 }, Run)
 end
 

@@ -22,7 +22,8 @@ local FORMATS = {
   nvfp4 = { bits = { 4 }, groups = { 16 }, group_bytes = 1 },
   fp8 = { bits = { 8 }, whole_rows = true, group_bytes = 2 },
 }
-local DECISION_KEYS = { mode = true, bits = true, group = true, keep = true, drop = true }
+local DECISION_KEYS = { mode = true, bits = true, group = true, gptq = true, keep = true,
+  drop = true }
 local KEPT_BYTES = { bf16 = 2, f16 = 2, f32 = 4 }
 
 local function contains(list, x)
@@ -80,9 +81,10 @@ local function checked(tensor, d)
   end
   local kinds = (d.mode ~= nil and 1 or 0) + (d.keep ~= nil and 1 or 0) + (d.drop ~= nil and 1 or 0)
   if kinds ~= 1 then return nil, "a decision has exactly one of mode, keep and drop" end
-  if d.mode == nil and (d.bits ~= nil or d.group ~= nil) then
-    return nil, "bits and group need a mode"
+  if d.mode == nil and (d.bits ~= nil or d.group ~= nil or d.gptq ~= nil) then
+    return nil, "bits, group and gptq need a mode"
   end
+  if d.gptq ~= nil and type(d.gptq) ~= "boolean" then return nil, "gptq is true or false" end
   if d.drop ~= nil then
     if d.drop ~= true then return nil, "drop is true or absent" end
     if tensor.part == "text" then return nil, "the text stack cannot do without it" end
@@ -113,7 +115,7 @@ local function checked(tensor, d)
   if tensor.cols % group ~= 0 then
     return nil, ("rows of %d do not divide into groups of %d"):format(tensor.cols, group)
   end
-  return { mode = d.mode, bits = bits // 1, group = group // 1 }
+  return { mode = d.mode, bits = bits // 1, group = group // 1, gptq = d.gptq }
 end
 
 -- ---- what recipes are given --------------------------------------------------------------------

@@ -15,6 +15,8 @@ function quantize.define(parser)
   command:option("--format", "checkpoint format"):choices { "mlx", "compressed-tensors", "bf16" }
     :default("mlx")
   command:flag("--dry-run", "check everything, show the plan, estimate the time, write nothing")
+  command:option("--hessians", "encode with error feedback, by a file of 'moonlet imatrix "
+    .. "--hessians'"):argname("F"):convert(output.some_text("--hessians"))
   output.threads_option(command)
   output.progress_option(command)
   command:flag("--json", "print one JSON object")
@@ -52,7 +54,7 @@ function quantize.run(args)
   options.source, options.out = source, out
   options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
   options.resume, options.command = args.resume, command_line(args.argv)
-  options.dry_run = args.dry_run
+  options.dry_run, options.hessians = args.dry_run, args.hessians
   options.on_progress = output.progress(args, "quantizing", "bytes")
   local result, message, code = require("moonlet").quantize(options)
   if not result then return nil, message, code end

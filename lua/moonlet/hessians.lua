@@ -1,0 +1,135 @@
+-- hessians: whom the file of Hessians that a calibration wrote serves, for encoding with error
+-- feedback (csrc/quant/gptq.h).
+
+local core = require "moonlet.core"
+local gguf_names = require "moonlet.gguf_names"
+local json = require "moonlet.json"
+local sites = require "moonlet.sites"
+
+---@class moonlet.Hessians
+---@field path string
+---@field record table   what moonlet.json says about it
+---@field shapes table<string, integer[]>  site -> shape of its tensor
+---@field counts table<string, integer[]>  site -> inputs seen, for each of its matrices
+local Hessians = {}
+Hessians.__index = Hessians
+
+local hessians = {}
+
+local function read_sites(self, set)
+  for _, name in ipairs(set:names()) do
+    local info, counts = set:info(name), set:info(name .. ".counts")
+    if counts and #info.shape >= 2 then
+      if counts.dtype ~= "I64" then
+        return nil, ("%s: tensor %s.counts is %s, not I64"):format(self.path, name, counts.dtype),
+          "format"
+      end
+      local bytes = set:read(name .. ".counts")
+      self.shapes[name] = info.shape
+      self.counts[name] = { string.unpack("<" .. ("i8"):rep(#bytes // 8), bytes) }
+      table.remove(self.counts[name]) -- the place behind the last
+    end
+  end
+  if next(self.shapes) then return true end
+  return nil, self.path .. ": there are no Hessians in it", "format"
+end
+
+---@param path string
+---@return moonlet.Hessians? hessians
+---@return string? message
+---@return string? code
+function hessians.open(path)
+  local self = setmetatable({ path = path, shapes = {}, counts = {} }, Hessians)
+  local opened, message, code = core.st_open(path)
+  if not opened then return nil, message, code end
+  local set <close> = opened
+  local ok, hash
+  ok, message, code = read_sites(self, set)
+  if not ok then return nil, message, code end
+  hash, message, code = core.sha256_file(path)
+  if not hash then return nil, message, code end
+  self.record = json.object({ name = path:match("[^/]+$"), sha256 = hash }, { "name", "sha256" })
+  return self
+end
+
+local function same_size(shape, tensor)
+  local n, cols = #shape, tensor.cols
+  return shape[n] == cols and shape[n - 1] == cols
+    and (n == 2 or n == 3 and #tensor.shape == 3 and shape[1] == tensor.shape[1])
+end
+
+local function shape_text(shape) return table.concat(shape, " x ") end
+
+-- Where an item's inputs were looked at; nil for what multiplies nothing: embeddings.
+local function site_of(item) return sites.hessian(gguf_names.bare(item.tensor.name)) end
+
+---Puts the Hessian of an item into its put, and the better choice of scales if none was made: these
+---are not MLX's bytes anyway. false if it has none, nil for a file of another model.
+---@param item moonlet.Item
+---@return boolean? served
+---@return string? message
+---@return string? code
+function Hessians:serve(item)
+  local tensor, site = item.tensor, site_of(item)
+  local shape = self.shapes[site]
+  if not shape then return false end
+  if not same_size(shape, tensor) then
+    return nil, ("%s: tensor %s is %s, of another model: %s is %s"):format(self.path, site,
+      shape_text(shape), tensor.name, shape_text(tensor.shape)), "range"
+  end
+  item.put.hessian, item.put.expert = site, #shape == 3 and item.expert or nil
+  item.put.fit = item.put.fit or "mse"
+  return true
+end
+
+---How many of an item's experts no input reached.
+---@param item moonlet.Item  that is served
+---@return integer
+function Hessians:unseen(item)
+  local n, put = 0, item.put
+  for i, count in ipairs(self.counts[put.hessian]) do
+    if count < 1 and (put.expert or i - 1) == i - 1 then n = n + 1 end
+  end
+  return n
+end
+
+local function and_others(list)
+  return #list == 1 and list[1] or ("%s and %d more"):format(list[1], #list - 1)
+end
+
+---Gives every item that is to be encoded with error feedback its Hessian.
+---@param self moonlet.Hessians?
+---@param files moonlet.File[]
+---@param wanted fun(tensor: moonlet.Tensor): boolean
+---@return string[]? notes  what went without, and why
+---@return string? message
+---@return string? code
+function hessians.serve(self, files, wanted)
+  local without, unseen, n_unseen, notes = {}, {}, 0, {}
+  for _, file in ipairs(files) do
+    for _, item in ipairs(file.items) do
+      if item.put.op == "encode" and site_of(item) and wanted(item.tensor) then
+        local served, message, code = false, nil, nil
+        if self then served, message, code = self:serve(item) end
+        if served == nil then return nil, message, code end
+        if not served then
+          without[#without + 1] = item.name
+        elseif self:unseen(item) > 0 then
+          n_unseen = n_unseen + self:unseen(item)
+          unseen[#unseen + 1] = item.name
+        end
+      end
+    end
+  end
+  if #without > 0 then
+    notes[#notes + 1] = ("no Hessian for %s: encoded without error feedback"):format(
+      and_others(without))
+  end
+  if #unseen > 0 then
+    notes[#notes + 1] = ("%d experts were given nothing while the Hessians were made: encoded "
+      .. "without error feedback in %s"):format(n_unseen, and_others(unseen))
+  end
+  return notes
+end
+
+return hessians

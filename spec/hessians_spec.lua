@@ -1,0 +1,181 @@
+local checkpoint = require "spec.support.checkpoint"
+local core = require "moonlet.core"
+local json = require "moonlet.json"
+local numbers = require "spec.support.numbers"
+local plan = require "moonlet.plan"
+local quantize = require "moonlet.quantize"
+local sites = require "moonlet.sites"
+local written = require "spec.support.written"
+
+local MODEL = "spec/golden/models/moe-text/hf"
+
+local function uniform(t)
+  if t.part ~= "text" then return { drop = true } end
+  if not t.matrix or t.class == "router" or t.class == "shared_gate" or t.cols % 32 ~= 0 then
+    return { keep = "bf16" }
+  end
+  return { mode = "mxfp4" }
+end
+
+-- The sites of the model's matrices: name -> { cols, experts or false }.
+local function model_sites()
+  local found = {}
+  for _, t in ipairs(assert(plan.inventory(MODEL)).source.tensors) do
+    local bare = t.name:gsub("^model%.language_model%.", ""):gsub("^model%.", "")
+    local site = t.matrix and sites.hessian((bare:gsub("%.weight$", "")))
+    if site then found[site] = { t.cols, t.class == "expert_down" and t.shape[1] } end
+  end
+  return found
+end
+
+-- A file of Hessians for the sites: neighbours correlated at 0.9, 1000 inputs in each matrix.
+-- `change(tensors)` has the last word.
+local function write_hessians(path, list, change)
+  local tensors = {}
+  for site, size in pairs(list) do
+    local cols, experts = table.unpack(size)
+    local H, n = {}, experts or 1
+    for i = 0, cols - 1 do
+      for j = 0, cols - 1 do H[i * cols + j + 1] = 1000 * 0.9 ^ math.abs(i - j) end
+    end
+    tensors[site] = { dtype = "F32", shape = experts and { experts, cols, cols } or { cols, cols },
+      data = numbers.pack(H):rep(n) }
+    tensors[site .. ".counts"] = { dtype = "I64", shape = { n }, data = string.pack("<i8",
+      1000):rep(n) }
+  end
+  if change then change(tensors) end
+  checkpoint.write(path, tensors)
+end
+
+describe("a file of Hessians", function()
+  local all = model_sites()
+  local dir, path
+
+  before_each(function()
+    dir = checkpoint.directory()
+    path = dir .. "/h.safetensors"
+  end)
+  after_each(function() checkpoint.remove(dir) end)
+
+  local function run(o)
+    local given = { source = MODEL, out = dir .. "/out", recipe = uniform, hessians = path,
+      threads = 1 }
+    for k, v in pairs(o or {}) do given[k] = v end
+    local result, message, code = quantize(given)
+    if not result then return nil, message, code end
+    local tensors = written.tensors(given.out)
+    local provenance = assert(json.read(given.out .. "/moonlet.json"))
+    checkpoint.remove(given.out)
+    return tensors, result, provenance
+  end
+
+  local function plain()
+    local tensors
+    written.quantized({ source = MODEL, recipe = uniform, threads = 1 },
+      function(out) tensors = written.tensors(out) end)
+    return tensors
+  end
+
+  it("changes every matrix that has inputs, and nothing else", function()
+    write_hessians(path, all)
+    local fed, result, provenance = run()
+    assert.same({}, result.notes)
+    assert.equal("h.safetensors", provenance.settings.hessians.name)
+    assert.equal(core.sha256_file(path), provenance.settings.hessians.sha256)
+    for name, t in pairs(plain()) do
+      local module = name:match("^(.*)%.weight$")
+      local coded = module and fed[module .. ".scales"] and not module:find("embed_tokens")
+      if not name:find("%.scales$") then
+        assert.equal(not coded, t.data == fed[name].data, name)
+      end
+    end
+  end)
+
+  it("leaves to decisions and options who is served", function()
+    write_hessians(path, all)
+    written.assert_same_tensors(plain(), (run { gptq = false }))
+    local fed = run { gptq = false, recipe = function(t)
+      local d = uniform(t)
+      if t.class == "o_proj" then d.gptq = true end
+      return d
+    end }
+    for name, t in pairs(plain()) do
+      if name:find("weight$") then
+        assert.equal(name:find("o_proj") == nil, t.data == fed[name].data, name)
+      end
+    end
+    assert.error_matches(function()
+      quantize { source = MODEL, out = dir .. "/out", recipe = uniform, gptq = true }
+    end, "option 'gptq' needs 'hessians'")
+  end)
+
+  it("goes without for what it does not know, and says so", function()
+    write_hessians(path, all, function(tensors)
+      tensors["layers.1.mixer_in"], tensors["layers.1.mixer_in.counts"] = nil, nil
+      for _, layer in ipairs { 0, 2 } do
+        local counts = tensors[("layers.%d.experts_down.counts"):format(layer)]
+        counts.data = string.pack("<i8", 0) .. counts.data:sub(9)
+      end
+    end)
+    local fed, result = run()
+    assert.equal(2, #result.notes)
+    assert.matches("^no Hessian for language_model%.model%.layers%.1%.[%w_.]+ and [13] more: "
+      .. "encoded without error feedback$", result.notes[1])
+    assert.equal("2 experts were given nothing while the Hessians were made: encoded without error "
+      .. "feedback in language_model.model.layers.0.mlp.switch_mlp.down_proj.weight and 1 more",
+      result.notes[2])
+    local name = "language_model.model.layers.0.mlp.switch_mlp.down_proj.weight"
+    local one, other = plain()[name], fed[name]
+    local size = #one.data // one.shape[1]
+    assert.is_true(one.data:sub(1, size) == other.data:sub(1, size))
+    assert.is_false(one.data == other.data)
+  end)
+
+  it("serves the experts of compressed-tensors one by one", function()
+    write_hessians(path, all)
+    local stacked = run()
+    local split = run { format = "compressed-tensors" }
+    local weight = stacked["language_model.model.layers.1.mlp.switch_mlp.down_proj.weight"]
+    local size = #weight.data // weight.shape[1]
+    for e = 0, weight.shape[1] - 1 do
+      local found
+      for name, t in pairs(split) do
+        if name:find(("layers.1.mlp.experts.%d.down_proj.weight_packed"):format(e), 1, true) then
+          found = t
+        end
+      end
+      assert.is_true(weight.data:sub(e * size + 1, (e + 1) * size) == found.data)
+    end
+  end)
+
+  it("of another model, or none at all, stops the run before it begins", function()
+    local function failure()
+      local got, message, code = run()
+      assert.falsy(got and "a checkpoint")
+      assert.same({ ["h.safetensors"] = true }, core.list_dir(dir))
+      return code .. ": " .. message
+    end
+    write_hessians(path, { ["layers.0.mixer_in"] = { 96, false } })
+    assert.matches("^range: .*/h.safetensors: tensor layers.0.mixer_in is 96 x 96, of another "
+      .. "model: model.*layers%.0.* is %d+ x %d+$", failure())
+    write_hessians(path, { ["layers.0.experts_down"] = { all["layers.0.experts_down"][1], 2 } })
+    assert.matches("^range: .*tensor layers.0.experts_down is 2 x ", failure())
+    checkpoint.write(path, { w = { dtype = "F32", shape = { 1 }, data = ("\0"):rep(4) } })
+    assert.matches("^format: .*/h.safetensors: there are no Hessians in it$", failure())
+    write_hessians(path, all, function(tensors)
+      tensors["head_in.counts"].dtype = "F64"
+    end)
+    assert.matches("^format: .*tensor head_in.counts is F64, not I64$", failure())
+  end)
+
+  it("is part of what a resumed run must find unchanged", function()
+    write_hessians(path, all)
+    local _, _, code = run { on_progress = function(done) return done == 0 end }
+    assert.equal("cancelled", code)
+    write_hessians(path, all, function(tensors)
+      tensors["head_in.counts"].data = string.pack("<i8", 999)
+    end)
+    local _, message = run { resume = true }
+    assert.matches("choice of options", message)
+  end)
+end)
