@@ -41,7 +41,7 @@ describe("the public table", function()
     for _, name in ipairs { "plan", "quantize", "sampler" } do
       assert.is_function(getmetatable(moonlet[name]).__call, name)
     end
-    for _, name in ipairs { "kld", "perplexity", "save_logits", "sensitivity" } do
+    for _, name in ipairs { "kld", "perplexity", "report", "save_logits", "sensitivity" } do
       assert.is_function(moonlet.eval[name], name)
     end
     has_methods(moonlet.imatrix, { "read", "write" })
@@ -56,7 +56,8 @@ describe("the public table", function()
     for _, name in ipairs { "grammar", "agent", "serve", "bench", "no_such_thing" } do
       assert.is_nil(moonlet[name], name)
     end
-    local known = { kld = true, perplexity = true, save_logits = true, sensitivity = true }
+    local known = { kld = true, perplexity = true, report = true, save_logits = true,
+      sensitivity = true }
     for name in pairs(moonlet.eval) do assert.is_true(known[name], name) end
   end)
 end)

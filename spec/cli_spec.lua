@@ -119,6 +119,9 @@ describe("misuse exits with 2", function()
     { "eval kld --file D/empty", 2, "give one of %-%-reference, %-%-reference%-logits, " },
     { "eval kld --reference a --file b --mode mxfp4", 2, "%-%-mode belongs to %-%-per%-tensor" },
     { "eval kld --reference a --file b --by layer", 2, "%-%-by belongs to %-%-per%-tensor" },
+    { "eval kld --save-logits D/q --report p --file a", 2, "%-%-report needs a reference" },
+    { "eval report --out a", 2, "missing argument 'results'" },
+    { "eval report a", 2, "missing option '%-%-out'" },
     { "eval kld --per-tensor --by row --file b", 2, "must be one of 'class', 'layer', 'tensor'" },
     { "eval kld --per-tensor --file b --per-position p", 2, "needs a reference" },
     { "eval kld --reference a --save-logits b --file D/empty", 2, "give one of %-%-reference," },
@@ -178,11 +181,13 @@ describe("a failure of the work exits with 1", function()
     { "eval kld --reference /nosuch --file D/empty", 1, "/nosuch/config.json" },
     { "eval kld --reference-logits D/empty", 1, "empty: 0 bytes are too few" },
     { "eval kld --save-logits /nosuch/f --file LICENSE", 1, "/nosuch/f" },
+    { "eval report D/object.json --out D/q", 1, "object%.json: not what eval kld %-%-json prints" },
+    { "eval report /nosuch --out D/q", 1, "/nosuch: No such file" },
     { "eval kld --per-tensor --bits 7 --file LICENSE", 1, "affine has no 7%-bit form" },
     { "eval kld --per-tensor --recipe nosuch --file LICENSE", 1, "no recipe named nosuch" },
     { "eval kld --per-tensor --recipe keep_bf16 --file LICENSE", 1, "nothing is encoded" },
-    { "eval kld --reference examples/demo-model --file LICENSE --windows 2 --per-position /", 1,
-      "/: Is a directory" },
+    { "eval kld --reference examples/demo-model --file LICENSE --windows 2 "
+      .. "--per-position /nosuch/p.csv", 1, "/nosuch/p%.csv" },
     { "eval ppl --chat D/line5.jsonl", 1, "line5%.jsonl:2: an object with messages expected" },
     { "eval ppl --chat D/line6.jsonl", 1, "line6%.jsonl:1: messages%[0%] is not an object" },
     { "eval ppl --chat D/line7.jsonl", 1, "line7%.jsonl:1: template is not an object" },
@@ -308,7 +313,7 @@ describe("success exits with 0", function()
   end
 
   for _, command in ipairs { "inspect", "plan", "quantize", "tokenize", "render", "forward",
-    "generate", "chat", "eval", "eval kld", "eval ppl" } do
+    "generate", "chat", "eval", "eval kld", "eval ppl", "eval report" } do
     it(command .. " --help", function()
       assert.matches("^Usage: moonlet " .. command .. " ", succeeds(command .. " --help"))
       assert.matches("\n   " .. command:match("%w+"), succeeds("--help"))
@@ -368,13 +373,18 @@ describe("success exits with 0", function()
     assert.is_true(math.abs(math.exp(value.nll / value.tokens) / value.perplexity - 1) < 1e-9)
   end)
 
-  it("eval kld --json, and positions in a file", function()
+  it("eval kld --json, positions in a file, and a report", function()
     local expected = { "mean", "mean_error", "median", "p99", "p999", "max", "top1", "tokens",
-      "words", "nll", "reference_nll", "perplexity", "reference_perplexity", "reference" }
+      "words", "nll", "reference_nll", "perplexity", "reference_perplexity", "reference", "model",
+      "label", "bytes", "bits_per_weight", "histogram", "layers", "matrices" }
     local value, keys = answer("eval kld --reference " .. DEMO .. " --file LICENSE --window 64 "
-      .. "--windows 1-2 --per-position D/p.csv", expected)
+      .. "--windows 1-2 --per-position D/p.csv --report D/r.html", expected)
     assert.same(expected, keys)
     assert.same({ 0, 1, 126 }, { value.mean, value.top1, value.tokens })
+    assert.matches("^<!DOCTYPE html>.*</html>\n$", read(dir .. "/r.html"))
+    write("r.json", json.encode(value))
+    succeeds "eval report D/r.json D/r.json --out D/r2.html --title 'a <b'"
+    assert.matches("<h1>a &lt;b</h1>", read(dir .. "/r2.html"))
     local rows = {}
     for line in io.lines(dir .. "/p.csv") do rows[#rows + 1] = line end
     assert.equal(127, #rows)
@@ -389,7 +399,8 @@ describe("success exits with 0", function()
     assert.same({ "layer", 15, 10, 1 }, { value.by, value.tokens, #value.rows, #value.totals })
     assert.same({ "bytes", "class", "decision", "kld_per_mib", "layer", "max", "mean", "mean_error",
       "median", "name", "nll", "p99", "p999", "parameters", "perplexity", "reference_nll",
-      "reference_perplexity", "saved", "tensors", "tokens", "top1" }, keys_of(value.rows[2]))
+      "reference_perplexity", "rule", "saved", "tensors", "tokens", "top1" },
+      keys_of(value.rows[2]))
   end)
 
   it("imatrix --json", function()

@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "model/kld.h"
 #include "model/layers.h"
 
 #define CLASS "moonlet.core.layers"
@@ -14,12 +15,17 @@ typedef struct layers_box {
     int64_t n_sequences;
 } layers_box;
 
-static layers_box *check_layers(lua_State *L)
+static layers_box *check_layers_at(lua_State *L, int arg)
 {
-    layers_box *box = luaL_checkudata(L, 1, CLASS);
+    layers_box *box = luaL_checkudata(L, arg, CLASS);
     if (!box->r) luaL_error(L, "closed layers");
     if (box->owner->closed) luaL_error(L, "closed model");
     return box;
+}
+
+static layers_box *check_layers(lua_State *L)
+{
+    return check_layers_at(L, 1);
 }
 
 static int close_layers(lua_State *L)
@@ -128,9 +134,31 @@ static int final(lua_State *L)
     return 1;
 }
 
+/* layers:difference(reference) -> sum of squares of what the residual streams differ by, sum of
+ * squares of the reference's */
+static int difference(lua_State *L)
+{
+    layers_box *q = check_layers(L), *p = check_layers_at(L, 2);
+    int64_t n = q->first[q->n_sequences], H = q->owner->m->config.hidden_size;
+    luaL_argcheck(L, n == p->first[p->n_sequences] && H == p->owner->m->config.hidden_size, 2,
+                  "streams of another shape");
+    double error = 0, power = 0;
+    kld_difference(layers_rows(p->r), layers_rows(q->r), n * H, &error, &power);
+    lua_pushnumber(L, error);
+    lua_pushnumber(L, power);
+    return 2;
+}
+
 void llayers_open(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"close", close_layers}, {"final", final}, {"rows", rows},
-                                       {"score", score},        {"step", step},   {NULL, NULL}};
+    static const luaL_Reg methods[] = {
+        {"close", close_layers},
+        {"difference", difference},
+        {"final", final},
+        {"rows", rows},
+        {"score", score},
+        {"step", step},
+        {NULL, NULL},
+    };
     lml_class(L, CLASS, methods, close_layers);
 }

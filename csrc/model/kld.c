@@ -433,3 +433,15 @@ err_code kld_compare(const kld_reference *p, model *q, const float *final, const
     head_close(&hq);
     return code;
 }
+
+void kld_difference(const float *p, const float *q, int64_t n, double *error, double *power)
+{
+    double e = 0, w = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double d = (double)q[i] - (double)p[i];
+        e += d * d;
+        w += (double)p[i] * (double)p[i];
+    }
+    *error += e;
+    *power += w;
+}

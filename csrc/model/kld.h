@@ -51,6 +51,10 @@ err_code kld_writer_put(kld_writer *w, model *m, const float *final, const int32
 err_code kld_writer_finish(kld_writer *w, err_info *e); /* frees w, also on failure */
 void kld_writer_abort(kld_writer *w);
 
+/* Adds to *error the squares of q - p, and to *power those of p, of n floats: residual streams of
+ * two models, or of one with and without something. */
+void kld_difference(const float *p, const float *q, int64_t n, double *error, double *power);
+
 /* ---- comparing ------------------------------------------------------------------------------ */
 
 typedef struct kld_reference {

@@ -59,7 +59,7 @@ end
 
 -- Loaded when first used: a script that only scores a text needs none of it.
 local parts = { kld = "moonlet.eval.kld", save_logits = "moonlet.eval.kld",
-  sensitivity = "moonlet.eval.sensitivity" }
+  report = "moonlet.eval.report", sensitivity = "moonlet.eval.sensitivity" }
 
 return setmetatable(eval, {
   __index = function(self, key)

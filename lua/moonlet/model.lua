@@ -183,6 +183,32 @@ function Model:tensors()
   return tensors
 end
 
+---How the checkpoint holds each matrix of the text stack, expert stacks as one.
+---@return { name: string, class: string, layer: integer?, parameters: integer, bytes: integer,
+---  bits: number }[]? matrices bits per weight, scales and biases included
+---@return string? message, string? code
+function Model:matrices()
+  local layout_of, message, code = core.model_layout(self.dir)
+  if not layout_of then return nil, message, code end
+  local bytes = {}
+  for _, module in ipairs(layout_of.modules) do
+    local name = module.name:gsub("%.experts%.%d+%.", ".experts.")
+    bytes[name] = (bytes[name] or 0) + module.bytes
+  end
+  local tensors
+  tensors, message, code = self:tensors()
+  if not tensors then return nil, message, code end
+  local list = {}
+  for _, tensor in ipairs(tensors) do
+    local n, size = tensor.rows * tensor.cols, bytes[tensor.module]
+    if size then
+      list[#list + 1] = { name = tensor.module, class = tensor.class, layer = tensor.layer,
+        parameters = n, bytes = size, bits = size * 8 / n }
+    end
+  end
+  return list
+end
+
 ---A pass that takes all sequences through one layer before the next: each layer's weights are read
 ---once, however much larger than memory the checkpoint is. Results are the bits that sessions give.
 ---@param sequences integer[][] each starts from an empty state

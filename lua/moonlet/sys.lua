@@ -33,6 +33,14 @@ function sys.read_file(path)
   return bytes
 end
 
+---Replaces a file: written beside it, synced, renamed.
+---@param path string
+---@param bytes string
+---@return true? ok, string? message, string? code
+function sys.write_file(path, bytes)
+  return core.file_write(path, bytes)
+end
+
 ---Directories that hold moonlet's data files, in a source tree or installed.
 ---@param name string "recipes" or "demo-model"
 ---@return string? dir

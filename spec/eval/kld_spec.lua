@@ -4,6 +4,7 @@ local checkpoint = require "spec.support.checkpoint"
 local golden = require "spec.support.golden"
 local json = require "moonlet.json"
 local moonlet = require "moonlet"
+local sequences = require "moonlet.sequences"
 
 local DEMO <const> = "examples/demo-model"
 local TEXT <const> = "The old fisherman looked at the sea.\nHe had caught nothing for a week, "
@@ -71,6 +72,66 @@ describe("eval.kld", function()
     assert.equal(same / (#ids - 1), result.top1)
     assert.near(nll, result.nll, 1e-5 * nll)
     assert.equal(DEMO, result.reference)
+  end)
+
+  it("says what the residual stream is off by after each layer", function()
+    local list = assert(sequences.read(reference, { chat = chat }))
+    local error, power = {}, {}
+    for _, sequence in ipairs(list) do
+      local p = assert(reference:forward(sequence.ids, { want = { "hidden" } }))
+      local q = assert(model:forward(sequence.ids, { want = { "hidden" } }))
+      local n = #sequence.ids * 256
+      for depth = 1, 9 do
+        local a, b
+        if depth < 9 then
+          a = golden.unpack(p.hidden:bytes():sub(4 * n * depth + 1, 4 * n * (depth + 1)), "F32")
+          b = golden.unpack(q.hidden:bytes():sub(4 * n * depth + 1, 4 * n * (depth + 1)), "F32")
+        else
+          a, b = golden.floats(p.final), golden.floats(q.final)
+        end
+        for i, v in ipairs(a) do
+          error[depth] = (error[depth] or 0) + (b[i] - v) ^ 2
+          power[depth] = (power[depth] or 0) + v ^ 2
+        end
+      end
+    end
+    local layers = kld({ chat = chat }).layers
+    assert.equal(9, #layers)
+    for depth, v in ipairs(layers) do
+      assert.near(math.sqrt(error[depth] / power[depth]), v, 1e-9)
+    end
+  end)
+
+  it("tells the size of the model and of each matrix, and counts positions by KLD", function()
+    local plan = assert(moonlet.plan("uniform", DEMO, { mode = "mxfp4" }))
+    local bytes, parameters, by_name = 0, 0, {}
+    local result = kld { chat = chat, matrices = true, positions = true }
+    for _, m in ipairs(result.matrices) do by_name[m.name] = m end
+    for _, tensor in ipairs(plan.tensors) do
+      local name = tensor.name:gsub("^model%.language_model%.", ""):gsub("%.weight$", "")
+      local m = by_name[name]
+      if m then
+        assert.same({ tensor.class, tensor.bytes }, { m.class, m.bytes })
+        assert.equal(m.bytes * 8 / m.parameters, m.bits)
+        bytes, parameters = bytes + m.bytes, parameters + m.parameters
+      else
+        assert.is_true(tensor.class == "norm" or tensor.class == "decay"
+          or tensor.class == "conv" or tensor.decision.drop, name)
+      end
+    end
+    assert.same({ bytes, bytes * 8 / parameters }, { result.bytes, result.bits_per_weight })
+    assert.equal("uniform mxfp4", result.label)
+    local counts = {}
+    for i = 1, 48 do counts[i] = 0 end
+    for _, row in ipairs(result.positions) do
+      for i = 48, 1, -1 do
+        if i == 1 or row.kld >= 10 ^ (-10 + (i - 1) / 4) then
+          counts[i] = counts[i] + 1
+          break
+        end
+      end
+    end
+    assert.same({ least = -10, bins_per_decade = 4, counts = counts }, result.histogram)
   end)
 
   it("is exactly 0 for a model and itself, and the best tokens are all the same", function()

@@ -1,6 +1,8 @@
 --- moonlet eval: how well a model predicts a text or dialogues, and how far it is from another.
+local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
 local plan = require "moonlet.cli.plan"
+local sys = require "moonlet.sys"
 
 local command_eval = {}
 
@@ -50,7 +52,15 @@ function command_eval.define(parser)
   text_options(kld)
   kld:option("--per-position", "write one line of comma-separated values for each position")
     :argname("F.csv")
+  kld:option("--report", "write a page of tables and pictures"):argname("F.html")
   common_options(kld)
+
+  local report = command:command("report", "One page about results of kld --json.")
+  report:argument("results", "files of kld --json, also with --per-tensor"):args("+")
+    :argname("RESULT.json")
+  report:option("--out", "the page"):argname("F.html"):count(1)
+    :convert(output.some_text("--out"))
+  report:option("--title", "its heading"):argname("TEXT")
 end
 
 local function text_given(args)
@@ -98,20 +108,15 @@ local COLUMNS <const> = { "sequence", "position", "token", "kld", "nll", "refere
   "reference_top" }
 
 local function write_positions(path, positions)
-  local file, message = io.open(path, "w")
-  if not file then return nil, message, "io" end
-  local ok
-  ok, message = file:write(table.concat(COLUMNS, ","), "\n")
-  for _, row in ipairs(positions) do
+  local lines = { table.concat(COLUMNS, ",") .. "\n" }
+  for i, row in ipairs(positions) do
     local cells = {}
-    for i, name in ipairs(COLUMNS) do
-      cells[i] = (math.type(row[name]) == "float" and "%.9g" or "%d"):format(row[name])
+    for k, name in ipairs(COLUMNS) do
+      cells[k] = (math.type(row[name]) == "float" and "%.9g" or "%d"):format(row[name])
     end
-    if ok then ok, message = file:write(table.concat(cells, ","), "\n") end
+    lines[i + 1] = table.concat(cells, ",") .. "\n"
   end
-  if ok then ok, message = file:close() end
-  if not ok then return nil, ("%s: %s"):format(path, message), "io" end
-  return true
+  return sys.write_file(path, table.concat(lines))
 end
 
 local function print_kld(result)
@@ -141,13 +146,23 @@ local function save_logits(args)
   return true
 end
 
+-- The page, if one is wanted, and then the numbers.
+local function show(args, result, print_text)
+  if args.report then
+    local ok, message, code = require("moonlet.eval").report(result, args.report)
+    if not ok then return nil, message, code end
+  end
+  if args.json then output.print_json(result) else print_text(result) end
+  return true
+end
+
 local function compare(args, reference)
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
   local opts = text_of(args, "comparing")
   local result
   opts.reference, opts.reference_logits = reference, args.reference_logits
-  opts.positions = args.per_position ~= nil
+  opts.positions, opts.matrices = args.per_position ~= nil, args.json or args.report ~= nil
   result, message, code = require("moonlet.eval").kld(model, opts)
   if not result then return nil, message, code end
   if args.per_position then
@@ -156,8 +171,7 @@ local function compare(args, reference)
     if not ok then return nil, message, code end
     result.positions = nil
   end
-  if args.json then output.print_json(result) else print_kld(result) end
-  return true
+  return show(args, result, print_kld)
 end
 
 -- ---- per tensor ---------------------------------------------------------------------------------
@@ -192,8 +206,7 @@ local function per_tensor(args)
   local result
   result, message, code = require("moonlet.eval").sensitivity(model, opts)
   if not result then return nil, message, code end
-  if args.json then output.print_json(result) else print_table(result) end
-  return true
+  return show(args, result, print_table)
 end
 
 -- ---- dispatch -----------------------------------------------------------------------------------
@@ -212,6 +225,7 @@ local function check_kld(args)
   if args.per_position and (args.save_logits or args.per_tensor) then
     output.misuse("--per-position needs a reference")
   end
+  if args.report and args.save_logits then output.misuse("--report needs a reference") end
   for _, name in ipairs { "by", "recipe", "bits", "group", "mode", "mxfp" } do
     if args[name] and not args.per_tensor then
       output.misuse(("--%s belongs to --per-tensor"):format(name))
@@ -230,7 +244,23 @@ local function run_kld(args)
   return compare(args, reference)
 end
 
+-- ---- report -------------------------------------------------------------------------------------
+
+local function run_report(args)
+  local results = {}
+  for i, path in ipairs(args.results) do
+    local result, message, code = json.read_object(path)
+    if not result then return nil, message, code end
+    if not require("moonlet.eval.report").is_result(result) then
+      return nil, path .. ": not what eval kld --json prints", "format"
+    end
+    results[i] = result
+  end
+  return require("moonlet.eval.report").report(results, args.out, { title = args.title })
+end
+
 function command_eval.run(args)
+  if args.measure == "report" then return run_report(args) end
   if args.measure == "kld" then return run_kld(args) end
   return run_ppl(args)
 end

@@ -1,5 +1,7 @@
 --- How far a model's predictions are from a reference's: KL(reference || model) in nats at every
 -- scored position, over the whole vocabulary.
+local json = require "moonlet.json"
+local label = require "moonlet.eval.label"
 local options = require "moonlet.options"
 local reference_file = require "moonlet.reference"
 local rows = require "moonlet.eval.rows"
@@ -9,23 +11,24 @@ local kld = {}
 
 -- Every sequence through both; `reference` a model.
 local function against_model(model, reference, list, progress)
-  local columns = rows.new()
+  local columns, depths = rows.new(), {}
   for _, piece in ipairs(rows.passes(model, list)) do
-    local theirs, message, code = rows.finals(reference, piece, progress)
-    if not theirs then return nil, message, code end
-    local mine
-    mine, message, code = rows.finals(model, piece, progress)
-    if not mine then return nil, message, code end
+    local mine, theirs, code = rows.both(model, reference, piece, progress, depths)
+    if not mine then return nil, theirs, code end
     for i, sequence in ipairs(piece) do
       local targets = rows.targets(sequence)
-      local out
+      local out, message
       out, message, code = model:compare(mine[i], reference, theirs[i], targets)
       if not out then return nil, rows.explain(message, code, reference, model) end
       rows.add(columns, out)
       progress(#targets)
     end
   end
-  return columns
+  local layers = json.array {}
+  for depth, sums in ipairs(depths) do
+    layers[depth] = sums.power > 0 and math.sqrt(sums.error / sums.power) or 0
+  end
+  return columns, layers
 end
 
 -- Every sequence through the model; `file` knows what the reference said.
@@ -123,10 +126,20 @@ local function per_position(list, columns)
   return out
 end
 
-local function result_of(list, columns, words, want_positions)
+local function result_of(model, list, columns, words, opts)
   local result = rows.summary(columns)
-  result.words = words
-  if want_positions then result.positions = per_position(list, columns) end
+  result.words, result.model, result.label = words, model.dir, label.checkpoint(model.dir)
+  result.histogram = rows.histogram(columns.kl)
+  if opts.positions then result.positions = per_position(list, columns) end
+  local matrices, message, code = model:matrices()
+  if not matrices then return nil, message, code end
+  local parameters = 0
+  result.bytes = 0
+  for _, m in ipairs(matrices) do
+    parameters, result.bytes = parameters + m.parameters, result.bytes + m.bytes
+  end
+  result.bits_per_weight = result.bytes * 8 / parameters
+  if opts.matrices then result.matrices = json.array(matrices) end
   return result
 end
 
@@ -138,7 +151,7 @@ local function with_sequences(known)
 end
 
 local KLD_OPTIONS <const> = with_sequences { reference = "table", reference_logits = "string",
-  positions = "boolean", on_progress = "function" }
+  positions = "boolean", matrices = "boolean", on_progress = "function" }
 local SAVE_OPTIONS <const> = with_sequences { out = "string", on_progress = "function" }
 
 local function compare_with_file(model, opts)
@@ -152,7 +165,9 @@ local function compare_with_file(model, opts)
     rows.progress(list, opts.on_progress, 1, 1))
   if not columns then return nil, message, code end
   local info = file:info()
-  local result = result_of(list, columns, math.tointeger(info.words) or 0, opts.positions)
+  local result
+  result, message, code = result_of(model, list, columns, math.tointeger(info.words) or 0, opts)
+  if not result then return nil, message, code end
   result.reference = info.model
   return result
 end
@@ -161,12 +176,15 @@ end
 ---@param model moonlet.Model
 ---@param opts { reference?: moonlet.Model, reference_logits?: string, file?: string,
 ---  text?: string, chat?: string, window?: integer, windows?: integer[], dialogues?: integer[],
----  positions?: boolean, on_progress?: fun(done: integer, total: integer) }
+---  positions?: boolean, matrices?: boolean, on_progress?: fun(done: integer, total: integer) }
 ---  a reference or the file of its logits, which knows its text; what is scored as for perplexity
----@return table? result mean, mean_error, median, p99, p999, max of the KLD; top1 (share of
----  positions where both prefer the same token); tokens, words; nll, reference_nll (sums),
----  perplexity, reference_perplexity; reference (name); positions: a list of sequence, position,
----  token, kld, nll, reference_nll, top, reference_top
+---@return table? result mean, mean_error, median, p99, p999, max and histogram of the KLD; top1
+---  (share of positions where both prefer the same token); tokens, words; nll, reference_nll
+---  (sums), perplexity, reference_perplexity; reference and model (directories), label (recipe, if
+---  moonlet.json tells); bytes and bits_per_weight of the model's matrices; layers: what the
+---  residual stream is off by after each layer and after the last norm, as a share of its size, if
+---  the reference is a model of the same shape; with matrices, what Model:matrices returns; with
+---  positions, a list of sequence, position, token, kld, nll, reference_nll, top, reference_top
 ---@return string? message, string? code
 function kld.kld(model, opts)
   opts = options.check(opts, KLD_OPTIONS)
@@ -176,12 +194,15 @@ function kld.kld(model, opts)
   if opts.reference_logits then return compare_with_file(model, opts) end
   local list, words, code = model_sequences(model, opts.reference, opts)
   if not list then return nil, words, code end
-  local columns, message
-  columns, message, code = against_model(model, opts.reference, list,
+  local columns, layers
+  columns, layers, code = against_model(model, opts.reference, list,
     rows.progress(list, opts.on_progress, 2, 1))
-  if not columns then return nil, message, code end
-  local result = result_of(list, columns, words, opts.positions)
+  if not columns then return nil, layers, code end
+  local result, message
+  result, message, code = result_of(model, list, columns, words, opts)
+  if not result then return nil, message, code end
   result.reference = opts.reference.dir
+  if #layers > 0 then result.layers = layers end
   return result
 end
 

@@ -1,4 +1,5 @@
 --- Positions compared: a model's final rows sequence by sequence, and what comparisons add up to.
+local json = require "moonlet.json"
 local sequences = require "moonlet.sequences"
 
 local rows = {}
@@ -46,6 +47,22 @@ end
 ---Empty columns, one entry per position.
 function rows.new()
   return { kl = {}, nll = {}, reference_nll = {}, top = {}, reference_top = {} }
+end
+
+-- Positions by the size of their KLD: a fourth of a decade to a bin, from 1e-10 nats to 100.
+local LEAST <const>, BINS_PER_DECADE <const>, BINS <const> = -10, 4, 48
+
+---@return { least: integer, bins_per_decade: integer, counts: integer[] } histogram the first bin
+---  begins at 10 to the power of `least`, and holds what is smaller, too
+function rows.histogram(values)
+  local counts = {}
+  for i = 1, BINS do counts[i] = 0 end
+  for _, v in ipairs(values) do
+    local bin = v > 0 and math.floor((math.log(v, 10) - LEAST) * BINS_PER_DECADE) + 1 or 1
+    bin = math.max(1, math.min(BINS, bin))
+    counts[bin] = counts[bin] + 1
+  end
+  return { least = LEAST, bins_per_decade = BINS_PER_DECADE, counts = json.array(counts) }
 end
 
 local FORMATS <const> = { kl = "<f", nll = "<f", reference_nll = "<f", top = "<i4",
@@ -100,19 +117,33 @@ function rows.passes(model, list)
   return pieces
 end
 
----Runs the sequences of one pass.
----@param progress fun(tokens: integer) hears how many more are done
----@return table? layers see Model:layers
----@return string? message, string? code
-function rows.run(model, piece, progress)
+local function ids_of(piece)
   local ids, tokens = {}, 0
   for i, sequence in ipairs(piece) do
     ids[i] = sequence.ids
     tokens = tokens + #sequence.ids
   end
+  return ids, tokens
+end
+
+-- A function(done, all) of a pass's steps that tells `progress` how many more tokens are done.
+local function counter(tokens, progress)
+  local reported = 0
+  return function(done, all)
+    progress(tokens * done // all - reported)
+    reported = tokens * done // all
+  end
+end
+
+---Runs the sequences of one pass.
+---@param progress fun(tokens: integer) hears how many more are done
+---@return table? layers see Model:layers
+---@return string? message, string? code
+function rows.run(model, piece, progress)
+  local ids, tokens = ids_of(piece)
   local layers, message, code = model:layers(ids)
   if not layers then return nil, message, code end
-  local reported = 0
+  local count = counter(tokens, progress)
   local done, all
   repeat
     done, all, code = layers:step()
@@ -120,10 +151,61 @@ function rows.run(model, piece, progress)
       layers:close()
       return nil, all, code
     end
-    progress(tokens * done // all - reported)
-    reported = tokens * done // all
+    count(done, all)
   until done == all
   return layers
+end
+
+local function finals_of(layers, piece)
+  local finals = {}
+  for i, sequence in ipairs(piece) do finals[i] = layers:final(i, sequence.targets) end
+  return finals
+end
+
+-- All sequences through the next layer; false when none was left.
+local function next_layer(layers, n, count)
+  for _ = 1, n do
+    local done, all, code = layers:step()
+    if not done then return nil, all, code end
+    count(done, all)
+    if done == all then return false end
+  end
+  return true
+end
+
+local function same_stream(a, b)
+  a, b = a:info().config, b:info().config
+  return a.num_hidden_layers == b.num_hidden_layers and a.hidden_size == b.hidden_size
+end
+
+---Runs the sequences of one pass through both models, side by side.
+---@param depths { error: number, power: number }[] sums of squares of what the residual streams
+---  differ by and of the reference's, after each layer and after the last norm; added to, unless
+---  the models are of different shapes
+---@return table[]? finals the model's
+---@return table[]|string theirs, string? code
+function rows.both(model, reference, piece, progress, depths)
+  local ids, tokens = ids_of(piece)
+  local mine <close>, message, code = model:layers(ids)
+  if not mine then return nil, message, code end
+  local theirs <close>, message2, code2 = reference:layers(ids)
+  if not theirs then return nil, message2, code2 end
+  local count_mine, count_theirs = counter(tokens, progress), counter(tokens, progress)
+  local aligned, depth = same_stream(model, reference), 0
+  local more_mine, more_theirs = true, true
+  while more_mine or more_theirs do
+    depth = depth + 1
+    if more_theirs then more_theirs, message, code = next_layer(theirs, #piece, count_theirs) end
+    if more_theirs == nil then return nil, message, code end
+    if more_mine then more_mine, message, code = next_layer(mine, #piece, count_mine) end
+    if more_mine == nil then return nil, message, code end
+    if aligned then
+      local error, power = mine:difference(theirs)
+      local sums = depths[depth] or { error = 0, power = 0 }
+      depths[depth] = { error = sums.error + error, power = sums.power + power }
+    end
+  end
+  return finals_of(mine, piece), finals_of(theirs, piece)
 end
 
 ---A model's final rows of every sequence of one pass.
@@ -132,9 +214,7 @@ end
 function rows.finals(model, piece, progress)
   local layers <close>, message, code = rows.run(model, piece, progress)
   if not layers then return nil, message, code end
-  local finals = {}
-  for i, sequence in ipairs(piece) do finals[i] = layers:final(i, sequence.targets) end
-  return finals
+  return finals_of(layers, piece)
 end
 
 ---A function(n) that adds up for on_progress(done, total): tokens of `passes` passes over the list,

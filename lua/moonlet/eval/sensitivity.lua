@@ -1,6 +1,7 @@
 --- What quantizing does, a part at a time: the model runs with one class, layer or tensor encoded
 -- in memory, and is compared with itself.
 local json = require "moonlet.json"
+local label = require "moonlet.eval.label"
 local options = require "moonlet.options"
 local recipe = require "moonlet.recipe"
 local rows = require "moonlet.eval.rows"
@@ -113,8 +114,9 @@ local function compare_all(model, passes, finals, progress)
 end
 
 -- A group's row of the table.
-local function row_of(group, columns)
+local function row_of(group, columns, rule)
   local row = rows.summary(columns)
+  row.rule = rule
   row.name, row.decision, row.class, row.layer = group.name, group.decision, group.class,
     group.layer
   row.tensors, row.parameters, row.bytes, row.saved = group.tensors, group.parameters,
@@ -123,7 +125,7 @@ local function row_of(group, columns)
   return row
 end
 
-local function measure(model, passes, finals, group, progress)
+local function measure(model, passes, finals, group, rule, progress)
   local _ <close> = setmetatable({}, { __close = function() model:restore() end })
   for _, member in ipairs(group.members) do
     local ok, message, code = model:replace(member.module, member.decision)
@@ -131,7 +133,7 @@ local function measure(model, passes, finals, group, progress)
   end
   local columns, message, code = compare_all(model, passes, finals, progress)
   if not columns then return nil, message, code end
-  return row_of(group, columns)
+  return row_of(group, columns, rule)
 end
 
 -- ---- public -------------------------------------------------------------------------------------
@@ -164,6 +166,7 @@ local function all_groups(model, opts)
     if not list then return nil, all, kind end
     if #list == 0 then return nil, "nothing is encoded: every matrix is kept", "range" end
     tables[i] = { list = list, all = all }
+    if opts.recipe then tables[i].label = label.recipe(rule.name, rule.options) end
     passes = passes + #list + 1
   end
   return tables, passes
@@ -179,8 +182,9 @@ end
 ---  decisions { mode, bits, group }, each of which is tried on every group, or a recipe, whose
 ---  decisions are; by class unless told; what is scored as for perplexity
 ---@return table? result rows and totals (a row per decision or recipe: everything at once), each
----  with name, decision (text), class, layer, tensors, parameters, bytes, saved (bytes, against
----  bf16), kld_per_mib (mean KLD per MiB saved), and what eval.kld measures; reference, tokens, by
+---  with rule (number of the decision), name, decision (text), class, layer, tensors, parameters,
+---  bytes, saved (bytes, against bf16), kld_per_mib (mean KLD per MiB saved), and what eval.kld
+---  measures; reference, tokens, words, by
 ---@return string? message, string? code
 function sensitivity.sensitivity(model, opts)
   opts = check_options(opts)
@@ -197,14 +201,15 @@ function sensitivity.sensitivity(model, opts)
   if not finals then return nil, message, code end
   local result = { rows = json.array {}, totals = json.array {}, by = opts.by or "class",
     reference = model.dir, words = words }
-  for _, groups in ipairs(tables) do
+  for rule, groups in ipairs(tables) do
     groups.list[#groups.list + 1] = groups.all
     for _, group in ipairs(groups.list) do
       local row
-      row, message, code = measure(model, passes, finals, group, progress)
+      row, message, code = measure(model, passes, finals, group, rule, progress)
       if not row then return nil, message, code end
       local place = group == groups.all and result.totals or result.rows
       place[#place + 1] = row
+      if group == groups.all then row.label = groups.label end
       result.tokens = row.tokens
     end
   end
