@@ -203,6 +203,32 @@ describe("compressed-tensors output", function()
   end)
 end)
 
+describe("compressed-tensors output that was stopped", function()
+  it("goes on to the same bytes, in the middle of experts and of fused scales", function()
+    local function nvfp4(t) return t.matrix and { mode = "nvfp4" } or { keep = "bf16" } end
+    local o = { source = WRAPPED, recipe = nvfp4, format = "compressed-tensors" }
+    written.quantized(o, function(whole)
+      local want = written.tensors(whole)
+      for _, calls in ipairs { 2, 40, 77, 130 } do
+        written.with_out(function(out)
+          local given, n = { out = out, resume = true }, 0
+          for k, v in pairs(o) do given[k] = v end
+          given.on_progress = function()
+            n = n + 1
+            return n < calls
+          end
+          local p, _, code = quantize(given)
+          assert.is_nil(p)
+          assert.equal("cancelled", code)
+          given.on_progress = nil
+          assert(quantize(given))
+          written.assert_same_tensors(want, written.tensors(out))
+        end)
+      end
+    end)
+  end)
+end)
+
 describe("quantization_config", function()
   -- What Python's re.match makes of our patterns, which use one construct that Lua lacks.
   local function matches(target, module)

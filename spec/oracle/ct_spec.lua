@@ -88,4 +88,16 @@ describe("stock transformers #oracle", function()
         "compressed-tensors"))
     end)
   end
+
+  for _, source in ipairs { "spec/golden/models/moe-wrapped/hf",
+      "spec/golden/models/dense-tied/hf" } do
+    it("computes our logits from MLX files of " .. source .. " in other forms", function()
+      local mlx <close> = checkpoint.scope()
+      local plain <close> = checkpoint.scope()
+      local packed <close> = checkpoint.scope()
+      local from = write(source, mlx.path, { { recipe = rules.only { mode = "mxfp4" } } }, "mlx")[1]
+      agrees(write(from, plain.path, { { recipe = "keep_bf16" } }, "bf16"))
+      agrees(write(from, packed.path, { { recipe = "keep" } }, "compressed-tensors"))
+    end)
+  end
 end)
