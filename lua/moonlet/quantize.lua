@@ -360,23 +360,36 @@ local function speed_key(put)
   return table.concat(key, " ")
 end
 
+local function weights_of(put) return #put.parts * put.part_rows * put.cols end
+
+-- The items to come by kind: the weights of all, and the put of the largest.
+function Run:kinds()
+  local kinds = {}
+  for _, file in ipairs(self.job.files) do
+    for i = self:items_done(file) + 1, #file.items do
+      local put = file.items[i].put
+      local key = speed_key(put)
+      local kind = kinds[key] or { weights = 0, put = put }
+      kind.weights = kind.weights + weights_of(put)
+      if weights_of(put) > weights_of(kind.put) then kind.put = put end
+      kinds[key] = kind
+    end
+  end
+  return kinds
+end
+
 -- Seconds that the items to come will take, by the speed of a sample of each kind. How fast the
 -- disk writes remains to be seen.
 function Run:estimate()
-  local rates, seconds = {}, 0
-  for _, file in ipairs(self.job.files) do
-    for i = self:items_done(file) + 1, #file.items do
-      local put, o = file.items[i].put, self.job.options
-      local key, weights = speed_key(put), #put.parts * put.part_rows * put.cols
-      if not rates[key] then
-        put.flavour, put.mx_rule = o.flavour, o.mx_rule
-        local rows, start = math.max(SAMPLE // put.cols, 1), sys.seconds()
-        local ok, message, code = self.writer:try(put, rows)
-        if not ok then return nil, message, code end
-        rates[key] = (sys.seconds() - start) / math.min(rows * put.cols, weights)
-      end
-      seconds = seconds + rates[key] * weights
-    end
+  local o, seconds = self.job.options, 0
+  for _, kind in pairs(self:kinds()) do
+    local put = kind.put
+    put.flavour, put.mx_rule = o.flavour, o.mx_rule
+    local rows, start = math.max(SAMPLE // put.cols, 1), sys.seconds()
+    local ok, message, code = self.writer:try(put, rows)
+    if not ok then return nil, message, code end
+    local tried = math.min(rows * put.cols, weights_of(put))
+    seconds = seconds + (sys.seconds() - start) * kind.weights / tried
   end
   return seconds
 end
