@@ -1,0 +1,312 @@
+--- Prompts of a conversation that goes on: from messages to ids, so that what was evaluated before
+--- is evaluated once.
+---
+---   local prompts = prompt.new(model)
+---   local p = assert(prompts:make(messages, { tools = tools }))      -- p.ids, p.text, p.keep_at
+---   ... generate `ids` with text `text` from p.ids ...
+---   prompts:remember(p, ids, text)
+---
+--- Two things stand between a rendered conversation and the tokens that were there before. Clients
+--- send an assistant's turn back as parsed, and the template spells it its own way; so turns are
+--- remembered as they were sampled, and where the template's text of a turn means the same, the
+--- sampled tokens take its place. And control strings in what people write are text: they are kept
+--- apart through the template and tokenized as plain text.
+
+local chat = require "moonlet.chat"
+local json = require "moonlet.json"
+local turn = require "moonlet.turn"
+
+local prompt = {}
+
+local MAX_TURNS <const> = 512 -- that are remembered
+
+---@class moonlet.Prompts
+local Prompts = {}
+Prompts.__index = Prompts
+
+---@class moonlet.Prompt
+---@field ids integer[]
+---@field text string
+---@field keep_at integer[]  numbers of tokens, rising, after which other prompts may differ
+---@field reasoning boolean  the generation prompt has opened a think block
+---@field tail string  of the generation prompt, behind the line that names the role
+---@field tail_ids integer[]
+---@field tools table?
+
+-- ---- control strings ---------------------------------------------------------------------------
+
+-- All strings that the tokenizer has tokens of their own for, the longest first.
+local function control_strings(tokenizer)
+  local list = {}
+  for id = 0, tokenizer:n_vocab() - 1 do
+    local text = tokenizer:token_bytes(id)
+    if text and text:find("^<.*>$") and tokenizer:id(text) == id
+      and #tokenizer:encode(text) == 1 and #tokenizer:encode(text, { special = false }) > 1 then
+      list[#list + 1] = text
+    end
+  end
+  table.sort(list, function(a, b)
+    if #a ~= #b then return #a > #b end
+    return a < b
+  end)
+  return list
+end
+
+-- Stand-ins are private characters of plane 16; a conversation that uses some gets others.
+local FIRST_PRIVATE <const>, LAST_PRIVATE <const> = 0x100000, 0x10FFFD
+
+local function stand_ins(strings, has)
+  local base = FIRST_PRIVATE
+  while base + #strings <= LAST_PRIVATE do
+    local free, map, back = true, {}, {}
+    for i, text in ipairs(strings) do
+      local mark = utf8.char(base + i)
+      free = free and not has(mark)
+      map[text], back[mark] = mark, text
+    end
+    if free then return map, back end
+    base = base + #strings
+  end
+  return {}, {}
+end
+
+local PLANE_16 <const> = "\xF4[\x80-\x8F][\x80-\xBF][\x80-\xBF]"
+
+-- Every string in a value, changed.
+local function map_strings(value, change)
+  if type(value) == "string" then return change(value) end
+  if type(value) ~= "table" or value == json.null then return value end
+  if json.is_array(value) then
+    local list = json.array {}
+    for i, child in ipairs(value) do list[i] = map_strings(child, change) end
+    return list
+  end
+  local object, keys = {}, json.keys(value)
+  for i, key in ipairs(keys) do
+    local child = map_strings(value[key], change)
+    keys[i] = change(key)
+    object[keys[i]] = child
+  end
+  return json.object(object, keys)
+end
+
+local function mask(strings, map, text)
+  if not text:find("<", 1, true) then return text end
+  for _, s in ipairs(strings) do
+    local from = 1
+    while true do
+      local first, last = text:find(s, from, true)
+      if not first then break end
+      text = text:sub(1, first - 1) .. map[s] .. text:sub(last + 1)
+      from = first + #map[s]
+    end
+  end
+  return text
+end
+
+-- The text with its stand-ins replaced, and the ranges that they take in it.
+local function unmask(back, text)
+  local parts, ranges, length, at = {}, {}, 0, 1
+  local function add(piece)
+    parts[#parts + 1] = piece
+    length = length + #piece
+  end
+  while true do
+    local first, last = text:find(PLANE_16, at)
+    if not first then break end
+    add(text:sub(at, first - 1))
+    local original = back[text:sub(first, last)]
+    if original then ranges[#ranges + 1] = { length + 1, length + #original } end
+    add(original or text:sub(first, last))
+    at = last + 1
+  end
+  add(text:sub(at))
+  return table.concat(parts), ranges
+end
+
+-- ---- opening -----------------------------------------------------------------------------------
+
+---@param model moonlet.Model with tokenizer and template
+---@return moonlet.Prompts
+function prompt.new(model)
+  local stops = {}
+  for i, id in ipairs(model.stop_ids or {}) do stops[i] = model.tokenizer:token_bytes(id) end
+  return setmetatable({ model = model, strings = control_strings(model.tokenizer), stops = stops,
+    turns = {}, order = {} }, Prompts)
+end
+
+-- ---- turns -------------------------------------------------------------------------------------
+
+local function trimmed(text) return (text or ""):match("^%s*(.-)%s*$") end
+
+-- What a turn says, however it is spelled.
+local function meaning(text, tools)
+  local t = turn.read(text, { tools = tools })
+  local calls = {}
+  for i, call in ipairs(t.calls) do calls[i] = { call.name, call.arguments } end
+  return json.encode({ trimmed(t.reasoning), trimmed(t.content), t.unfinished or "",
+    json.array(calls) }, { sort_keys = true })
+end
+
+---Remembers a turn as it was sampled.
+---@param p moonlet.Prompt that it answers
+---@param ids integer[] sampled tokens without the one that stopped them
+---@param text string of those, control strings included
+function Prompts:remember(p, ids, text)
+  local key = meaning(p.tail .. text, p.tools)
+  local all = table.move(ids, 1, #ids, #p.tail_ids + 1,
+    table.move(p.tail_ids, 1, #p.tail_ids, 1, {}))
+  if not self.turns[key] then
+    self.order[#self.order + 1] = key
+    if #self.order > MAX_TURNS then self.turns[table.remove(self.order, 1)] = nil end
+  end
+  self.turns[key] = { ids = all, text = p.tail .. text }
+end
+
+-- ---- making ------------------------------------------------------------------------------------
+
+-- Where the first of several strings begins.
+local function find_first(text, strings, at)
+  local first
+  for _, s in ipairs(strings) do
+    local found = text:find(s, at, true)
+    if found and (not first or found < first) then first = found end
+  end
+  return first
+end
+
+-- Takes text apart: pieces {text =} that begin with the control string `start`, and turns that are
+-- remembered {turn =}. `header` begins an assistant's turn.
+local function pieces_of(self, text, start, header, tools, back)
+  local pieces, at = {}, 1
+  local function add_text(last)
+    while at <= last do
+      local next_start = text:find(start, at + 1, true)
+      local stop = next_start and next_start <= last and next_start - 1 or last
+      pieces[#pieces + 1] = { text = text:sub(at, stop) }
+      at = stop + 1
+    end
+  end
+  local from = 1
+  while next(self.turns) do
+    local first, last = text:find(header, from, true)
+    local stop = first and find_first(text, self.stops, last + 1)
+    if not stop then break end
+    local found = self.turns[meaning(unmask(back, text:sub(last + 1, stop - 1)), tools)]
+    if found then
+      add_text(last)
+      pieces[#pieces + 1] = { turn = found }
+      at = stop
+    end
+    from = stop
+  end
+  add_text(#text)
+  return pieces
+end
+
+-- Points that other conversations share or clients come back to: the end of the first message, the
+-- last question, and where the answer begins.
+local function keep_points(starts, n_before_answer)
+  local points, seen = {}, {}
+  for _, n in ipairs { starts[2] or 0, starts[#starts - 1] or 0, n_before_answer } do
+    if n > 0 and not seen[n] then
+      seen[n] = true
+      points[#points + 1] = n
+    end
+  end
+  table.sort(points)
+  return points
+end
+
+local function assemble(self, pieces, start, back)
+  local ids, texts, starts = {}, {}, {}
+  for _, piece in ipairs(pieces) do
+    local more, text
+    if piece.turn then
+      more, text = piece.turn.ids, piece.turn.text
+    else
+      local ranges, message, code
+      text, ranges = unmask(back, piece.text)
+      more, message, code = self.model:encode(text, { plain = ranges })
+      if not more then return nil, message, code end
+      if piece.text:sub(1, #start) == start then starts[#starts + 1] = #ids end
+    end
+    table.move(more, 1, #more, #ids + 1, ids)
+    texts[#texts + 1] = text
+  end
+  return ids, table.concat(texts), starts
+end
+
+-- The control string that text begins with.
+local function leading_control(self, text)
+  for _, s in ipairs(self.strings) do
+    if text:sub(1, #s) == s then return s end
+  end
+end
+
+-- People's texts hold no control strings. An assistant's may hold think blocks and calls, which
+-- templates look for, but none that begin or end turns.
+local function masked_messages(self, list, map)
+  local tokenizer = self.model.tokenizer
+  local ends_turns = {}
+  for _, s in ipairs(self.strings) do
+    if tokenizer:is_special(tokenizer:id(s)) then ends_turns[#ends_turns + 1] = s end
+  end
+  local masked = json.array {}
+  for i, message in ipairs(list) do
+    local strings = message.role == "assistant" and ends_turns or self.strings
+    masked[i] = map_strings(message, function(s) return mask(strings, map, s) end)
+  end
+  return masked
+end
+
+---@param messages table array of messages as OpenAI's API has them
+---@param variables table? of the template: tools, enable_thinking, ...
+---@return moonlet.Prompt? prompt
+---@return string? message
+---@return string? code
+function Prompts:make(messages, variables)
+  local list, tools, message, code
+  list, message, code = chat.messages(messages)
+  if not list then return nil, message, code end
+  tools, message, code = chat.tools(variables and variables.tools)
+  if message then return nil, message, code end
+
+  local given = json.encode({ list, tools or json.null })
+  local map, back = stand_ins(self.strings, function(mark) return given:find(mark, 1, true) end)
+  local masked = masked_messages(self, list, map)
+  local options = {}
+  for name, value in pairs(variables or {}) do options[name] = value end
+  options.tools = tools and map_strings(tools, function(s) return mask(self.strings, map, s) end)
+  local function render(generate)
+    options.add_generation_prompt = generate
+    return self.model:render(masked, options)
+  end
+  local whole, before
+  whole, message, code = render(true)
+  if not whole then return nil, message, code end
+  before, message, code = render(false)
+  if not before then return nil, message, code end
+
+  local answer = whole:sub(1, #before) == before and whole:sub(#before + 1) or ""
+  local header, tail = answer:match("^(.-\n)(.*)$")
+  header, tail = header or answer, tail or ""
+  local start = leading_control(self, header)
+  local pieces
+  if start then
+    pieces = pieces_of(self, before, start, header, tools, back)
+    pieces[#pieces + 1] = { text = answer }
+  else -- a template of another kind: nothing to hold on to
+    pieces, tail = { { text = whole } }, ""
+  end
+  local ids, text, starts = assemble(self, pieces, start or "\0", back)
+  if not ids then return nil, text, starts end
+  local tail_ids
+  tail_ids, message, code = self.model:encode(tail)
+  if not tail_ids then return nil, message, code end
+  return { ids = ids, text = text, tools = tools, tail = tail, tail_ids = tail_ids,
+    reasoning = tail:find("<think>", 1, true) ~= nil and not tail:find("</think>", 1, true),
+    keep_at = keep_points(starts, starts[#starts] or 0) }
+end
+
+return prompt
