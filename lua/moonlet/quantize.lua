@@ -378,18 +378,27 @@ function Run:kinds()
   return kinds
 end
 
--- Seconds that the items to come will take, by the speed of a sample of each kind. How fast the
--- disk writes remains to be seen.
-function Run:estimate()
-  local o, seconds = self.job.options, 0
-  for _, kind in pairs(self:kinds()) do
-    local put = kind.put
-    put.flavour, put.mx_rule = o.flavour, o.mx_rule
-    local rows, start = math.max(SAMPLE // put.cols, 1), sys.seconds()
+-- Seconds per weight, from some rows of a put. The second of two tries finds them in memory.
+function Run:sample(put)
+  local o, rows, seconds = self.job.options, math.max(SAMPLE // put.cols, 1), nil
+  put.flavour, put.mx_rule = o.flavour, o.mx_rule
+  for _ = 1, 2 do
+    local start = sys.seconds()
     local ok, message, code = self.writer:try(put, rows)
     if not ok then return nil, message, code end
-    local tried = math.min(rows * put.cols, weights_of(put))
-    seconds = seconds + (sys.seconds() - start) * kind.weights / tried
+    seconds = sys.seconds() - start
+  end
+  return seconds / math.min(rows * put.cols, weights_of(put))
+end
+
+-- Seconds that the items to come will take, by a sample of each kind. How fast the disk is remains
+-- to be seen.
+function Run:estimate()
+  local seconds = 0
+  for _, kind in pairs(self:kinds()) do
+    local each, message, code = self:sample(kind.put)
+    if not each then return nil, message, code end
+    seconds = seconds + each * kind.weights
   end
   return seconds
 end
