@@ -4,7 +4,7 @@ local moonlet = require "moonlet"
 
 local function recipe(tensor)
   if tensor.class:find("^expert_") then return { mode = "affine", bits = 3, group = 64 } end
-  if tensor.quantizable then return { mode = "affine", bits = 8, group = 64 } end
+  if tensor.matrix then return { mode = "affine", bits = 8, group = 64 } end
   return { keep = "bf16" }
 end
 

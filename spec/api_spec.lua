@@ -394,7 +394,9 @@ describe("moonlet.plan and moonlet.quantize", function()
   end)
 
   it("raise on misuse", function()
-    misuse("unknown option 'bit'", function() moonlet.plan("unsloth", DEMO, { bit = 4 }) end)
+    misuse("option 'bits': boolean, number, text or a list of them expected", function()
+      moonlet.plan("unsloth", DEMO, { bits = print })
+    end)
     misuse("directory or config.json expected", function() moonlet.plan("unsloth") end)
     misuse("name, file or function expected", function() moonlet.plan(4, DEMO) end)
     misuse("option 'out' is missing", function()
@@ -408,6 +410,7 @@ describe("moonlet.plan and moonlet.quantize", function()
 
   it("answer what cannot be done", function()
     fails("io", moonlet.plan("no_such_recipe", DEMO))
+    fails("format", moonlet.plan("unsloth", DEMO, { bit = 4 }))
     fails("io", moonlet.plan("unsloth", "no/such/directory"))
     fails("unsupported", moonlet.quantize { source = DEMO, out = "x", recipe = "unsloth",
       format = "bf16" })

@@ -147,7 +147,7 @@ describe("a failure of the work exits with 1", function()
     { "plan --recipe D/number.lua", 1, "a decision %(table%) expected, got number" },
     { "plan --recipe D/loop.lua", 1, "runs too long" },
     { "plan --recipe D/os.lua", 1, "global 'os'" },
-    { "plan --recipe uniform --bits 7", 1, "affine has no 7%-bit form" },
+    { "plan --recipe uniform --bits 7", 1, "bits must be one of 2 3 4 5 6 8" },
     { "quantize /nosuch D/q --recipe uniform", 1, "/nosuch" },
     { "quantize examples --recipe uniform", 1, "exists and is not empty" },
     { "quantize D/empty --recipe uniform", 1, "empty: .*Not a directory" },

@@ -255,6 +255,6 @@ describe("plan", function()
 
   it("raises on misuse", function()
     assert.error_matches(function() plan("unsloth") end, "directory or config.json expected")
-    assert.error_matches(function() plan("unsloth", MOE, { bit = 1 }) end, "unknown .*'bit'")
+    assert.error_matches(function() plan("unsloth", MOE, 4) end, "option table expected")
   end)
 end)

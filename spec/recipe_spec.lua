@@ -1,3 +1,4 @@
+local plan = require "moonlet.plan"
 local recipe = require "moonlet.recipe"
 
 ---A description as moonlet.layout makes it; fields replaced by `changes`.
@@ -69,8 +70,16 @@ describe("recipe", function()
         ['{ keep = "f16" }'] = '"bf16" and "stored" are known',
         ["{ drop = true }"] = "cannot do without it",
         ["{ bits = 4 }"] = "exactly one",
+        ['{ keep = "bf16", bits = 4 }'] = "bits needs a mode",
+        ['{ keep = "bf16", fit = "mse" }'] = "fit needs a mode",
+        ['{ drop = true, gptq = true }'] = "gptq needs a mode",
+        ['{ mode = "mxfp4", fit = "best of three" }'] = "%(mxfp4%): unknown fit best of three; "
+          .. "there are: minmax mse imatrix qstream best",
+        ['{ mode = "mxfp8", fit = "qstream" }'] = "qstream chooses among exponents of mxfp4",
+        ['{ mode = "nvfp4", gptq = 1 }'] = "gptq must be true or false, got number",
         ['{ mode = "affine" }'] = "affine has no nil%-bit form",
-        ['{ mode = "affine", bits = 7 }'] = "affine has no 7%-bit form",
+        ['{ mode = "affine", bits = 7, group = 32 }'] =
+          "%[512, 256%]: %(affine, 7 bits, group 32%): affine has no 7%-bit form",
         ['{ mode = "affine", bits = "4" }'] = "affine has no 4%-bit form",
         ['{ mode = "mxfp4", group = 64 }'] = "mxfp4 has no group of 64",
         ['{ mode = "mxfp4", bits = 8 }'] = "mxfp4 has no 8%-bit form",
@@ -92,7 +101,8 @@ describe("recipe", function()
     it("refuses groups that rows do not divide into, and formats for vectors", function()
       local _, message = decide(answering '{ mode = "affine", bits = 4, group = 128 }',
         tensor { shape = { 8, 192 }, cols = 192 })
-      assert.matches("%[8, 192%]: rows of 192 do not divide into groups of 128", message)
+      assert.matches("%[8, 192%]: %(affine, 4 bits, group 128%): rows of 192 do not divide into "
+        .. "groups of 128", message)
       _, message = decide(answering '{ mode = "mxfp4" }', tensor { matrix = false })
       assert.matches("only matrices", message)
     end)
@@ -160,7 +170,13 @@ describe("recipe", function()
         ["return function() return {} end"] = "must return a function, returned table",
         ["x = y.z"] = "attempt to index a nil value",
         ["return function() return function() end, { mode = 'affine', bits = 7 } end"] =
-          "base decision: affine has no 7%-bit form",
+          "base decision: %(affine, 7 bits%): affine has no 7%-bit form",
+        ["return function() return function() end, nil, 4 end"] = "defaults: a table expected",
+        ["return function() return function() end, nil, { fit = 'x' } end"] = "defaults: fit = x",
+        ["return function() return function() end, nil, { awq = true } end"] =
+          "defaults: awq = true",
+        ["return function() return function() end, nil, { damp = 1 } end"] =
+          "defaults: unknown field 'damp'",
       }
       for source, pattern in pairs(cases) do
         local d, message, code = decide(source)
@@ -190,6 +206,19 @@ describe("recipe", function()
     assert.is_nil(base("keep_bf16"))
   end)
 
+  it("may say what it wants of the quantizer", function()
+    assert.same({ fit = "qstream" }, assert(recipe.load("qstream_mxfp4")).defaults)
+    assert.same({}, assert(recipe.load("unsloth")).defaults)
+    assert.same({}, assert(recipe.load(function() end)).defaults)
+    with_file([[return function() return function() end, nil,
+      { fit = "best", gptq = false, awq = "mlx-node" } end]], function(path)
+      assert.same({ fit = "best", gptq = false, awq = "mlx-node" },
+        assert(recipe.load(path)).defaults)
+    end)
+    assert.same({ mode = "affine", bits = 3, group = 64, fit = "mse", gptq = true },
+      decide(answering '{ mode = "affine", bits = 3, fit = "mse", gptq = true }'))
+  end)
+
   it("takes a function as a recipe", function()
     local loaded = assert(recipe.load(function(t) return { mode = "affine", bits = t.layer } end))
     assert.same({ mode = "affine", bits = 3, group = 64 }, loaded:decide(tensor()))
@@ -198,10 +227,61 @@ describe("recipe", function()
 
   it("raises on misuse", function()
     assert.error_matches(function() recipe.load(4) end, "function expected")
-    assert.error_matches(function() recipe.load("unsloth", { bit = 4 }) end, "unknown option 'bit'")
-    assert.error_matches(function() recipe.load("unsloth", { bits = "4" }) end, "integer expected")
-    assert.error_matches(function() recipe.load("unsloth", { bits = 4.5 }) end, "integer expected")
+    for _, value in ipairs { { {} }, { a = 1 }, print } do
+      assert.error_matches(function() recipe.load("unsloth", { bits = value }) end,
+        "option 'bits': boolean, number, text or a list of them expected")
+    end
+    assert.error_matches(function() recipe.load("unsloth", { 4 }) end, "have names")
+    assert.error_matches(function() recipe.load("unsloth", 4) end, "option table expected")
+    assert.error_matches(function()
+      recipe.options_of { bits = 4, recipe_options = { bits = 5 } }
+    end, "option 'bits' is given twice")
     assert.error_matches(function() recipe.load(function() end, { bits = 4 }) end, "no options")
+  end)
+
+  describe("options", function()
+    it("reach the recipe as they are given", function()
+      decide([[return function(o)
+        assert(o.n == 4 and o.x == 0.5 and o.name == "a b" and o.on == false and #o.list == 2
+          and o.list[1] == "x" and o.list[2] == 2 and o.none[1] == nil)
+        error("reached", 0)
+      end]], nil, { n = 4, x = 0.5, name = "a b", on = false, list = { "x", 2 }, none = {} })
+    end)
+
+    it("are for published recipes to accept", function()
+      local cases = {
+        config_i = { [{ bits = 4 }] = "no option 'bits'; it takes none" },
+        mixed_3_6 = { [{ low = 4 }] = "no option 'low'; there are: group mxfp rule",
+          [{ rule = "llama" }] = "rule must be one of mlx%-node mlx%-lm" },
+        qwen3_5 = { [{ bits = 5 }] = "asks for 7 bits in attention %(a known trap",
+          [{ bits = 6 }] = "asks for 7 bits in down_proj %(a known trap",
+          [{ bits = 7 }] = "bits must be one of 2 3 4 8" },
+        qstream_mxfp4 = { [{ exclude = "x" }] = "exclude must be a list of texts",
+          [{ exclude = { 1 } }] = "exclude must be a list of texts" },
+        keep_bf16 = { [{ mxfp = true }] = "it takes none" },
+      }
+      for name, given in pairs(cases) do
+        for options, pattern in pairs(given) do
+          local loaded, message, code = recipe.load(name, options)
+          assert.is_nil(loaded)
+          assert.matches("^recipe " .. name .. ": .*" .. pattern, message)
+          assert.equal("format", code)
+        end
+      end
+    end)
+  end)
+
+  it("lists what there is", function()
+    local names = {}
+    for _, r in ipairs(assert(recipe.list())) do
+      names[r.name] = r.summary
+      assert.matches("^%S.*%w", r.summary, nil, nil, r.name)
+      assert(recipe.load(r.name))
+    end
+    assert.matches("one format for every matrix", names.uniform)
+    local _, message = recipe.load("unslot")
+    assert.matches("no recipe named unslot, and no such file; there are: .*config_i .*unsloth",
+      message)
   end)
 
   describe("kit", function()
@@ -229,13 +309,95 @@ describe("recipe", function()
     end)
   end)
 
+  describe("kit", function()
+    local function with_kit(body) return ("return function(options, kit) %s end"):format(body) end
+
+    it("finds patterns in names", function()
+      local cases = {
+        { "*shared_expert*", "mlp.shared_expert_gate.weight", true },
+        { "*.mlp.gate.", "layers.0.mlp.gate.weight", true },
+        { "*.mlp.gate.", "layers.0.mlp.gate_proj.weight", false },
+        { "layers.*.q_proj", "model.layers.11.self_attn.q_proj.weight", true },
+        { "q_proj*layers", "model.layers.11.self_attn.q_proj.weight", false },
+        { "a.c", "abc", false }, { "ab*b", "ab", false }, { "ab*ab", "abab", true },
+        { "*", "x", true }, { "", "x", true }, { "%a", "x", false },
+      }
+      for _, case in ipairs(cases) do
+        local _, message = decide(with_kit(("error(tostring(kit.glob(%q, %q)), 0)"):format(case[1],
+          case[2])))
+        assert.matches(": " .. tostring(case[3]) .. "$", message, nil, nil, case[1])
+      end
+    end)
+
+    it("makes recipes of published ones", function()
+      local source = with_kit([[
+        local decide, base, defaults = kit.recipe("unsloth", { bits = options.bits })
+        assert(base.bits == options.bits and defaults == nil)
+        return function(tensor)
+          if tensor.class == "o_proj" then return kit.affine(8, 64) end
+          return decide(tensor)
+        end]])
+      assert.same({ mode = "affine", bits = 6, group = 64 }, decide(source, nil, { bits = 4 }))
+      assert.same({ mode = "affine", bits = 8, group = 64 },
+        decide(source, tensor { class = "o_proj" }, { bits = 4 }))
+      local _, message = decide(source, nil, { bits = 7 })
+      assert.matches("%.lua: bits must be one of", message)
+      _, message = decide(with_kit 'return kit.recipe("unslot")')
+      assert.matches("%.lua: kit%.recipe: no published recipe named unslot", message)
+    end)
+
+    it("asks what checks at the end find", function()
+      with_file(with_kit([[
+        local n = 0
+        kit.at_end(function() kit.expect(n == 1, n .. " tensors of the kind"); n = 0 end)
+        return function(t)
+          if t.class == "q_proj" then n = n + 1 end
+          return kit.keep()
+        end]]), function(path)
+        local rule = assert(recipe.load(path))
+        for _ = 1, 2 do
+          rule:decide(tensor())
+          assert.is_true(rule:finish())
+        end
+        local ok, message, code = rule:finish()
+        assert.is_nil(ok)
+        assert.equal(("recipe %s: 0 tensors of the kind"):format(path), message)
+        assert.equal("range", code)
+      end)
+    end)
+  end)
+
+  describe("qstream_mxfp4", function()
+    local MOE = "spec/golden/configs/qwen3.6-35b-a3b.json"
+    local function exclude(...) return plan("qstream_mxfp4", MOE, { exclude = { ... } }) end
+
+    it("refuses an exclude that occurs in no name", function()
+      local p, message = exclude("*lm_head*", "*layers.40.*")
+      assert.is_nil(p)
+      assert.equal("recipe qstream_mxfp4: exclude: '*layers.40.*' occurs in no tensor's name",
+        message)
+      p = assert(exclude("*lm_head*", "layers.39."))
+      local kept = {}
+      for _, t in ipairs(p.tensors) do
+        if t.class ~= "vision" and t.class ~= "mtp" and t.decision.keep then
+          kept[t.class] = (kept[t.class] or 0) + 1
+        end
+      end
+      assert.same({ 1, 1, nil, 1, 1, 60 }, { kept.lm_head, kept.expert_up, kept.embed,
+        kept.q_proj, kept.router, kept.decay })
+    end)
+  end)
+
   describe("unsloth", function()
     it("refuses what it was not made for", function()
       local cases = {
         [{ bits = 7 }] = "bits must be one of 2 3 4 5 6 8", [{ bits = 1 }] = "bits must be one of",
-        [{ group = 48 }] = "group must be", [{ mode = "mxfp4" }] = "mode must be affine or nvfp4",
-        [{ mode = "nvfp4", bits = 3 }] = "nvfp4 has 4 bits",
-        [{ mode = "nvfp4", group = 64 }] = "nvfp4 has groups of 16",
+        [{ bits = 4.5 }] = "bits must be one of", [{ bits = "4" }] = "bits must be one of",
+        [{ bits = { 4 } }] = "bits must be one of", [{ mxfp = 1 }] = "mxfp must be true or false",
+        [{ bit = 4 }] = "no option 'bit'; there are: bits era group mode mxfp",
+        [{ group = 48 }] = "group must be", [{ mode = "mxfp4" }] = "mode must be one of affine",
+        [{ mode = "nvfp4", bits = 3 }] = "bits must be 4$",
+        [{ mode = "nvfp4", group = 64 }] = "group must be 16$",
         [{ mode = "nvfp4", mxfp = true }] = "mxfp goes with mode affine",
       }
       for options, pattern in pairs(cases) do

@@ -32,6 +32,7 @@ local parts = {
   json = "moonlet.json",
   plan = "moonlet.plan",
   quantize = "moonlet.quantize",
+  recipe = "moonlet.recipe",
   reference = "moonlet.reference",
   safetensors = "moonlet.safetensors",
   sampler = "moonlet.sampler",

@@ -153,6 +153,8 @@ function plan.decide(rule, tensors, bytes_of)
     add_row(self, { name = desc.name, shape = desc.shape, class = desc.class, decision = decision,
       bytes = bytes_of(desc, decision) }, desc)
   end
+  local ok, message, code = rule:finish()
+  if not ok then return nil, message, code end
   for _, class in pairs(self.classes) do
     class.bits_per_weight = class.bytes * 8 / class.parameters
   end
@@ -163,7 +165,7 @@ end
 ---Prices a recipe for a checkpoint directory or a config.json; reads no weights.
 ---@param rule string|function|moonlet.Recipe  name of a published recipe, file.lua, or a function
 ---@param path string
----@param given { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?  options
+---@param given table<string, boolean|number|string|table>?  options of the recipe
 ---@return moonlet.Plan? plan
 ---@return string? message
 ---@return string? code

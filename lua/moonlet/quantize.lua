@@ -31,6 +31,7 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 ---@field group integer?
 ---@field mode string?
 ---@field mxfp boolean?
+---@field recipe_options table?  further options of the recipe
 ---@field format "mlx"|"compressed-tensors"|"bf16"|nil  default mlx
 ---@field hessians string?    file of `moonlet imatrix --hessians`: encode with error feedback
 ---@field gptq boolean?       whether to, where a decision does not say; default: with `hessians`
@@ -46,8 +47,9 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 ---  stops
 
 local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integer",
-  group = "integer", mode = "string", mxfp = "boolean", format = "string", threads = "integer",
-  hessians = "string", gptq = "boolean", shard_bytes = "integer", flavour = "string",
+  group = "integer", mode = "string", mxfp = "boolean", recipe_options = "table",
+  format = "string", threads = "integer", hessians = "string", gptq = "boolean",
+  shard_bytes = "integer", flavour = "string",
   mx_rule = "string", resume = "boolean", dry_run = "boolean", command = "string",
   on_progress = "function" }
 
@@ -143,6 +145,7 @@ local function feed(job, decided)
   notes, message, code = hessians.serve(job.hessians, job.files, function(tensor)
     local own = decisions[tensor].gptq
     if own == nil then own = o.gptq end
+    if own == nil then own = job.rule.defaults.gptq end
     if own == nil then own = o.hessians ~= nil end
     return own
   end)
@@ -156,8 +159,7 @@ local function decide(job)
   local o = job.options
   local form = FORMS[o.format]
   local message, code, inventory, decided, sets
-  job.rule, message, code = recipe.load(o.recipe,
-    { bits = o.bits, group = o.group, mode = o.mode, mxfp = o.mxfp })
+  job.rule, message, code = recipe.load(o.recipe, recipe.options_of(o))
   if not job.rule then return nil, message, code end
   inventory, message, code = plan.inventory(o.source)
   if not inventory then return nil, message, code end

@@ -1,11 +1,13 @@
 -- recipe: loads a recipe, asks it for decisions, and checks what it answers.
 --
 -- A recipe file is a text chunk that returns function(options, kit), which returns
--- function(tensor) -> decision and, if it likes, its base decision. It runs with the pure part of
--- the standard library only, under an instruction limit; see docs/recipes.md. What a number format
--- can express is checked here, so that a decision that comes out of `recipe:decide` can be carried
--- out.
+-- function(tensor) -> decision and, if it likes, its base decision and its defaults. It runs with
+-- the pure part of the standard library only, under an instruction limit; see docs/recipes.md. What
+-- a number format can express is checked here, so that a decision that comes out of `recipe:decide`
+-- can be carried out.
 
+local core = require "moonlet.core"
+local new_kit = require "moonlet.kit"
 local options = require "moonlet.options"
 local sys = require "moonlet.sys"
 
@@ -22,8 +24,10 @@ local FORMATS = {
   nvfp4 = { bits = { 4 }, groups = { 16 }, group_bytes = 1 },
   fp8 = { bits = { 8 }, whole_rows = true, group_bytes = 2 },
 }
-local DECISION_KEYS = { mode = true, bits = true, group = true, gptq = true, keep = true,
-  drop = true }
+local DECISION_KEYS = { mode = true, bits = true, group = true, keep = true, drop = true,
+  fit = true, gptq = true }
+local FITS = { "minmax", "mse", "imatrix", "qstream", "best" }
+local AWQ = { "search", "mlx-node", "off" }
 local KEPT_BYTES = { bf16 = 2, f16 = 2, f32 = 4 }
 
 local function contains(list, x)
@@ -73,6 +77,43 @@ local function kept_packed(tensor)
   return { mode = p.mode, bits = p.bits, group = p.group, scales = p.scales, exact = true }
 end
 
+-- "(affine, 7 bits, group 64)": what was asked for, as far as it was.
+local function asked_text(d)
+  local words = { tostring(d.mode) }
+  if d.bits ~= nil then words[#words + 1] = ("%s bits"):format(tostring(d.bits)) end
+  if d.group ~= nil then words[#words + 1] = ("group %s"):format(tostring(d.group)) end
+  return ("(%s)"):format(table.concat(words, ", "))
+end
+
+-- What makes a decision to encode impossible, or bits and group.
+local function checked_format(tensor, d)
+  local format = FORMATS[d.mode]
+  if not format then return "unknown mode " .. tostring(d.mode) end
+  if not tensor.matrix then return "only matrices of the text stack can be quantized" end
+  local groups = format.whole_rows and { tensor.cols } or format.groups
+  local bits, group = d.bits, d.group or groups[1]
+  if bits == nil and #format.bits == 1 then bits = format.bits[1] end
+  if not contains(format.bits, bits) then
+    return ("%s has no %s-bit form"):format(d.mode, tostring(bits))
+  end
+  if not contains(groups, group) then
+    return ("%s has no group of %s"):format(d.mode, tostring(group))
+  end
+  if tensor.cols % group ~= 0 then
+    return ("rows of %d do not divide into groups of %d"):format(tensor.cols, group)
+  end
+  if d.fit ~= nil and not contains(FITS, d.fit) then
+    return ("unknown fit %s; there are: %s"):format(tostring(d.fit), table.concat(FITS, " "))
+  end
+  if d.fit == "qstream" and d.mode ~= "mxfp4" then
+    return ("fit qstream chooses among exponents of mxfp4; %s has none"):format(d.mode)
+  end
+  if d.gptq ~= nil and type(d.gptq) ~= "boolean" then
+    return "gptq must be true or false, got " .. type(d.gptq)
+  end
+  return nil, math.tointeger(bits), math.tointeger(group)
+end
+
 -- The decision with defaults filled in, or nil and what is wrong with it.
 local function checked(tensor, d)
   if type(d) ~= "table" then return nil, "a decision (table) expected, got " .. type(d) end
@@ -81,10 +122,9 @@ local function checked(tensor, d)
   end
   local kinds = (d.mode ~= nil and 1 or 0) + (d.keep ~= nil and 1 or 0) + (d.drop ~= nil and 1 or 0)
   if kinds ~= 1 then return nil, "a decision has exactly one of mode, keep and drop" end
-  if d.mode == nil and (d.bits ~= nil or d.group ~= nil or d.gptq ~= nil) then
-    return nil, "bits, group and gptq need a mode"
+  for _, k in ipairs { "bits", "group", "fit", "gptq" } do
+    if d.mode == nil and d[k] ~= nil then return nil, ("%s needs a mode"):format(k) end
   end
-  if d.gptq ~= nil and type(d.gptq) ~= "boolean" then return nil, "gptq is true or false" end
   if d.drop ~= nil then
     if d.drop ~= true then return nil, "drop is true or absent" end
     if tensor.part == "text" then return nil, "the text stack cannot do without it" end
@@ -100,66 +140,20 @@ local function checked(tensor, d)
     end
     return { keep = stored or "bf16" }
   end
-  local format = FORMATS[d.mode]
-  if not format then return nil, ("unknown mode %s"):format(tostring(d.mode)) end
-  if not tensor.matrix then return nil, "only matrices of the text stack can be quantized" end
-  local groups = format.whole_rows and { tensor.cols } or format.groups
-  local bits, group = d.bits, d.group or groups[1]
-  if bits == nil and #format.bits == 1 then bits = format.bits[1] end
-  if not contains(format.bits, bits) then
-    return nil, ("%s has no %s-bit form"):format(d.mode, tostring(bits))
-  end
-  if not contains(groups, group) then
-    return nil, ("%s has no group of %s"):format(d.mode, tostring(group))
-  end
-  if tensor.cols % group ~= 0 then
-    return nil, ("rows of %d do not divide into groups of %d"):format(tensor.cols, group)
-  end
-  return { mode = d.mode, bits = bits // 1, group = group // 1, gptq = d.gptq }
+  local problem, bits, group = checked_format(tensor, d)
+  if problem then return nil, ("%s: %s"):format(asked_text(d), problem) end
+  return { mode = d.mode, bits = bits, group = group, fit = d.fit, gptq = d.gptq }
 end
 
--- ---- what recipes are given --------------------------------------------------------------------
-
--- Building blocks for recipes; all pure.
-local kit = {}
-
-kit.widths = FORMATS.affine.bits
-
--- The smallest affine width that is at least `bits`; the widest if there is none.
-function kit.snap(bits)
-  for _, b in ipairs(FORMATS.affine.bits) do
-    if b >= bits then return b end
+-- What a recipe wants of the quantizer unless it is told otherwise, or nil and what is wrong.
+local function checked_defaults(d)
+  if type(d) ~= "table" then return nil, "a table expected, got " .. type(d) end
+  for k, v in pairs(d) do
+    local values = ({ fit = FITS, gptq = { true, false }, awq = AWQ })[k]
+    if not values then return nil, ("unknown field '%s'"):format(tostring(k)) end
+    if not contains(values, v) then return nil, ("%s = %s"):format(k, tostring(v)) end
   end
-  return FORMATS.affine.bits[#FORMATS.affine.bits]
-end
-
-function kit.affine(bits, group) return { mode = "affine", bits = bits, group = group } end
-
-function kit.keep() return { keep = "bf16" } end
-
-function kit.stored() return { keep = "stored" } end
-
-function kit.drop() return { drop = true } end
-
--- Promotion pass: an affine decision of `bits` bits becomes modes[bits], any other stays.
-function kit.promote(decision, modes)
-  local mode = decision.mode == "affine" and modes[decision.bits]
-  return mode and { mode = mode, group = (FORMATS[mode].groups or {})[1] } or decision
-end
-
--- The decision if the tensor's rows divide into its groups, else keep.
-function kit.fit(tensor, decision)
-  local group = decision.mode and decision.group
-  if group and tensor.cols % group ~= 0 then return kit.keep() end
-  return decision
-end
-
--- True if the value is in the list.
-kit.contains = contains
-
--- Refuses options: the message reaches the user without a place in the file.
-function kit.expect(ok, message)
-  if not ok then error(message, 0) end
+  return { fit = d.fit, gptq = d.gptq, awq = d.awq }
 end
 
 -- ---- sandbox -----------------------------------------------------------------------------------
@@ -182,18 +176,18 @@ local function environment()
   return env
 end
 
--- true and the first two results of f(...), run under the instruction limit; false and the
--- error's text if it raises.
+-- true and the results of f(...), run under the instruction limit; false and the error's text if it
+-- raises.
 local function limited(f, ...)
   local hook, mask, count = debug.gethook()
   debug.sethook(function() error("runs too long", 0) end, "", MAX_INSTRUCTIONS)
-  local ok, result, second = pcall(f, ...)
+  local results = table.pack(pcall(f, ...))
   if hook then debug.sethook(hook, mask, count) else debug.sethook() end
-  if ok then return true, result, second end
-  return false, tostring(result)
+  if results[1] then return table.unpack(results, 1, results.n) end
+  return false, tostring(results[2])
 end
 
--- ---- loading -----------------------------------------------------------------------------------
+-- ---- published recipes -------------------------------------------------------------------------
 
 -- A name is a file of its own or one of moonlet's recipes.
 local function path_of(name)
@@ -202,21 +196,54 @@ local function path_of(name)
   return dir and ("%s/%s.lua"):format(dir, name)
 end
 
+---The recipes that come with moonlet, sorted by name; the first line of a file says what it does.
+---@return { name: string, summary: string, text: string }[]? recipes
+---@return string? message
+---@return string? code
+function recipe.list()
+  local dir = sys.data_dir("recipes")
+  if not dir then return nil, "the published recipes are not installed", "io" end
+  local files, message, code = core.list_dir(dir)
+  if not files then return nil, message, code end
+  local list = {}
+  for file in pairs(files) do
+    local text
+    local name = file:match("^([%w_-]+)%.lua$")
+    if name then
+      text, message, code = sys.read_file(("%s/%s"):format(dir, file))
+      if not text then return nil, message, code end
+      list[#list + 1] = { name = name, text = text,
+        summary = text:match("^%-%- [%w_-]+: ([^\n]*)") or "" }
+    end
+  end
+  table.sort(list, function(a, b) return a.name < b.name end)
+  return list
+end
+
+local function no_such(name)
+  local names, list = {}, recipe.list() or {}
+  for i, r in ipairs(list) do names[i] = r.name end
+  return nil, ("no recipe named %s, and no such file; there are: %s"):format(name,
+    table.concat(names, " ")), "io"
+end
+
 local function read_source(name)
   local path = path_of(name)
-  if not (path and sys.exists(path)) then
-    return nil, ("no recipe named %s (and no such file)"):format(name), "io"
-  end
+  if not (path and sys.exists(path)) then return no_such(name) end
   local text, message, code = sys.read_file(path)
   if not text then return nil, "recipe " .. message, code end
   return text, path
 end
+
+-- ---- loading -----------------------------------------------------------------------------------
 
 ---@class moonlet.Recipe
 ---@field name string
 ---@field text string?   of its file
 ---@field options table
 ---@field base table?  the decision that its options ask for, before any rule of its own
+---@field defaults { fit: string?, gptq: boolean?, awq: string? }  what it wants of the quantizer
+---  unless the quantizer's own options say otherwise
 local Recipe = {}
 Recipe.__index = Recipe
 
@@ -240,54 +267,129 @@ function Recipe:decide(tensor)
   return decision
 end
 
+---To be called once it has decided on all tensors of a checkpoint: it may find that something was
+---not there.
+---@return boolean? ok
+---@return string? message
+---@return string? code
+function Recipe:finish()
+  if not self.at_end then return true end
+  local ok, problem = limited(self.at_end)
+  if ok then return true end
+  return nil, ("recipe %s: %s"):format(self.name, problem), "range"
+end
+
+local function is_plain(value)
+  if type(value) ~= "table" then
+    return type(value) == "string" or type(value) == "number" or type(value) == "boolean"
+  end
+  for k, v in pairs(value) do
+    if math.type(k) ~= "integer" or type(v) == "table" or not is_plain(v) then return false end
+  end
+  return true
+end
+
+-- Options can be any; which a recipe has is for it to say.
+local function copy_options(given)
+  local taken = {}
+  if given ~= nil and type(given) ~= "table" then
+    options.misuse("option table expected, got " .. type(given))
+  end
+  for key, value in pairs(given or {}) do
+    if type(key) ~= "string" then options.misuse("options of a recipe have names") end
+    if not is_plain(value) then
+      options.misuse(("option '%s': boolean, number, text or a list of them expected, got %s")
+        :format(key, type(value)))
+    end
+    taken[key] = value
+    if type(value) == "table" then -- an empty list stays one when it is written as JSON
+      taken[key] = setmetatable(table.move(value, 1, #value, 1, {}), getmetatable(value))
+    end
+  end
+  return taken
+end
+
+-- function(options, kit) of a chunk, or nil and what is wrong with it.
+local function builder_of(text, path)
+  local chunk, problem = load(text, "=" .. path, "t", environment())
+  if not chunk then return nil, problem end
+  local ok, build = limited(chunk)
+  if not ok then return nil, build end
+  if type(build) == "function" then return build end
+  return nil, "must return function(options, kit), returned " .. type(build)
+end
+
+local function kit_of()
+  local builders = {}
+  for _, r in ipairs(recipe.list() or {}) do builders[r.name] = builder_of(r.text, r.name) end
+  return new_kit(FORMATS, builders)
+end
+
 -- What a base decision has to suit.
 local ANY_MATRIX = { part = "text", matrix = true, cols = 128 }
 
-local OPTIONS = { bits = "integer", group = "integer", mode = "string", mxfp = "boolean" }
+-- The decider that a chunk makes for these options, its base, defaults and last check, or nil and
+-- what is wrong.
+local function built(text, path, given)
+  local build, problem = builder_of(text, path)
+  if not build then return nil, problem end
+  local kit, at_end = kit_of()
+  local ok, decider, base, defaults = limited(build, copy_options(given), kit)
+  if not ok then return nil, decider end
+  if type(decider) ~= "function" then
+    return nil, "function(options, kit) must return a function, returned " .. type(decider)
+  end
+  if base ~= nil then
+    base, problem = checked(ANY_MATRIX, base)
+    if not base then return nil, "base decision: " .. problem end
+  end
+  if defaults ~= nil then
+    defaults, problem = checked_defaults(defaults)
+    if not defaults then return nil, "defaults: " .. problem end
+  end
+  return { decider = decider, base = base, defaults = defaults or {}, at_end = at_end }
+end
 
 ---Loads a recipe by name or file and fixes its options. A function(tensor) -> decision is taken
 ---as a recipe without options.
 ---@param source string|function|moonlet.Recipe
----@param given { bits: integer?, group: integer?, mode: string?, mxfp: boolean? }?  options
+---@param given table<string, boolean|number|string|table>?  options of the recipe
 ---@return moonlet.Recipe? recipe
 ---@return string? message
 ---@return string? code
 function recipe.load(source, given)
   if getmetatable(source) == Recipe then return source end
-  given = options.check(given, OPTIONS)
+  given = copy_options(given)
   if type(source) == "function" then
     if next(given) then options.misuse("a recipe given as a function takes no options") end
-    return setmetatable({ name = "function", options = {}, decider = source }, Recipe)
+    return setmetatable({ name = "function", options = {}, defaults = {}, decider = source },
+      Recipe)
   end
   if type(source) ~= "string" then
     options.misuse("recipe: name, file or function expected, got " .. type(source))
   end
-
   local text, path, code = read_source(source)
   if not text then return nil, path, code end
-  local chunk, problem = load(text, "=" .. path, "t", environment())
-  if not chunk then return nil, ("recipe %s: %s"):format(source, problem), "format" end
-  local ok, build = limited(chunk)
-  if ok and type(build) ~= "function" then
-    ok, build = false, "must return function(options, kit), returned " .. type(build)
-  end
-  local decider, base
-  if ok then
-    ok, decider, base = limited(build, copy(given), copy(kit))
-    if ok and type(decider) ~= "function" then
-      ok, decider = false, "function(options, kit) must return a function, returned "
-        .. type(decider)
+  local self, problem = built(text, path, given)
+  if not self then return nil, ("recipe %s: %s"):format(source, problem), "format" end
+  self.name, self.text, self.options = source, text, given
+  return setmetatable(self, Recipe)
+end
+
+---Options of a recipe as larger option tables spell them: bits, group, mode and mxfp beside a table
+---recipe_options.
+---@param given { bits: integer?, group: integer?, mode: string?, mxfp: boolean?,
+---  recipe_options: table? }
+---@return table
+function recipe.options_of(given)
+  local all = copy_options(given.recipe_options)
+  for _, key in ipairs { "bits", "group", "mode", "mxfp" } do
+    if given[key] ~= nil and all[key] ~= nil then
+      options.misuse(("option '%s' is given twice"):format(key))
     end
+    if all[key] == nil then all[key] = given[key] end
   end
-  if ok and base ~= nil then
-    base, problem = checked(ANY_MATRIX, base)
-    if not base then ok, decider = false, "base decision: " .. problem end
-  end
-  if not ok then
-    return nil, ("recipe %s: %s"):format(source, decider or build), "format"
-  end
-  return setmetatable({ name = source, text = text, options = copy(given), decider = decider,
-    base = base }, Recipe)
+  return all
 end
 
 return recipe

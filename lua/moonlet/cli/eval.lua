@@ -231,6 +231,7 @@ local function check_kld(args)
       output.misuse(("--%s belongs to --per-tensor"):format(name))
     end
   end
+  if #args.sets > 0 and not args.recipe then output.misuse("--set belongs to --recipe") end
 end
 
 local function run_kld(args)

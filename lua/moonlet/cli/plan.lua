@@ -1,5 +1,7 @@
 --- moonlet plan: what a recipe would do, and what it would weigh, without reading weights.
+local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
+local render = require "moonlet.cli.render"
 
 local plan = {}
 
@@ -11,18 +13,32 @@ function plan.base_options(command)
     :convert(output.integer("--group", 1))
   command:flag("--mxfp", "promote 4- and 8-bit decisions to mxfp4 and mxfp8, if the recipe can")
   command:option("--mode", "base mode, if the recipe takes it"):argname("MODE")
+  command:option("--set", "any option of the recipe; the value is JSON or else text")
+    :argname("NAME=VALUE"):count("*"):target("sets")
 end
 
 ---A recipe and its options, shared with quantize.
 function plan.recipe_options(command)
-  command:option("--recipe", "unsloth, uniform, keep_bf16 or a file.lua"):argname("NAME")
-    :count(1):convert(output.some_text("--recipe"))
+  command:option("--recipe", "a published recipe (`plan --recipe help` lists them) or a file.lua")
+    :argname("NAME"):count(1):convert(output.some_text("--recipe"))
   plan.base_options(command)
 end
 
----@return table options for moonlet.plan and moonlet.quantize
+---@return table options of the recipe
 function plan.options(args)
-  return { bits = args.bits, group = args.group, mxfp = args.mxfp, mode = args.mode }
+  local options = render.variables(args.sets)
+  for _, name in ipairs { "bits", "group", "mxfp", "mode" } do
+    if args[name] ~= nil and options[name] ~= nil then
+      output.misuse(("give one of --%s and --set %s"):format(name, name))
+    end
+    if options[name] == nil then options[name] = args[name] end
+  end
+  for name, value in pairs(options) do
+    if value == json.null or json.is_object(value) then
+      output.misuse(("--set %s: a value or a list of values expected"):format(name))
+    end
+  end
+  return options
 end
 
 function plan.define(parser)
@@ -33,7 +49,23 @@ function plan.define(parser)
   command:flag("--json", "print one JSON object")
 end
 
+local function list_recipes(args)
+  local list, message, code = require("moonlet").recipe.list()
+  if not list then return nil, message, code end
+  if args.json then
+    for i, r in ipairs(list) do
+      list[i] = json.object({ name = r.name, summary = r.summary }, { "name", "summary" })
+    end
+    output.print_json(json.array(list))
+  else
+    for _, r in ipairs(list) do output.line(("%-20s %s"):format(r.name, r.summary)) end
+    output.line("(the options of a recipe are at the top of its file; see docs/recipes.md)")
+  end
+  return true
+end
+
 function plan.run(args)
+  if args.recipe == "help" then return list_recipes(args) end
   local result, message, code = require("moonlet").plan(args.recipe, output.dir(args.dir),
     plan.options(args))
   if not result then return nil, message, code end

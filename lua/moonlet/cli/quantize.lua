@@ -50,8 +50,7 @@ function quantize.run(args)
   local out = args.places[#args.places]
   if out == "" then output.misuse("OUT must not be empty") end
   local source = output.dir(#args.places == 2 and args.places[1] or nil)
-  local options = plan.options(args)
-  options.source, options.out = source, out
+  local options = { source = source, out = out, recipe_options = plan.options(args) }
   options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
   options.resume, options.command = args.resume, command_line(args.argv)
   options.dry_run, options.hessians = args.dry_run, args.hessians

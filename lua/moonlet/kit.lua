@@ -1,0 +1,132 @@
+-- kit: building blocks for recipes; all pure. A recipe file gets them as its second argument.
+--
+-- The text of this file runs where recipes run, in their sandbox, so it requires nothing and uses
+-- what recipes may use.
+
+---@param formats table<string, table>  number formats: { bits = {...}, groups = {...} } by mode
+---@param published table<string, function>  builders of the published recipes by name
+---@return moonlet.Kit kit
+---@return fun() finish  runs the checks of kit.at_end
+return function(formats, published)
+  ---@class moonlet.Kit
+  local kit = {}
+
+  kit.widths = formats.affine.bits
+
+  -- ---- decisions -------------------------------------------------------------------------------
+
+  function kit.affine(bits, group) return { mode = "affine", bits = bits, group = group } end
+
+  function kit.keep() return { keep = "bf16" } end
+
+  function kit.stored() return { keep = "stored" } end
+
+  function kit.drop() return { drop = true } end
+
+  -- The smallest affine width that is at least `bits`; the widest if there is none.
+  function kit.snap(bits)
+    for _, b in ipairs(kit.widths) do
+      if b >= bits then return b end
+    end
+    return kit.widths[#kit.widths]
+  end
+
+  -- Promotion pass: an affine decision of `bits` bits becomes modes[bits], any other stays.
+  function kit.promote(decision, modes)
+    local mode = decision.mode == "affine" and modes[decision.bits]
+    return mode and { mode = mode, group = (formats[mode].groups or {})[1] } or decision
+  end
+
+  -- The decision if the tensor's rows divide into its groups, else keep.
+  function kit.fit(tensor, decision)
+    local group = decision.mode and (decision.group or (formats[decision.mode].groups or {})[1])
+    if group and tensor.cols % group ~= 0 then return kit.keep() end
+    return decision
+  end
+
+  -- ---- options ---------------------------------------------------------------------------------
+
+  -- True if the value is in the list.
+  function kit.contains(list, x)
+    for _, y in ipairs(list) do
+      if x == y then return true end
+    end
+    return false
+  end
+
+  -- Refuses options: the message reaches the user without a place in the file.
+  function kit.expect(ok, message)
+    if not ok then error(message, 0) end
+  end
+
+  local function is_strings(x)
+    if type(x) ~= "table" then return false end
+    for _, y in ipairs(x) do
+      if type(y) ~= "string" then return false end
+    end
+    return true
+  end
+
+  local function words(list)
+    local texts = {}
+    for i, x in ipairs(list) do texts[i] = tostring(x) end
+    return table.concat(texts, " ")
+  end
+
+  local function sorted_keys(t)
+    local keys = {}
+    for key in pairs(t) do keys[#keys + 1] = tostring(key) end
+    table.sort(keys)
+    return keys
+  end
+
+  -- Refuses options that are not in `allowed`, key -> list of values, or "boolean", or "strings"
+  -- for a list of them. Returns the options.
+  function kit.options(given, allowed)
+    local names = sorted_keys(allowed)
+    for _, key in ipairs(sorted_keys(given)) do
+      local values, value = allowed[key], given[key]
+      kit.expect(values, ("no option '%s'; %s"):format(key,
+        #names > 0 and "there are: " .. words(names) or "it takes none"))
+      if values == "boolean" then
+        kit.expect(type(value) == "boolean", key .. " must be true or false")
+      elseif values == "strings" then
+        kit.expect(is_strings(value), key .. " must be a list of texts")
+      else
+        kit.expect(kit.contains(values, value), ("%s must be %s%s"):format(key,
+          #values > 1 and "one of " or "", words(values)))
+      end
+    end
+    return given
+  end
+
+  -- ---- names -----------------------------------------------------------------------------------
+
+  -- Whether the pattern occurs in the text; `*` in it stands for anything.
+  function kit.glob(pattern, text)
+    local from = 1
+    for piece in pattern:gmatch("[^*]+") do
+      local first, last = text:find(piece, from, true)
+      if not first then return false end
+      from = last + 1
+    end
+    return true
+  end
+
+  -- ---- whole recipes ---------------------------------------------------------------------------
+
+  -- What a published recipe returns for these options: its decider, base and defaults.
+  function kit.recipe(name, options)
+    kit.expect(published[name], ("kit.recipe: no published recipe named %s"):format(tostring(name)))
+    return published[name](options or {}, kit)
+  end
+
+  local checks = {}
+
+  -- A function that is called when the last tensor of a plan is decided on; it may refuse.
+  function kit.at_end(check) checks[#checks + 1] = check end
+
+  return kit, function()
+    for _, check in ipairs(checks) do check() end
+  end
+end
