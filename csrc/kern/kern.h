@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "base/cpu.h"
+#include "num/fit.h"
 #include "num/matrix.h"
 
 /* Rows that one call of `dots` handles: enough independent sums to hide the latency of fma. */
@@ -71,6 +72,8 @@ typedef struct kern_ops {
     /* f16 rows of the KV cache. */
     void (*f16_encode)(const float *x, uint16_t *out, int64_t n);
     void (*f16_decode)(const uint16_t *x, float *out, int64_t n);
+
+    const num_fit_ops *fit; /* for num_fit_row */
 } kern_ops;
 
 /* The table of `level`, or of the best built level below it. Never NULL. */

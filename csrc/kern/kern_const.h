@@ -9,6 +9,8 @@ extern const kern_ops kern_scalar;
 #ifndef MOONLET_SCALAR_ONLY
 extern const kern_ops kern_avx2;
 extern const kern_ops kern_avx512;
+extern const num_fit_ops kern_avx2_fit;
+extern const num_fit_ops kern_avx512_fit;
 #endif
 
 /* Partial sums of a dot product: one AVX-512 register, two of AVX2. */

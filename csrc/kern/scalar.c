@@ -186,4 +186,5 @@ const kern_ops kern_scalar = {
     .delta_step = delta_step,
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
+    .fit = &num_fit_plain,
 };

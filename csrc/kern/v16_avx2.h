@@ -11,6 +11,7 @@
 #define V16_NAME  "avx2"
 #define V16_LEVEL CPU_AVX2
 #define V16_TABLE kern_avx2
+#define V16_FIT   kern_avx2_fit
 #define V16_FN    static inline __attribute__((always_inline))
 
 /* 16 registers: 2 x 3 sums are 12 of them. */

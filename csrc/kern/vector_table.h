@@ -20,4 +20,5 @@ const kern_ops V16_TABLE = {
     .delta_step = delta_step,
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
+    .fit = &V16_FIT,
 };

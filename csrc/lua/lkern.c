@@ -321,6 +321,36 @@ static int run_delta_step(lua_State *L, const kern_ops *ops)
     return 2;
 }
 
+/* {x [n], importance [n], mode, bits, group, ...} -> codes, scales, biases and decoded values of
+ * one row, in the steps of error feedback */
+static int run_fit(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    const float *x = arg_array(L, "x", sizeof *x, &n);
+    int weighted = lml_get(L, 3, "importance") != LUA_TNIL;
+    const float *importance = weighted ? arg_floats(L, "importance", n) : NULL;
+    num_format f = lml_check_format(L, 3);
+    err_info e;
+    if (num_format_check(&f, n, &e)) luaL_error(L, "%s", e.text);
+    size_t sizes[] = {(size_t)num_format_code_bytes(&f, n), (size_t)num_format_scale_bytes(&f, n),
+                      (size_t)num_format_bias_bytes(&f, n)};
+    uint8_t *out[3], *codes = guard_new(L, (size_t)n);
+    float *values = guard_new(L, (size_t)n * sizeof *values);
+    num_group *groups = guard_new(L, (size_t)(n / f.group) * sizeof *groups);
+    for (int i = 0; i < 3; i++) out[i] = guard_new(L, sizes[i]);
+    for (int64_t i = 0; i < n; i++) {
+        num_group *g = &groups[i / f.group];
+        if (i % f.group == 0)
+            num_group_fit(&f, NUM_FIT_MSE, ops->fit, x + i, weighted ? importance + i : NULL, g);
+        codes[i] = num_group_code(&f, g, x[i]);
+        values[i] = num_group_value(&f, g, codes[i]);
+    }
+    num_row_pack(&f, groups, codes, n, out[0], out[1], out[2]);
+    for (int i = 0; i < 3; i++) lua_pushlstring(L, (const char *)out[i], sizes[i]);
+    push_floats(L, values, n);
+    return 4;
+}
+
 static int run_f16_encode(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
@@ -354,6 +384,7 @@ static const struct op {
     {"dots", run_dots},
     {"f16_decode", run_f16_decode},
     {"f16_encode", run_f16_encode},
+    {"fit", run_fit},
     {"jobs", run_jobs},
     {"l2_norm", run_l2_norm},
     {"linear", run_linear},

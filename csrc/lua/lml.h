@@ -17,7 +17,7 @@
 #include "base/cpu.h"
 #include "base/err.h"
 #include "base/cancel.h"
-#include "num/format.h"
+#include "num/fit.h"
 
 /* nil, text, code name; returns 3. */
 int lml_fail(lua_State *L, const err_info *e);
@@ -83,6 +83,10 @@ double lml_rng_uniform(lua_State *L, int arg);
 /* A number format from the fields mode, bits, group, flavour, mx_rule and global_scale of an option
  * table; whether it exists is for num_format_check to say. */
 num_format lml_check_format(lua_State *L, int arg);
+
+/* Field fit of an option table: minmax (also without the field), mse, imatrix (mse for which there
+ * has to be an importance: *imatrix is 1), qstream or qstream-amax. */
+num_fit lml_check_fit(lua_State *L, int arg, int *imatrix);
 
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
 cancel_flag *lml_cancel_flag(void);

@@ -1,9 +1,11 @@
 /* moonlet.core: number formats. Functions, no class. */
 #include "lua/lml.h"
 
+#include <float.h>
 #include <string.h>
 
-#include "num/format.h"
+#include "kern/kern.h"
+#include "num/fit.h"
 #include "num/fp.h"
 
 /* Also bounds the product of two sides below 2^62. */
@@ -63,6 +65,17 @@ num_format lml_check_format(lua_State *L, int arg)
     return f;
 }
 
+num_fit lml_check_fit(lua_State *L, int arg, int *imatrix)
+{
+    static const char *const words[] = {"minmax",  "mse",          "imatrix",
+                                        "qstream", "qstream-amax", NULL};
+    static const num_fit fits[] = {NUM_FIT_MINMAX, NUM_FIT_MSE, NUM_FIT_MSE, NUM_FIT_QSTREAM,
+                                   NUM_FIT_QSTREAM_AMAX};
+    int word = check_word(L, arg, "fit", "minmax", words);
+    *imatrix = word == 2;
+    return fits[word];
+}
+
 static const uint8_t *check_bytes(lua_State *L, int arg, const char *what, int64_t expected)
 {
     size_t n;
@@ -94,37 +107,79 @@ static uint8_t *new_bytes(lua_State *L, int64_t n)
     return lua_newuserdatauv(L, (size_t)n + 1, 0);
 }
 
+/* Option importance of the table at 2, f32 for every column or every weight: a copy, left on the
+ * stack; *stride is what to add per row. NULL when there is none. */
+static const float *check_importance(lua_State *L, int64_t rows, int64_t cols, int64_t *stride)
+{
+    if (lml_get(L, 2, "importance") == LUA_TNIL) return NULL;
+    size_t n_bytes;
+    if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "option 'importance': string expected");
+    const char *bytes = lua_tolstring(L, -1, &n_bytes);
+    int64_t n = (int64_t)n_bytes / 4;
+    if (n_bytes % 4 || (n != cols && n != rows * cols))
+        luaL_error(L, "option 'importance': f32 of %I or %I weights expected, got %I bytes",
+                   (LUAI_UACINT)cols, (LUAI_UACINT)(rows * cols), (LUAI_UACINT)n_bytes);
+    float *h = (float *)new_bytes(L, n * 4);
+    memcpy(h, bytes, n_bytes);
+    for (int64_t i = 0; i < n; i++)
+        if (!(h[i] >= 0 && h[i] <= FLT_MAX))
+            luaL_error(L, "option 'importance': weight %I is %f", (LUAI_UACINT)i, (double)h[i]);
+    *stride = n == cols ? 0 : cols;
+    return h;
+}
+
+typedef struct fitting {
+    num_fit fit;
+    const num_fit_ops *ops;
+    const float *importance;
+    int64_t stride;
+} fitting;
+
+/* Options fit and importance of the table at 2; leaves what it needs on the stack. */
+static fitting check_fitting(lua_State *L, int64_t rows, int64_t cols)
+{
+    fitting t = {0};
+    int imatrix;
+    t.fit = lml_check_fit(L, 2, &imatrix);
+    t.ops = kern_select(lml_cpu_level(L))->fit;
+    t.importance = check_importance(L, rows, cols, &t.stride);
+    if (imatrix && !t.importance) luaL_error(L, "fit 'imatrix' needs 'importance'");
+    if (!imatrix && t.importance && (t.fit == NUM_FIT_MINMAX || t.fit == NUM_FIT_MSE))
+        luaL_error(L, "'importance' is for the fits imatrix and qstream");
+    return t;
+}
+
 /* quantize_tensor(bytes, options) -> {weight=, scales=, biases=} | nil, message, code */
 static int quantize_tensor(lua_State *L)
 {
     static const char *const keys[] = {
-        "rows",    "cols",    "dtype",        "mode",        "bits",       "group", "fit",
-        "flavour", "mx_rule", "global_scale", "least_scale", "zero_point", NULL};
-    static const char *const fits[] = {"minmax", NULL};
+        "rows",       "cols",    "dtype",   "mode",         "bits",        "group",      "fit",
+        "importance", "flavour", "mx_rule", "global_scale", "least_scale", "zero_point", NULL};
     luaL_checktype(L, 2, LUA_TTABLE);
     lml_check_keys(L, 2, keys);
     int64_t rows = check_side(L, 2, "rows"), cols = check_side(L, 2, "cols");
     num_dtype dtype = check_dtype(L, 2, "dtype", "f32");
     num_format f = lml_check_format(L, 2);
     f.scale_dtype = dtype;
-    check_word(L, 2, "fit", "minmax", fits);
-    err_info e;
-    if (num_format_check(&f, cols, &e)) return lml_fail(L, &e);
     int64_t in_bytes = rows * cols;
     if (in_bytes > INT64_MAX / 4) luaL_error(L, "rows * cols is out of range");
+    lua_settop(L, 2);
+    fitting t = check_fitting(L, rows, cols);
+    err_info e;
+    if (num_format_check(&f, cols, &e) || num_fit_check(&f, t.fit, &e)) return lml_fail(L, &e);
     const uint8_t *in = check_bytes(L, 1, "tensor", in_bytes * num_dtype_bytes(dtype));
 
     static const char *const parts[] = {"weight", "scales", "biases"};
     int64_t sizes[] = {num_format_code_bytes(&f, cols), num_format_scale_bytes(&f, cols),
                        num_format_bias_bytes(&f, cols)};
-    lua_settop(L, 2);
-    float *row = (float *)new_bytes(L, cols * 4); /* 3 */
-    uint8_t *out[3];                              /* 4, 5, 6 */
+    float *row = (float *)new_bytes(L, cols * 4);
+    uint8_t *out[3]; /* on the stack, too */
     for (int i = 0; i < 3; i++) out[i] = new_bytes(L, rows * sizes[i]);
     for (int64_t r = 0; r < rows; r++) {
+        const float *importance = t.importance ? t.importance + r * t.stride : NULL;
         num_elements_decode(in, dtype, r * cols, cols, row);
-        int64_t bad = num_encode_row(&f, row, cols, out[0] + r * sizes[0], out[1] + r * sizes[1],
-                                     out[2] + r * sizes[2]);
+        int64_t bad = num_fit_row(&f, t.fit, t.ops, row, importance, cols, out[0] + r * sizes[0],
+                                  out[1] + r * sizes[1], out[2] + r * sizes[2]);
         if (bad >= 0) {
             err_set(&e, ERR_RANGE, "row %lld, column %lld: %s cannot hold %g", (long long)r,
                     (long long)bad, num_mode_name(f.mode), (double)row[bad]);

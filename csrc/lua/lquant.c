@@ -220,17 +220,14 @@ static int64_t read_entries(lua_State *L, int job_table, const quantizer *q, int
     return first;
 }
 
-/* Field fit: minmax, mse, or imatrix, which is mse with an importance for every part. */
 static num_fit read_fit(lua_State *L, int table, const quant_job *job)
 {
-    static const char *const words[] = {"minmax", "mse", "imatrix", NULL};
-    lml_get(L, table, "fit");
-    int word = luaL_checkoption(L, lua_gettop(L), "minmax", words);
-    lua_pop(L, 1);
-    for (int64_t i = 0; i < job->n_parts && word == 2; i++)
+    int imatrix;
+    num_fit fit = lml_check_fit(L, table, &imatrix);
+    for (int64_t i = 0; i < job->n_parts && imatrix; i++)
         if (!job->parts[i].importance)
             luaL_error(L, "%s: fit 'imatrix' without importance", job->parts[i].name);
-    return word ? NUM_FIT_MSE : NUM_FIT_MINMAX;
+    return fit;
 }
 
 /* Fields hessian and expert into *h; NULL when there are none. */
@@ -275,6 +272,7 @@ static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, e
     }
     read_parts(L, table, job);
     job->fit = read_fit(L, table, job);
+    if (job->op == QUANT_ENCODE && num_fit_check(&job->format, job->fit, e)) return 0;
     job->hessian = read_hessian(L, table, h);
     job->ops = kern_select(lml_cpu_level(L));
     return n_arrays;

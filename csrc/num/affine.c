@@ -4,25 +4,6 @@
 #include "num/fp.h"
 #include "num/group.h"
 
-enum { LANES = 16 }; /* every group is a multiple; independent lanes let the compiler vectorize */
-
-static void range(const float *w, int64_t n, float *lo, float *hi)
-{
-    float l[LANES], h[LANES];
-    memcpy(l, w, sizeof l);
-    memcpy(h, w, sizeof h);
-    for (int64_t i = LANES; i < n; i += LANES) {
-        for (int j = 0; j < LANES; j++) l[j] = w[i + j] < l[j] ? w[i + j] : l[j];
-        for (int j = 0; j < LANES; j++) h[j] = w[i + j] > h[j] ? w[i + j] : h[j];
-    }
-    *lo = l[0];
-    *hi = h[0];
-    for (int j = 1; j < LANES; j++) {
-        *lo = l[j] < *lo ? l[j] : *lo;
-        *hi = h[j] > *hi ? h[j] : *hi;
-    }
-}
-
 static float at_least(float x, float floor)
 {
     return x > floor ? x : floor;
@@ -62,13 +43,14 @@ static void fit_zero_point(const num_format *f, float lo, float hi, num_group *g
 
 void num_zero_point_group(float scale, float zero, num_group *g)
 {
-    *g = (num_group){scale, -(scale * zero), scale, zero, 0};
+    *g = (num_group){scale, -(scale * zero), .code_scale = scale, .code_bias = zero};
 }
 
 void num_affine_minmax(const num_format *f, const float *w, num_group *g)
 {
     float lo, hi;
-    range(w, f->group, &lo, &hi);
+    num_range(w, f->group, &lo, &hi);
+    *g = (num_group){0};
     if (f->zero_point) {
         fit_zero_point(f, lo, hi, g);
         return;

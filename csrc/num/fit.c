@@ -4,16 +4,58 @@
 #include "num/fp.h"
 #include "num/group.h"
 
-void num_group_fit(const num_format *f, num_fit fit, const num_fit_ops *ops, const float *w,
-                   const float *importance, num_group *g)
+err_code num_fit_check(const num_format *f, num_fit fit, err_info *e)
 {
-    (void)fit, (void)ops, (void)importance;
+    int qstream = fit == NUM_FIT_QSTREAM || fit == NUM_FIT_QSTREAM_AMAX;
+    if (!qstream || f->mode == NUM_MXFP4) return ERR_NONE;
+    return err_set(e, ERR_UNSUPPORTED, "qstream's rule is for mxfp4, not %s",
+                   num_mode_name(f->mode));
+}
+
+int num_any(const float *x, int64_t n)
+{
+    int any = 0;
+    for (int64_t i = 0; i < n; i++) any |= x[i] > 0;
+    return any;
+}
+
+int num_importance(const float *importance, int64_t n, float *h)
+{
+    if (!importance || !num_any(importance, n)) {
+        for (int64_t i = 0; i < n; i++) h[i] = 1;
+        return 0;
+    }
+    float top = num_largest(importance, n);
+    int differ = 0;
+    for (int64_t i = 0; i < n; i++) {
+        h[i] = importance[i] / top;
+        differ |= h[i] < 1;
+    }
+    return differ;
+}
+
+static void minmax(const num_format *f, const float *w, num_group *g)
+{
     switch (f->mode) {
     case NUM_AFFINE: num_affine_minmax(f, w, g); break;
     case NUM_NVFP4: num_nvfp4_minmax(f, w, g); break;
     case NUM_FP8: num_fp8_minmax(f, w, g); break;
     default: num_mx_minmax(f, w, g);
     }
+}
+
+void num_group_fit(const num_format *f, num_fit fit, const num_fit_ops *ops, const float *w,
+                   const float *importance, num_group *g)
+{
+    if (!ops) ops = &num_fit_plain;
+    if (fit == NUM_FIT_QSTREAM || fit == NUM_FIT_QSTREAM_AMAX)
+        num_qstream_fit(fit, w, importance, g);
+    else if (fit == NUM_FIT_MINMAX || f->mode == NUM_FP8)
+        minmax(f, w, g);
+    else if (f->mode == NUM_AFFINE)
+        ops->affine(f, w, importance, g);
+    else
+        ops->scaled(f, w, importance, g);
 }
 
 void num_group_settle(const num_format *f, num_group *g)
@@ -28,6 +70,8 @@ static void group_codes(const num_format *f, const num_group *g, const float *w,
 {
     if (f->mode == NUM_AFFINE)
         num_affine_codes(f, g, w, n, codes);
+    else if (g->qstream)
+        num_qstream_codes(g, w, n, codes);
     else
         num_scaled_codes(f, g, w, n, codes);
 }

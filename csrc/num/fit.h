@@ -12,13 +12,13 @@
 #include "num/format.h"
 
 typedef enum num_fit {
-    NUM_FIT_MINMAX, /* MLX's rule */
-    NUM_FIT_MSE,    /* least squared error, weighted by importance if there is one */
+    NUM_FIT_MINMAX,       /* MLX's rule */
+    NUM_FIT_MSE,          /* least squared error, weighted by importance if there is one. For fp8,
+                             as exact under any scale, MLX's rule */
+    NUM_FIT_QSTREAM,      /* mxfp4: the best of three exponents around the 99.5th percentile */
+    NUM_FIT_QSTREAM_AMAX, /* ... around the largest magnitude */
     NUM_N_FITS
 } num_fit;
-
-/* Inner loops of a search; kern has them for each instruction set, with the same bits. */
-typedef struct num_fit_ops num_fit_ops;
 
 /* One group under its scale. */
 typedef struct num_group {
@@ -26,11 +26,23 @@ typedef struct num_group {
     float code_scale, code_bias; /* what num_group_code divides by; MLX codes with the affine scale
                                     and bias before they are rounded for storage */
     uint8_t byte;                /* the stored scale of mxfp4, mxfp8 and nvfp4 */
+    uint8_t qstream;             /* codes as qstream rounds: from bf16, ties to the smaller */
 } num_group;
+
+/* The searches of NUM_FIT_MSE. kern has them for each instruction set, with the same bits. */
+typedef struct num_fit_ops {
+    void (*affine)(const num_format *f, const float *w, const float *importance, num_group *g);
+    void (*scaled)(const num_format *f, const float *w, const float *importance, num_group *g);
+} num_fit_ops;
+
+extern const num_fit_ops num_fit_plain;
+
+/* ERR_UNSUPPORTED when the format does not know the fit. */
+err_code num_fit_check(const num_format *f, num_fit fit, err_info *e);
 
 /* Scale and bias for w[f->group], whose weights num_encode_row would take. importance:
  * [f->group], finite and not negative, or NULL; where it is all zeros all weights count the same.
- * ops: NULL for plain C. */
+ * ops: NULL for num_fit_plain. */
 void num_group_fit(const num_format *f, num_fit fit, const num_fit_ops *ops, const float *w,
                    const float *importance, num_group *g);
 

@@ -144,13 +144,6 @@ void num_elements_encode(const float *x, int64_t n, num_dtype dtype, uint8_t *ou
     }
 }
 
-float num_rounded(float x, num_dtype dtype)
-{
-    uint8_t bytes[4];
-    num_elements_encode(&x, 1, dtype, bytes);
-    return num_element(bytes, dtype, 0);
-}
-
 int64_t num_zero_words(const num_format *f, int64_t rows)
 {
     return (rows * f->bits + 31) / 32;

@@ -4,8 +4,7 @@
 #include "num/fp.h"
 #include "num/group.h"
 
-/* Largest magnitude of w[n], n a multiple of 8. */
-static float largest(const float *w, int64_t n)
+float num_largest(const float *w, int64_t n)
 {
     float lanes[8] = {0}, top = 0;
     for (int64_t i = 0; i < n; i += 8)
@@ -56,7 +55,7 @@ void num_mx_group(uint8_t byte, num_group *g)
 
 void num_mx_minmax(const num_format *f, const float *w, num_group *g)
 {
-    float d = largest(w, 32) / (f->mode == NUM_MXFP4 ? 6.0f : 448.0f);
+    float d = num_largest(w, 32) / (f->mode == NUM_MXFP4 ? 6.0f : 448.0f);
     int zeros = d == 0 && f->flavour == NUM_CPU;
     num_mx_group(zeros ? 127 : e8m0_for(d, f->mx_rule), g);
 }
@@ -70,7 +69,8 @@ static float nvfp4_gain(const num_format *f)
 void num_nvfp4_group(const num_format *f, uint8_t byte, num_group *g)
 {
     float scale = fp_e4m3_decode(byte);
-    *g = (num_group){.scale = scale / num_format_divisor(f), .byte = byte};
+    *g = (num_group){.scale = scale, .byte = byte};
+    if (f->global_scale > 0) g->scale = scale / num_format_divisor(f);
     if (f->flavour == NUM_METAL) {
         g->code_scale = scale == 0 ? 0 : nvfp4_gain(f) / scale; /* signed zeros */
     } else {
@@ -81,14 +81,20 @@ void num_nvfp4_group(const num_format *f, uint8_t byte, num_group *g)
 
 void num_nvfp4_minmax(const num_format *f, const float *w, num_group *g)
 {
-    uint8_t byte = fp_e4m3_encode(largest(w, 16) / 6.0f * nvfp4_gain(f));
+    uint8_t byte = fp_e4m3_encode(num_largest(w, 16) / 6.0f * nvfp4_gain(f));
     num_nvfp4_group(f, byte ? byte : f->least_scale, g);
+}
+
+float num_group_inverse(const num_format *f, const num_group *g)
+{
+    int divides = f->mode == NUM_NVFP4 && f->flavour == NUM_CPU;
+    return divides ? g->code_bias / g->code_scale : g->code_scale;
 }
 
 /* A row of zeros, or one that vanishes in the scale's type, keeps a scale of 1. */
 void num_fp8_minmax(const num_format *f, const float *w, num_group *g)
 {
-    float top = largest(w, f->group & ~7);
+    float top = num_largest(w, f->group & ~7);
     for (int64_t i = f->group & ~7; i < f->group; i++) top = fabsf(w[i]) > top ? fabsf(w[i]) : top;
     float scale = num_rounded(top / 448.0f, f->scale_dtype);
     if (scale == 0) scale = 1;

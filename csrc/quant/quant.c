@@ -28,8 +28,8 @@ typedef struct run {
     int64_t max_rows; /* TRY */
     int64_t n_rows, block_rows;
     int64_t begin, end, first_block; /* blocks cover rows begin .. end, of all rows or a range */
-    int fed; /* with error feedback: */
-    hess *h; /* factor for those rows, or NULL: they are encoded plainly */
+    int fed;                         /* with error feedback: */
+    hess *h;                         /* factor for those rows, or NULL: they are encoded plainly */
     row_sizes out;
     /* per worker: loaded rows, block_rows of each output and of zeros, what feedback needs */
     uint8_t *scratch;
@@ -199,10 +199,8 @@ static int64_t store_row(const run *r, const source_row *s, const float *x, uint
     if (job->op == QUANT_ENCODE) {
         if (job->exact || is_encoded(job, s->part))
             return take_encoded(r, s, weight, scales, biases);
-        if (job->fit == NUM_FIT_MINMAX)
-            return num_encode_row(&job->format, x, job->cols, weight, scales, biases);
-        return num_fit_row(&job->format, job->fit, NULL, x, s->part->importance, job->cols, weight,
-                           scales, biases);
+        return num_fit_row(&job->format, job->fit, job->ops->fit, x, s->part->importance, job->cols,
+                           weight, scales, biases);
     }
     memcpy(weight, x, (size_t)job->cols * 4);
     return first_not_finite(x, job->cols);
@@ -266,6 +264,7 @@ static err_code feed_rows(const run *r, int64_t row, int64_t n, float *x, uint8_
                   .ops = job->ops,
                   .format = &job->format,
                   .fit = job->fit,
+                  .fit_ops = job->ops->fit,
                   .importance = find_row(job, row).part->importance};
     for (int64_t i = 0; i < n; i++) {
         source_row s = find_row(job, row + i);
