@@ -165,7 +165,8 @@ static int compare(lua_State *L)
     kld_reference p = {0};
     if (luaL_testudata(L, 3, FILE_CLASS)) {
         p.file = check_file(L, 3);
-        p.first = luaL_checkinteger(L, 4) - 1;
+        lua_Integer at = luaL_checkinteger(L, 4);
+        p.first = at > 0 ? at - 1 : -1;
     } else {
         p.m = lmodel_check(L, 3)->m;
         p.final = check_final(L, 4, p.m, n);

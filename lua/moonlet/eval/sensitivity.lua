@@ -59,7 +59,10 @@ local function add_member(group, tensor, decision)
     group.texts[text] = true
     group.decision = group.decision and group.decision .. ", " .. text or text
   end
-  group.members[#group.members + 1] = { module = tensor.module, decision = decision }
+  local given = {}
+  for key, value in pairs(decision) do given[key] = value end
+  given.gptq = nil -- copies in memory are encoded without error feedback
+  group.members[#group.members + 1] = { module = tensor.module, decision = given }
   group.tensors, group.parameters = group.tensors + 1, group.parameters + n
   group.bytes, group.saved = group.bytes + bytes, group.saved + 2 * n - bytes
 end
