@@ -45,7 +45,7 @@ typedef struct tile {
     float *targets;    /* [n_rows][BLOCK] */
     float *within;     /* [BLOCK][BLOCK] feedback of step j on step k of one block at [j][k] */
     float *column;     /* [n] costs by column, a decoded row, or errors by column */
-    float *vectors;    /* 3 times [n_rows][group]: see polish */
+    float *vectors;    /* 3 times [n_rows][group]: gradients, changes and their products */
     num_group *groups; /* [n_rows][n_groups] */
     uint8_t *codes;    /* [n_rows][n] */
     double spent[GPTQ_ROWS], plain[GPTQ_ROWS];
@@ -77,7 +77,7 @@ static void fit_groups(tile *t)
     const float *cost = column_costs(t);
     for (int64_t r = 0; r < t->n_rows; r++)
         for (int64_t g = 0; g < t->n_groups; g++)
-            num_group_fit(f, t->job->fit, t->job->fit_ops, t->rows + r * t->n + g * f->group,
+            num_group_fit(f, t->job->fit, t->job->ops->fit, t->rows + r * t->n + g * f->group,
                           cost ? cost + g * f->group : NULL, t->groups + r * t->n_groups + g);
     for (int64_t i = 0; i < t->n_rows * t->n_groups; i++) num_group_settle(f, &t->groups[i]);
 }
@@ -153,8 +153,21 @@ typedef struct sums { /* of products with H's block of one group; c: codes, 1: o
     double cHc, cH1, oneH1, c_gradient, gradient;
 } sums;
 
-/* Least squares: the change of scale and bias after which c and 1 are orthogonal to the gradient.
- * 0 when there is none that the format can hold. */
+static sums add_up(int64_t size, double oneH1, const float *codes, const float *product,
+                   const float *gradient)
+{
+    sums s = {.oneH1 = oneH1};
+    for (int64_t k = 0; k < size; k++) {
+        s.cHc += (double)codes[k] * product[k];
+        s.cH1 += product[k];
+        s.c_gradient += (double)codes[k] * gradient[k];
+        s.gradient += gradient[k];
+    }
+    return s;
+}
+
+/* Least squares: the change of scale and bias after which codes and ones are orthogonal to the
+ * gradient. 0 when there is none that the format can hold. */
 static int refit(const num_format *f, const sums *s, num_group *g)
 {
     double det = s->cHc * s->oneH1 - s->cH1 * s->cH1;
@@ -167,47 +180,52 @@ static int refit(const num_format *f, const sums *s, num_group *g)
     return isfinite(g->scale) && isfinite(g->bias) && g->scale != 0;
 }
 
-/* Scales and biases of group g in all rows. gradient[r] = E H and errors are kept up to date. */
-static void refit_groups(tile *t, int64_t g, const float *block, float *gradient)
+/* Scales and biases of group g in all rows as their codes would have them, into fitted, and how
+ * errors would change by that. */
+static void fit_to_codes(tile *t, int64_t g, const float *block, num_group *fitted, float *change)
 {
     const num_format *f = t->job->format;
     int64_t size = f->group;
-    float *change = gradient + GPTQ_ROWS * size, *product = change + GPTQ_ROWS * size;
-    num_group fitted[GPTQ_ROWS];
-    for (int64_t r = 0; r < t->n_rows; r++)
-        for (int64_t k = 0; k < size; k++) change[r * size + k] = t->codes[r * t->n + g * size + k];
-    times_block(t, block, size, change, size, size, product);
+    const float *gradient = t->vectors;
+    float *product = change + GPTQ_ROWS * size;
     double oneH1 = 0;
     for (int64_t i = 0; i < size; i++)
         for (int64_t j = 0; j < size; j++) oneH1 += block[i * t->n + j];
+    for (int64_t r = 0; r < t->n_rows; r++)
+        for (int64_t k = 0; k < size; k++) change[r * size + k] = t->codes[r * t->n + g * size + k];
+    times_block(t, block, size, change, size, size, product);
     for (int64_t r = 0; r < t->n_rows; r++) {
-        sums s = {.oneH1 = oneH1};
-        float *x = change + r * size, *error = t->errors + r * t->n + g * size;
-        const float *y = product + r * size, *slope = gradient + r * size;
-        for (int64_t k = 0; k < size; k++) {
-            s.cHc += (double)x[k] * y[k];
-            s.cH1 += y[k];
-            s.c_gradient += (double)x[k] * slope[k];
-            s.gradient += slope[k];
-        }
+        int64_t at = r * t->n + g * size;
+        float *x = change + r * size;
+        sums s = add_up(size, oneH1, x, product + r * size, gradient + r * size);
         fitted[r] = t->groups[r * t->n_groups + g];
         int ok = refit(f, &s, &fitted[r]);
-        const float *w = t->rows + r * t->n + g * size;
-        for (int64_t k = 0; k < size; k++)
-            x[k] = ok ? w[k] - num_group_value(f, &fitted[r], (uint8_t)x[k]) - error[k] : 0;
+        for (int64_t k = 0; k < size; k++) {
+            float value = num_group_value(f, &fitted[r], t->codes[at + k]);
+            x[k] = ok ? t->rows[at + k] - value - t->errors[at + k] : 0;
+        }
     }
+}
+
+/* The gradients, E H of the group's columns, and errors are kept up to date. */
+static void refit_groups(tile *t, int64_t g, const float *block)
+{
+    int64_t size = t->job->format->group;
+    float *change = t->vectors + GPTQ_ROWS * size, *product = change + GPTQ_ROWS * size;
+    num_group fitted[GPTQ_ROWS];
+    fit_to_codes(t, g, block, fitted, change);
     times_block(t, block, size, change, size, size, product);
     for (int64_t r = 0; r < t->n_rows; r++) {
         double gain = 0;
         const float *x = change + r * size, *y = product + r * size;
-        float *slope = gradient + r * size, *error = t->errors + r * t->n + g * size;
-        for (int64_t k = 0; k < size; k++) gain += (double)x[k] * (2 * (double)slope[k] + y[k]);
+        float *gradient = t->vectors + r * size, *error = t->errors + r * t->n + g * size;
+        for (int64_t k = 0; k < size; k++) gain += (double)x[k] * (2 * (double)gradient[k] + y[k]);
         if (!(gain < 0)) continue;
         t->spent[r] += gain;
         t->groups[r * t->n_groups + g] = fitted[r];
         for (int64_t k = 0; k < size; k++) {
             error[k] += x[k];
-            slope[k] += y[k];
+            gradient[k] += y[k];
         }
     }
 }
@@ -246,8 +264,7 @@ static void polish(tile *t)
     for (int64_t g = 0; g < t->n_groups; g++) {
         const float *rows = t->job->h->matrix + g * f->group * t->n;
         times_block(t, rows, f->group, t->errors, t->n, t->n, gradient);
-        if (f->mode == NUM_AFFINE && !f->zero_point)
-            refit_groups(t, g, rows + g * f->group, gradient);
+        if (f->mode == NUM_AFFINE && !f->zero_point) refit_groups(t, g, rows + g * f->group);
         for (int64_t r = 0; r < t->n_rows; r++)
             recode(t, r, g, rows + g * f->group, gradient + r * f->group);
     }
@@ -273,7 +290,7 @@ static int64_t fit_plainly(const tile *t, output out)
     const gptq_job *job = t->job;
     for (int64_t r = 0; r < t->n_rows; r++) {
         output o = output_row(job->format, t->n, out, r);
-        int64_t bad = num_fit_row(job->format, job->fit, job->fit_ops, t->rows + r * t->n,
+        int64_t bad = num_fit_row(job->format, job->fit, job->ops->fit, t->rows + r * t->n,
                                   job->importance, t->n, o.codes, o.scales, o.biases);
         if (bad >= 0) return r * t->n + bad;
     }

@@ -19,7 +19,6 @@ typedef struct gptq_job { /* all borrowed */
     const kern_ops *ops;
     const num_format *format; /* checked for h->n columns */
     num_fit fit;
-    const num_fit_ops *fit_ops; /* or NULL */
     const float *importance;    /* [h->n] of the plain fit, or NULL */
 } gptq_job;
 

@@ -264,7 +264,6 @@ static err_code feed_rows(const run *r, int64_t row, int64_t n, float *x, uint8_
                   .ops = job->ops,
                   .format = &job->format,
                   .fit = job->fit,
-                  .fit_ops = job->ops->fit,
                   .importance = find_row(job, row).part->importance};
     for (int64_t i = 0; i < n; i++) {
         source_row s = find_row(job, row + i);
