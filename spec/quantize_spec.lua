@@ -498,6 +498,53 @@ describe("quantize", function()
     end)
   end)
 
+  it("chooses scales as the decision, the run or the recipe say", function()
+    local function sums(o)
+      local found = {}
+      o.source = MOE .. "hf"
+      quantized(o, function(out)
+        for name, t in pairs(read_all(out)) do found[name] = core.sha256(t.data) end
+        found.settings = assert(json.read(out .. "/moonlet.json")).settings.fit
+      end)
+      return found
+    end
+    local function rules(fits, defaults)
+      local path = os.tmpname() .. ".lua"
+      checkpoint.spit(path, ([[return function() return function(t)
+        if not t.matrix then return { keep = "bf16" } end
+        local fits, mode = { %s }, t.class == "lm_head" and "affine" or "mxfp4"
+        return { mode = mode, bits = 4, fit = fits[t.class] }
+      end, nil, { fit = %q } end]]):format(fits, defaults))
+      finally(function() os.remove(path) end)
+      return path
+    end
+    local Q, K = "language_model.model.layers.3.self_attn.q_proj.weight",
+      "language_model.model.layers.3.self_attn.k_proj.weight"
+    local HEAD = "language_model.lm_head.weight"
+    local minmax, mse = sums { recipe = rules("", "minmax") }, sums { recipe = rules("", "mse") }
+    assert.not_equal(minmax[Q], mse[Q])
+    assert.not_equal(minmax[HEAD], mse[HEAD])
+    assert.same(mse, sums { recipe = rules("", "mse") })
+
+    local mixed = sums { recipe = rules("q_proj = 'minmax'", "minmax"), fit = "mse" }
+    assert.equal(minmax[Q], mixed[Q])
+    assert.equal(mse[K], mixed[K])
+    assert.equal(mse[HEAD], mixed[HEAD])
+    assert.equal("mse", mixed.settings)
+    local best = sums { recipe = rules("", "minmax"), fit = "best" }
+    assert.equal(mse[Q], best[Q])
+    local qstream = sums { recipe = rules("", "mse"), fit = "qstream" }
+    assert.not_equal(mse[Q], qstream[Q])
+    assert.not_equal(minmax[Q], qstream[Q])
+    assert.equal(minmax[HEAD], qstream[HEAD])
+
+    local p, message, code = quantize { source = MOE .. "hf", out = "/tmp/never",
+      recipe = rules("q_proj = 'imatrix'", "mse") }
+    assert.is_nil(p)
+    assert.matches("layers%.3%.self_attn%.q_proj%.weight: fit imatrix needs an imatrix", message)
+    assert.equal("range", code)
+  end)
+
   it("checks everything and writes nothing in a dry run", function()
     local o = { source = MOE .. "hf", recipe = "unsloth", bits = 4 }
     local plan_written
@@ -627,6 +674,8 @@ describe("quantize", function()
     misuse({ source = 4, out = "x", recipe = "unsloth" }, "'source': string expected")
     misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", flavour = "gpu" },
       "metal or cpu expected, got 'gpu'")
+    misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", fit = "best-ever" },
+      "minmax or mse or qstream or best expected, got 'best%-ever'")
     misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", threads = -1 }, "positive")
   end)
 end)

@@ -33,6 +33,8 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 ---@field mxfp boolean?
 ---@field recipe_options table?  further options of the recipe
 ---@field format "mlx"|"compressed-tensors"|"bf16"|nil  default mlx
+---@field fit "minmax"|"mse"|"qstream"|"best"|nil  how scales are chosen where a decision does not
+---  say; default minmax, and mse with error feedback
 ---@field hessians string?    file of `moonlet imatrix --hessians`: encode with error feedback
 ---@field gptq boolean?       whether to, where a decision does not say; default: with `hessians`
 ---@field threads integer?    default: all processors
@@ -48,13 +50,13 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 
 local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integer",
   group = "integer", mode = "string", mxfp = "boolean", recipe_options = "table",
-  format = "string", threads = "integer", hessians = "string", gptq = "boolean",
-  shard_bytes = "integer", flavour = "string",
+  format = "string", threads = "integer", fit = "string", hessians = "string",
+  gptq = "boolean", shard_bytes = "integer", flavour = "string",
   mx_rule = "string", resume = "boolean", dry_run = "boolean", command = "string",
   on_progress = "function" }
 
 -- Options that change bytes, besides those of the recipe.
-local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule", "gptq", "hessians" }
+local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule", "fit", "gptq", "hessians" }
 local DEFAULTS = { format = "mlx", shard_bytes = shards.LIMIT, flavour = "metal",
   mx_rule = "ceil" }
 
@@ -79,6 +81,7 @@ local function checked(given)
   check_choice(o, "format", { "mlx", "compressed-tensors", "bf16" })
   check_choice(o, "flavour", { "metal", "cpu" })
   check_choice(o, "mx_rule", { "ceil", "nearest" })
+  check_choice(o, "fit", { "minmax", "mse", "qstream", "best" })
   if o.gptq and not o.hessians then options.misuse("option 'gptq' needs 'hessians'") end
   if (o.threads or 0) < 0 or o.shard_bytes < 1 then
     options.misuse("threads and shard_bytes are positive")
@@ -132,6 +135,36 @@ local function keeps_codes(decided)
   return true
 end
 
+-- How scales are chosen: as the decision says, or the run's option, or the recipe's defaults; nil
+-- if nobody says. qstream is about exponents of mxfp4: as an option it leaves other modes alone.
+local function fit_of(job, tensor, decision)
+  local fit = decision.fit or job.options.fit or job.rule.defaults.fit
+  if fit == "imatrix" then
+    return nil, ("recipe %s: %s: fit imatrix needs an imatrix"):format(job.rule.name, tensor.name),
+      "range"
+  elseif fit == "best" then
+    return "mse"
+  elseif fit == "qstream" and decision.mode ~= "mxfp4" then
+    return nil
+  end
+  return fit
+end
+
+local function choose_fits(job, decided)
+  local decisions = {}
+  for _, d in ipairs(decided) do decisions[d.tensor] = d.decision end
+  for _, file in ipairs(job.files) do
+    for _, item in ipairs(file.items) do
+      if item.put.op == "encode" then
+        local fit, message, code = fit_of(job, item.tensor, decisions[item.tensor])
+        if message then return nil, message, code end
+        item.put.fit = fit
+      end
+    end
+  end
+  return true
+end
+
 -- Which matrices are encoded with error feedback, and which ones would be if they could.
 local function feed(job, decided)
   local o, decisions = job.options, {}
@@ -175,9 +208,11 @@ local function decide(job)
   sets, message, code = form.items(decided, inventory.source)
   if not sets then return nil, message, code end
   job.files = shards.files(sets, o.shard_bytes)
-  local fed
-  fed, message, code = feed(job, decided)
-  if not fed then return nil, message, code end
+  local ok
+  ok, message, code = choose_fits(job, decided)
+  if not ok then return nil, message, code end
+  ok, message, code = feed(job, decided)
+  if not ok then return nil, message, code end
   job.config, message, code = form.config(inventory, decided, job.rule.base)
   if not job.config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
   return true

@@ -15,6 +15,8 @@ function quantize.define(parser)
   command:option("--format", "checkpoint format"):choices { "mlx", "compressed-tensors", "bf16" }
     :default("mlx")
   command:flag("--dry-run", "check everything, show the plan, estimate the time, write nothing")
+  command:option("--fit", "how scales are chosen where the recipe does not say")
+    :choices { "minmax", "mse", "qstream", "best" }
   command:option("--hessians", "encode with error feedback, by a file of 'moonlet imatrix "
     .. "--hessians'"):argname("F"):convert(output.some_text("--hessians"))
   output.threads_option(command)
@@ -53,7 +55,7 @@ function quantize.run(args)
   local options = { source = source, out = out, recipe_options = plan.options(args) }
   options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
   options.resume, options.command = args.resume, command_line(args.argv)
-  options.dry_run, options.hessians = args.dry_run, args.hessians
+  options.dry_run, options.fit, options.hessians = args.dry_run, args.fit, args.hessians
   options.on_progress = output.progress(args, "quantizing", "bytes")
   local result, message, code = require("moonlet").quantize(options)
   if not result then return nil, message, code end
