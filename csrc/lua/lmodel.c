@@ -1,6 +1,7 @@
 /* Model handles: opening, configuration, and the forward pass of a fresh sequence. */
 #include "lua/lmodel.h"
 
+#include <float.h>
 #include <string.h>
 
 #include "base/worker.h"
@@ -113,20 +114,42 @@ static int replace(lua_State *L)
     return 1;
 }
 
-/* model:encode(name, {mode=, bits=, group=, flavour=, mx_rule=, global_scale=}) -> bytes of the
- * copy that runs now */
+/* Field importance of the table at 3, a copy left on the stack; NULL when there is none. */
+static const float *opt_importance(lua_State *L, int64_t *n)
+{
+    size_t bytes;
+    *n = 0;
+    if (lml_get(L, 3, "importance") == LUA_TNIL) return NULL;
+    if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "option 'importance': string expected");
+    const char *text = lua_tolstring(L, -1, &bytes);
+    if (bytes % sizeof(float)) luaL_error(L, "option 'importance': f32 expected");
+    float *copy = lua_newuserdatauv(L, bytes + 1, 0); /* strings are aligned for bytes only */
+    memcpy(copy, text, bytes);
+    *n = (int64_t)(bytes / sizeof *copy);
+    for (int64_t i = 0; i < *n; i++)
+        if (!(copy[i] >= 0 && copy[i] <= FLT_MAX))
+            luaL_error(L, "option 'importance': weight %I is %f", (LUAI_UACINT)i, (double)copy[i]);
+    return copy;
+}
+
+/* model:encode(name, {mode=, bits=, group=, flavour=, mx_rule=, global_scale=, fit=, importance=})
+ * -> bytes of the copy that runs now */
 static int encode(lua_State *L)
 {
-    static const char *const keys[] = {"mode",    "bits",         "group", "flavour",
-                                       "mx_rule", "global_scale", NULL};
+    static const char *const keys[] = {"mode",         "bits", "group",      "flavour", "mx_rule",
+                                       "global_scale", "fit",  "importance", NULL};
     err_info e;
+    int imatrix;
     int64_t n_bytes;
     const char *name = luaL_checkstring(L, 2);
     luaL_checktype(L, 3, LUA_TTABLE);
     lml_check_keys(L, 3, keys);
-    num_format f = lml_check_format(L, 3);
+    model_encoding how = {.format = lml_check_format(L, 3), .fit = lml_check_fit(L, 3, &imatrix)};
+    how.importance = opt_importance(L, &how.n_importance);
+    if (imatrix && !how.importance) luaL_error(L, "fit 'imatrix' needs 'importance'");
+    if (!imatrix && how.fit == NUM_FIT_MSE) how.importance = NULL;
     model *m = lmodel_check(L, 1)->m;
-    if (model_encode(m, name, &f, lml_cancel_flag(), &n_bytes, &e)) return lml_fail(L, &e);
+    if (model_encode(m, name, &how, lml_cancel_flag(), &n_bytes, &e)) return lml_fail(L, &e);
     lua_pushinteger(L, n_bytes);
     return 1;
 }

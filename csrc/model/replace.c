@@ -168,7 +168,8 @@ err_code model_replace(model *m, const char *name, const num_matrix *with, err_i
 
 typedef struct encode_loop {
     const model *m;
-    const num_format *f;
+    const model_encoding *how;
+    const float *importance; /* [cols] of this matrix, or NULL */
     model_swap *to;
     float *rows;         /* per worker [cols] */
     atomic_llong failed; /* lowest row with a weight that has no encoding */
@@ -178,10 +179,15 @@ typedef struct encode_loop {
 static int64_t encode_row(const encode_loop *l, int64_t r, float *x)
 {
     const num_matrix *from = &l->to->stored;
+    const num_format *f = &l->how->format;
+    uint8_t *codes = l->to->codes + r * l->to->w.row_bytes;
+    uint8_t *scales = l->to->scales + r * num_format_scale_bytes(f, from->cols);
+    uint8_t *biases = l->to->biases + r * num_format_bias_bytes(f, from->cols);
     l->m->ops->decode[from->mode](from, r, x);
-    return num_encode_row(l->f, x, from->cols, l->to->codes + r * l->to->w.row_bytes,
-                          l->to->scales + r * num_format_scale_bytes(l->f, from->cols),
-                          l->to->biases + r * num_format_bias_bytes(l->f, from->cols));
+    if (l->how->fit == NUM_FIT_MINMAX)
+        return num_encode_row(f, x, from->cols, codes, scales, biases);
+    return num_fit_row(f, l->how->fit, l->m->ops->fit, x, l->importance, from->cols, codes, scales,
+                       biases);
 }
 
 static void encode_rows(void *ctx, int64_t begin, int64_t end, int worker)
@@ -194,14 +200,16 @@ static void encode_rows(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-/* A swap with the matrix at `at` encoded. */
-static model_swap *encode(const model *m, const char *name, num_matrix *at, const num_format *f,
-                          float *rows, err_info *e)
+/* A swap with matrix i of those named encoded. */
+static model_swap *encode(const model *m, const char *name, num_matrix *at, int64_t i,
+                          const model_encoding *how, float *rows, err_info *e)
 {
-    num_matrix like = num_format_matrix(f, at->rows, at->cols, NULL, NULL, NULL);
+    num_matrix like = num_format_matrix(&how->format, at->rows, at->cols, NULL, NULL, NULL);
     model_swap *s = swap_open(m, at, &like, e);
     if (!s) return NULL;
-    encode_loop l = {m, f, s, rows, INT64_MAX};
+    int64_t of_matrix = how->n_importance > at->cols ? i * at->cols : 0;
+    encode_loop l = {m, how,  how->importance ? how->importance + of_matrix : NULL,
+                     s, rows, INT64_MAX};
     pool_for(m->pool, at->rows, 8, encode_rows, &l);
     long long failed = atomic_load(&l.failed);
     if (failed == INT64_MAX) return s;
@@ -212,26 +220,40 @@ static model_swap *encode(const model *m, const char *name, num_matrix *at, cons
     return NULL;
 }
 
-static err_code encode_all(model *m, const char *name, const num_format *f, num_matrix **places,
-                           model_swap **done, int64_t n, const cancel_flag *cancel, err_info *e)
+static err_code check_encoding(const char *name, const model_encoding *how, int64_t cols, int64_t n,
+                               err_info *e)
+{
+    if (num_format_check(&how->format, cols, e) || num_fit_check(&how->format, how->fit, e))
+        return err_prefix(e, "%s", name);
+    if (how->importance && how->n_importance != cols && how->n_importance != n * cols)
+        return err_set(e, ERR_RANGE, "%s: importance of %lld inputs, not %lld", name,
+                       (long long)how->n_importance, (long long)cols);
+    return ERR_NONE;
+}
+
+static err_code encode_all(model *m, const char *name, const model_encoding *how,
+                           num_matrix **places, model_swap **done, int64_t n,
+                           const cancel_flag *cancel, err_info *e)
 {
     int64_t cols = places[0]->cols;
-    err_code code = num_format_check(f, cols, e);
-    if (code) return err_prefix(e, "%s", name);
+    model_encoding whole = *how;
+    if (whole.format.group == 0) whole.format.group = cols;
+    err_code code = check_encoding(name, &whole, cols, n, e);
+    if (code) return code;
     float *rows = mem_array((size_t)(cols * pool_n_threads(m->pool)), sizeof *rows, e);
     if (!rows) return ERR_MEMORY;
     for (int64_t i = 0; i < n && !code; i++) {
         if (cancel_raised(cancel))
             code = err_set(e, ERR_CANCELLED, "interrupted");
-        else if (!(done[i] = encode(m, name, places[i], f, rows, e)))
+        else if (!(done[i] = encode(m, name, places[i], i, &whole, rows, e)))
             code = e->code;
     }
     mem_free(rows);
     return code;
 }
 
-err_code model_encode(model *m, const char *name, const num_format *f, const cancel_flag *cancel,
-                      int64_t *n_bytes, err_info *e)
+err_code model_encode(model *m, const char *name, const model_encoding *encoding,
+                      const cancel_flag *cancel, int64_t *n_bytes, err_info *e)
 {
     err_info local;
     if (!e) e = &local;
@@ -239,7 +261,7 @@ err_code model_encode(model *m, const char *name, const num_format *f, const can
     num_matrix **places = find(m, name, &n, e);
     if (!places) return e->code;
     model_swap **done = mem_array((size_t)n, sizeof *done, e);
-    err_code code = done ? encode_all(m, name, f, places, done, n, cancel, e) : ERR_MEMORY;
+    err_code code = done ? encode_all(m, name, encoding, places, done, n, cancel, e) : ERR_MEMORY;
     *n_bytes = 0;
     for (int64_t i = 0; done && i < n; i++) {
         if (code) {

@@ -224,15 +224,18 @@ end
 local PARTS <const> = { weight = "string", scales = "string", biases = "string", rows = "integer",
   cols = "integer", mode = "string", bits = "integer", group = "integer", dtype = "string" }
 local ENCODING <const> = { mode = "string", bits = "integer", group = "integer", keep = "string",
-  flavour = "string", mx_rule = "string", global_scale = "number" }
+  flavour = "string", mx_rule = "string", global_scale = "number", fit = "string",
+  importance = "string" }
 
 ---Runs with one matrix replaced by an encoded copy of it, until restore(). Several may be replaced
 ---at once. The checkpoint is not touched, and info() describes that.
 ---@param name string below the text stack, without ".weight": "layers.3.mlp.experts.gate_proj" for
 ---  a whole expert stack, "layers.3.mlp.experts.7.gate_proj" for one expert, "lm_head"
----@param with table a decision {mode=, bits=, group=}, by which the checkpoint's weights are
----  encoded as moonlet.quantize does it, or {keep=} for the checkpoint's own; or the bytes of one
----  matrix: {weight=, scales=, biases=, rows=, cols=, mode=, bits=, group=, dtype= of the scales}
+---@param with table a decision {mode=, bits=, group=, fit=, importance=}, by which the
+---  checkpoint's weights are encoded as moonlet.quantize does it (fit "imatrix" needs importance:
+---  f32 mean squares of the inputs, of all matrices of a stack or of each), or {keep=} for the
+---  checkpoint's own; or the bytes of one matrix: {weight=, scales=, biases=, rows=, cols=, mode=,
+---  bits=, group=, dtype= of the scales}
 ---@return integer? bytes of what runs now, 0 for {keep=}
 ---@return string? message, string? code
 function Model:replace(name, with)

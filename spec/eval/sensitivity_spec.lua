@@ -103,6 +103,44 @@ describe("eval.sensitivity", function()
     assert.is_true(result.totals[1].mean > 10 * result.totals[2].mean)
   end)
 
+  it("chooses scales as it is told, with an imatrix where it knows the inputs", function()
+    local path = os.tmpname()
+    assert(moonlet.imatrix { model = model, text = TEXT, out = path })
+    local calibration <close> = assert(require("moonlet.imatrix").read(path, model:info().config))
+    local function opts(extra)
+      local o = { decisions = { { mode = "affine", bits = 2 } } }
+      for k, v in pairs(extra) do o[k] = v end
+      return o
+    end
+    local function copies(fit)
+      local list = {}
+      for layer = 0, 7 do
+        local name = ("layers.%d.mlp.experts.down_proj"):format(layer)
+        local importance
+        if fit == "imatrix" then
+          local parts = {}
+          for e = 0, 15 do parts[e + 1] = calibration:importance(name, e) end
+          importance = table.concat(parts)
+        end
+        list[layer + 1] = { name, { mode = "affine", bits = 2, fit = fit,
+          importance = importance } }
+      end
+      return list
+    end
+    local plain = by_name(sensitivity(opts {}).rows).expert_down
+    local mse = by_name(sensitivity(opts { fit = "mse" }).rows).expert_down
+    local best = by_name(sensitivity(opts { fit = "best", imatrix = path }).rows)
+    check(plain, copies())
+    check(mse, copies "mse")
+    check(best.expert_down, copies "imatrix")
+    assert.same({ "affine 2 g64", "affine 2 g64 mse", "affine 2 g64 imatrix" }, { plain.decision,
+      mse.decision, best.expert_down.decision })
+    check(best.embed, { { "embed_tokens", { mode = "affine", bits = 2, fit = "mse" } } })
+    local said = sensitivity { decisions = { { mode = "affine", bits = 2, fit = "mse" } } }
+    assert.equal(mse.mean, by_name(said.rows).expert_down.mean)
+    os.remove(path)
+  end)
+
   it("leaves the model as the checkpoint has it", function()
     assert(model:replace("lm_head", { mode = "affine", bits = 2 }))
     sensitivity { decisions = { { mode = "mxfp4" } }, by = "layer" }
@@ -139,8 +177,12 @@ describe("eval.sensitivity", function()
     fails("range", "unknown mode int", { decisions = { { mode = "int" } } })
     fails("range", "nothing is encoded", { decisions = { { keep = "bf16" } } })
     fails("io", "no recipe named nosuch", { recipe = "nosuch" })
+    fails("range", "embed_tokens: fit imatrix needs an imatrix", { decisions = {
+      { mode = "mxfp4" } }, fit = "imatrix" })
+    fails("io", "/nosuch", { decisions = { { mode = "mxfp4" } }, imatrix = "/nosuch" })
     for _, opts in ipairs { {}, { decisions = {}, recipe = "uniform" },
-      { decisions = { { mode = "mxfp4" } }, by = "row" } } do
+      { decisions = { { mode = "mxfp4" } }, by = "row" },
+      { decisions = { { mode = "mxfp4" } }, fit = "row" } } do
       opts.text = TEXT
       assert.error(function() moonlet.eval.sensitivity(model, opts) end)
     end

@@ -130,6 +130,74 @@ describe("replaced matrices", function()
     end
   end)
 
+  -- f32 importance of n columns, some of them zero.
+  local function importance(n, seed)
+    local rng = numbers.rng(seed)
+    local values = rng.floats(n, 1)
+    for i = 1, n do values[i] = rng.uniform() < 0.1 and 0 or values[i] ^ 2 end
+    return numbers.pack(values)
+  end
+
+  it("are encoded with the fit that is asked for", function()
+    local layout = assert(core.model_layout(base, { values = true }))
+    local stack = "layers.0.mlp.experts.down_proj"
+    for _, given in ipairs { { mode = "affine", bits = 3, group = 64, fit = "mse" },
+      { mode = "affine", bits = 3, group = 64, fit = "imatrix" },
+      { mode = "nvfp4", group = 16, fit = "imatrix" }, { mode = "mxfp4", fit = "qstream" } } do
+      local n_experts, weights = 0, {}
+      for _, module in ipairs(layout.modules) do
+        local expert = module.name:match("^layers%.0%.mlp%.experts%.(%d+)%.down_proj$")
+        if expert then
+          local one = { rows = module.rows, cols = module.cols, dtype = "f32" }
+          for k, v in pairs(given) do one[k] = v end
+          if given.fit == "imatrix" then
+            one.importance = importance(module.cols, expert + 1)
+            weights[expert + 1] = one.importance
+          end
+          -- scales of f32 weights would be f32
+          one.dtype = "bf16"
+          local parts = assert(moonlet.quantize_tensor(checkpoint.to_bf16(module.values), one))
+          parts.rows, parts.cols, parts.mode, parts.bits = one.rows, one.cols, one.mode, one.bits
+          parts.group, parts.dtype = one.group or 32, one.bits and "bf16" or nil
+          assert(model:replace(module.name, parts))
+          n_experts = n_experts + 1
+        end
+      end
+      local want = logits(model)
+      model:restore()
+      local decision = { importance = weights[1] and table.concat(weights) }
+      for k, v in pairs(given) do decision[k] = v end
+      assert(model:replace(stack, decision))
+      assert.is_nil(numbers.difference(want, logits(model)))
+      decision.fit, decision.importance = nil, nil
+      assert(model:replace(stack, decision))
+      assert.is_not_nil(numbers.difference(want, logits(model)))
+      model:restore()
+      assert.equal(8, n_experts)
+    end
+  end)
+
+  it("may share the importance of a stack's inputs", function()
+    local one = importance(64, 7)
+    local name = "layers.1.mlp.experts.up_proj"
+    assert(model:replace(name, { mode = "affine", bits = 2, fit = "imatrix", importance = one }))
+    local shared = logits(model)
+    assert(model:replace(name, { mode = "affine", bits = 2, fit = "imatrix",
+      importance = one:rep(8) }))
+    assert.is_nil(numbers.difference(shared, logits(model)))
+  end)
+
+  it("can be rows of fp8", function()
+    local bytes = assert(model:replace("layers.0.linear_attn.in_proj_z", { mode = "fp8" }))
+    local plan = assert(moonlet.plan(function(t)
+      return t.class == "in_proj_z" and { mode = "fp8" } or { keep = "bf16" }
+    end, SOURCE))
+    for _, row in ipairs(plan.tensors) do
+      if row.name:find("layers%.0%.linear_attn%.in_proj_z") then assert.equal(row.bytes, bytes) end
+    end
+    assert.is_not_nil(numbers.difference(before, logits(model)))
+  end)
+
   it("are the head too where embeddings are tied", function()
     local tied <close> = assert(moonlet.open(TIED, { precision = "exact" }))
     local dir = checkpoint.edited(TIED, function(tensors)
@@ -194,8 +262,14 @@ describe("replaced matrices", function()
     local _, message, code = model:restore("layers.9.mlp.gate")
     assert.same({ "this model has no matrix layers.9.mlp.gate", "range" }, { message, code })
     assert.is_nil(numbers.difference(before, logits(model)))
-    for _, with in ipairs { 5, { mode = "mxfp4", bitz = 4 }, { mode = "no" }, {
-      weight = "", mode = "mxfp4", rows = 1, cols = 64 } } do
+    fails("range", "importance of 3 inputs, not 64", "lm_head", { mode = "mxfp4", fit = "qstream",
+      importance = numbers.pack { 1, 2, 3 } })
+    fails("unsupported", "lm_head: ", "lm_head", { mode = "mxfp8", fit = "qstream" })
+    for _, with in ipairs { { mode = "mxfp4", fit = "imatrix" }, { mode = "mxfp4", fit = "no" },
+      { mode = "mxfp4", fit = "imatrix", importance = "abc" },
+      { mode = "mxfp4", fit = "imatrix", importance = numbers.pack { -1 } },
+      5, { mode = "mxfp4", bitz = 4 }, { mode = "no" },
+      { weight = "", mode = "mxfp4", rows = 1, cols = 64 } } do
       assert.error(function() model:replace("lm_head", with) end)
     end
     assert.error(function() model:replace(nil, { mode = "mxfp4" }) end)

@@ -49,6 +49,9 @@ function command_eval.define(parser)
   kld:option("--recipe", "decisions of --per-tensor; without it --mode, --bits and --group are one")
     :argname("NAME"):convert(output.some_text("--recipe"))
   plan.base_options(kld)
+  kld:option("--fit", "how --per-tensor chooses scales, where decisions do not say")
+    :choices { "minmax", "mse", "imatrix", "qstream", "best" }
+  kld:option("--imatrix", "means of squared inputs for --fit imatrix and best"):argname("F")
   text_options(kld)
   kld:option("--per-position", "write one line of comma-separated values for each position")
     :argname("F.csv")
@@ -201,7 +204,7 @@ local function per_tensor(args)
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
   local opts = text_of(args, "comparing")
-  opts.by = args.by
+  opts.by, opts.fit, opts.imatrix = args.by, args.fit, args.imatrix
   opts.decisions, opts.recipe, opts.recipe_options = decisions_of(args)
   local result
   result, message, code = require("moonlet.eval").sensitivity(model, opts)
@@ -226,7 +229,7 @@ local function check_kld(args)
     output.misuse("--per-position needs a reference")
   end
   if args.report and args.save_logits then output.misuse("--report needs a reference") end
-  for _, name in ipairs { "by", "recipe", "bits", "group", "mode", "mxfp" } do
+  for _, name in ipairs { "by", "recipe", "bits", "group", "mode", "mxfp", "fit", "imatrix" } do
     if args[name] and not args.per_tensor then
       output.misuse(("--%s belongs to --per-tensor"):format(name))
     end

@@ -1,5 +1,6 @@
 --- What quantizing does, a part at a time: the model runs with one class, layer or tensor encoded
 -- in memory, and is compared with itself.
+local imatrix = require "moonlet.imatrix"
 local json = require "moonlet.json"
 local label = require "moonlet.eval.label"
 local options = require "moonlet.options"
@@ -18,9 +19,10 @@ local function rule_of_decision(decision)
   local full, message, code = rule:decide { name = "decision", part = "text", matrix = true,
     shape = { 1, 128 }, rows = 1, cols = 128 }
   if not full then return nil, message, code end
+  local group = full.mode ~= "fp8" and full.group or 1 -- fp8's is the row, whatever its length
   return recipe.load(function(tensor)
-    local fits = full.mode and tensor.matrix and tensor.cols % full.group == 0
-    return fits and full or { keep = "bf16" }
+    local fits = full.mode and tensor.matrix and tensor.cols % group == 0
+    return fits and decision or { keep = "bf16" }
   end)
 end
 
@@ -52,35 +54,51 @@ local function new_group(name, tensor)
     tensors = 0, parameters = 0, bytes = 0, saved = 0 }
 end
 
-local function add_member(group, tensor, decision)
+-- How scales are chosen: the decision's own way, or the caller's, or the recipe's.
+local function fit_of(decision, rule, opts)
+  local fit = decision.fit or opts.fit or rule.defaults.fit or "minmax"
+  if fit == "best" then return opts.imatrix and "imatrix" or "mse" end
+  return fit
+end
+
+-- What Model:replace takes but for the importance, which is read when it is needed. Copies in
+-- memory are encoded without error feedback, which decisions may ask for.
+local function encoding_of(decision, fit)
+  return { mode = decision.mode, bits = decision.bits, group = decision.group, fit = fit }
+end
+
+local function add_member(group, tensor, decision, fit)
   local bytes, n = recipe.bytes(tensor, decision), tensor.rows * tensor.cols
   local text = recipe.decision_text(decision)
+  if fit ~= "minmax" then text = text .. " " .. fit end
   if not group.texts[text] then
     group.texts[text] = true
     group.decision = group.decision and group.decision .. ", " .. text or text
   end
-  local given = {}
-  for key, value in pairs(decision) do given[key] = value end
-  given.gptq = nil -- copies in memory are encoded without error feedback
-  group.members[#group.members + 1] = { module = tensor.module, decision = given }
+  group.members[#group.members + 1] = { module = tensor.module,
+    experts = #tensor.shape == 3 and tensor.shape[1] or nil,
+    encoding = encoding_of(decision, fit) }
   group.tensors, group.parameters = group.tensors + 1, group.parameters + n
   group.bytes, group.saved = group.bytes + bytes, group.saved + 2 * n - bytes
 end
 
 -- The groups of what a rule encodes, in the order of the model, and one of everything.
-local function groups_of(tensors, rule, by)
+local function groups_of(tensors, rule, opts)
   local list, known, all = {}, {}, new_group("all", {})
   for _, tensor in ipairs(tensors) do
     local decision, message, code = rule:decide(tensor)
     if not decision then return nil, message, code end
     if decision.mode then
-      local name = GROUPINGS[by](tensor)
+      local name, fit = GROUPINGS[opts.by or "class"](tensor), fit_of(decision, rule, opts)
+      if fit == "imatrix" and not opts.imatrix then
+        return nil, ("%s: fit imatrix needs an imatrix"):format(tensor.module), "range"
+      end
       if not known[name] then
         known[name] = new_group(name, tensor)
         list[#list + 1] = known[name]
       end
-      add_member(known[name], tensor, decision)
-      add_member(all, tensor, decision)
+      add_member(known[name], tensor, decision, fit)
+      add_member(all, tensor, decision, fit)
     end
   end
   return list, all
@@ -128,13 +146,35 @@ local function row_of(group, columns, rule)
   return row
 end
 
-local function measure(model, passes, finals, group, rule, progress)
-  local _ <close> = setmetatable({}, { __close = function() model:restore() end })
+-- Mean squares of a member's inputs, of each expert of a stack; nil if the imatrix has none.
+local function importance_of(calibration, member)
+  local parts = {}
+  for expert = 0, (member.experts or 1) - 1 do
+    parts[expert + 1] = calibration:importance(member.module, member.experts and expert)
+    if not parts[expert + 1] then return nil end
+  end
+  return table.concat(parts)
+end
+
+local function replace_all(model, group, calibration)
   for _, member in ipairs(group.members) do
-    local ok, message, code = model:replace(member.module, member.decision)
+    local encoding = member.encoding
+    local importance = encoding.fit == "imatrix" and importance_of(calibration, member)
+    local ok, message, code = model:replace(member.module, { mode = encoding.mode,
+      bits = encoding.bits, group = encoding.group, importance = importance or nil,
+      fit = encoding.fit == "imatrix" and not importance and "mse" or encoding.fit })
     if not ok then return nil, message, code end
   end
-  local columns, message, code = compare_all(model, passes, finals, progress)
+  return true
+end
+
+local function measure(run, group, rule)
+  local model = run.model
+  local _ <close> = setmetatable({}, { __close = function() model:restore() end })
+  local ok, columns, message, code
+  ok, message, code = replace_all(model, group, run.calibration)
+  if not ok then return nil, message, code end
+  columns, message, code = compare_all(model, run.passes, run.finals, run.progress)
   if not columns then return nil, message, code end
   return row_of(group, columns, rule)
 end
@@ -142,7 +182,9 @@ end
 -- ---- public -------------------------------------------------------------------------------------
 
 local OPTIONS <const> = { decisions = "table", recipe = "any", recipe_options = "table",
-  by = "string", on_progress = "function" }
+  by = "string", fit = "string", imatrix = "string", on_progress = "function" }
+
+local FITS <const> = { minmax = true, mse = true, imatrix = true, qstream = true, best = true }
 for key, kind in pairs(sequences.OPTIONS) do OPTIONS[key] = kind end
 
 local function check_options(opts)
@@ -152,6 +194,10 @@ local function check_options(opts)
   end
   if opts.by and not GROUPINGS[opts.by] then
     options.misuse(("option 'by': class, layer or tensor expected, got '%s'"):format(opts.by))
+  end
+  if opts.fit and not FITS[opts.fit] then
+    options.misuse(("option 'fit': minmax, mse, imatrix, qstream or best expected, got '%s'")
+      :format(opts.fit))
   end
   return opts
 end
@@ -165,7 +211,7 @@ local function all_groups(model, opts)
   if not tensors then return nil, message, code end
   local tables, passes = {}, 1
   for i, rule in ipairs(rules) do
-    local list, all, kind = groups_of(tensors, rule, opts.by or "class")
+    local list, all, kind = groups_of(tensors, rule, opts)
     if not list then return nil, all, kind end
     if #list == 0 then return nil, "nothing is encoded: every matrix is kept", "range" end
     tables[i] = { list = list, all = all }
@@ -175,15 +221,39 @@ local function all_groups(model, opts)
   return tables, passes
 end
 
+-- The rows of all groups of all rules into `result`.
+local function measure_tables(run, tables, result)
+  for rule, groups in ipairs(tables) do
+    groups.list[#groups.list + 1] = groups.all
+    for _, group in ipairs(groups.list) do
+      local row, message, code = measure(run, group, rule)
+      if not row then return nil, message, code end
+      local place = group == groups.all and result.totals or result.rows
+      place[#place + 1] = row
+      if group == groups.all then row.label = groups.label end
+      result.tokens = row.tokens
+    end
+  end
+  return result
+end
+
+-- The imatrix of the options, something to close without one.
+local function open_imatrix(model, path)
+  if not path then return setmetatable({}, { __close = function() end }) end
+  return imatrix.read(path, model:info().config)
+end
+
 ---Quantizes a class, layer or tensor at a time, in memory, and measures what that does to the
 ---model's predictions. Replacements of the model are undone.
 ---@param model moonlet.Model
 ---@param opts { decisions?: table[], recipe?: string|function, recipe_options?: table,
----  by?: "class"|"layer"|"tensor", file?: string, text?: string, chat?: string, window?: integer,
----  windows?: integer[], dialogues?: integer[],
+---  by?: "class"|"layer"|"tensor", fit?: string, imatrix?: string, file?: string, text?: string,
+---  chat?: string, window?: integer, windows?: integer[], dialogues?: integer[],
 ---  on_progress?: fun(done: integer, total: integer) }
----  decisions { mode, bits, group }, each of which is tried on every group, or a recipe, whose
----  decisions are; by class unless told; what is scored as for perplexity
+---  decisions { mode, bits, group, fit }, each of which is tried on every group, or a recipe, whose
+---  decisions are, without error feedback; by class unless told; fit for decisions that have none:
+---  "minmax", "mse", "imatrix", "qstream" or "best", with the path of an imatrix; what is scored as
+---  for perplexity
 ---@return table? result rows and totals (a row per decision or recipe: everything at once), each
 ---  with rule (number of the decision), name, decision (text), class, layer, tensors, parameters,
 ---  bytes, saved (bytes, against bf16), kld_per_mib (mean KLD per MiB saved), and what eval.kld
@@ -197,26 +267,16 @@ function sensitivity.sensitivity(model, opts)
   list, words, code = sequences.read(model, opts)
   if not list then return nil, words, code end
 
+  local calibration <close>, problem, kind = open_imatrix(model, opts.imatrix)
+  if not calibration then return nil, problem, kind end
   model:restore()
-  local passes, progress = rows.passes(model, list), rows.progress(list, opts.on_progress, n, n - 1)
-  local finals, message
-  finals, message, code = reference_rows(model, passes, progress)
-  if not finals then return nil, message, code end
-  local result = { rows = json.array {}, totals = json.array {}, by = opts.by or "class",
-    reference = model.dir, words = words }
-  for rule, groups in ipairs(tables) do
-    groups.list[#groups.list + 1] = groups.all
-    for _, group in ipairs(groups.list) do
-      local row
-      row, message, code = measure(model, passes, finals, group, rule, progress)
-      if not row then return nil, message, code end
-      local place = group == groups.all and result.totals or result.rows
-      place[#place + 1] = row
-      if group == groups.all then row.label = groups.label end
-      result.tokens = row.tokens
-    end
-  end
-  return result
+  local run = { model = model, calibration = calibration, passes = rows.passes(model, list),
+    progress = rows.progress(list, opts.on_progress, n, n - 1) }
+  local message
+  run.finals, message, code = reference_rows(model, run.passes, run.progress)
+  if not run.finals then return nil, message, code end
+  return measure_tables(run, tables, { rows = json.array {}, totals = json.array {},
+    by = opts.by or "class", reference = model.dir, words = words })
 end
 
 return sensitivity
