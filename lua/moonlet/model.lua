@@ -209,17 +209,6 @@ function Model:matrices()
   return list
 end
 
----A pass that takes all sequences through one layer before the next: each layer's weights are read
----once, however much larger than memory the checkpoint is. Results are the bits that sessions give.
----@param sequences integer[][] each starts from an empty state
----@return table? layers step() -> done, all until both are the same; then score(i, targets) and
----  final(i, targets) of sequence i, as Session has them; close()
----@return string? message, string? code
-function Model:layers(sequences)
-  for _, ids in ipairs(sequences) do check_ids(ids) end
-  return self.core:layers(sequences, { kv = self.precision == "exact" and "f32" or "f16" })
-end
-
 -- A replacement says one of these.
 local PARTS <const> = { weight = "string", scales = "string", biases = "string", rows = "integer",
   cols = "integer", mode = "string", bits = "integer", group = "integer", dtype = "string" }
