@@ -32,7 +32,8 @@ end
 
 local RECIPES = { { recipe = rules.every_format }, { recipe = other_integers },
   { recipe = everything "mxfp4" }, { recipe = everything "nvfp4", shard_bytes = 100000 },
-  { recipe = everything "fp8" }, { recipe = "unsloth", bits = 4, mxfp = true } }
+  { recipe = everything "fp8" }, { recipe = "unsloth", bits = 4, mxfp = true },
+  { recipe = "unsloth_fixed", mode = "nvfp4" }, { recipe = "mixed_3_6" } }
 
 local function write(source, dir, variants, format)
   local outs = {}
@@ -84,8 +85,8 @@ describe("stock transformers #oracle", function()
       local plain <close> = checkpoint.scope()
       local packed <close> = checkpoint.scope()
       agrees(write(source, plain.path, { { recipe = "keep_bf16" } }, "bf16"))
-      agrees(write(source, packed.path, { { recipe = rules.only { mode = "mxfp4" } } },
-        "compressed-tensors"))
+      agrees(write(source, packed.path, { { recipe = rules.only { mode = "mxfp4" } },
+        { recipe = "qstream_mxfp4" } }, "compressed-tensors"))
     end)
   end
 

@@ -11,6 +11,10 @@ local VARIANTS = {
   { recipe = "unsloth", bits = 4, mxfp = true }, { recipe = "unsloth", bits = 8, mxfp = true },
   { recipe = "unsloth", mode = "nvfp4" }, { recipe = "uniform", mode = "mxfp8",
     shard_bytes = 100000 }, { recipe = "keep_bf16" },
+  { recipe = "qwen3_5" }, { recipe = "mixed_2_6" }, { recipe = "mixed_3_4" },
+  { recipe = "mixed_3_6" }, { recipe = "mixed_4_6" }, { recipe = "config_i" },
+  { recipe = "nvidia" }, { recipe = "unsloth_card_mxfp4" }, { recipe = "unsloth_fixed" },
+  { recipe = "qstream_mxfp4" },
 }
 local SOURCES = { "examples/demo-model", "spec/golden/mlx/moe4/hf", "spec/golden/mlx/dense4/hf",
   "spec/golden/models/moe-wrapped/hf", "spec/golden/models/moe-text/hf",
