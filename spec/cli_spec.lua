@@ -77,6 +77,8 @@ describe("misuse exits with 2", function()
     { "quantize --recipe uniform", 2, "missing argument" },
     { "quantize '' --recipe uniform", 2, "OUT must not be empty" },
     { "quantize D/q --recipe uniform --format gguf", 2, "'%-%-format' must be one of 'mlx'" },
+    { "quantize D/q --recipe uniform --awq search", 2, "%-%-awq needs %-%-imatrix" },
+    { "quantize D/q --recipe uniform --awq more", 2, "'%-%-awq' must be one of 'search'" },
     { "quantize D/q --recipe uniform --threads 0", 2, "'%-%-threads': 1 to 1024" },
     { "tokenize --decode 0x10", 2, "'0x10' is not a token id" },
     { "tokenize --decode 1e3", 2, "'1e3' is not a token id" },

@@ -675,7 +675,7 @@ describe("quantize", function()
     misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", flavour = "gpu" },
       "metal or cpu expected, got 'gpu'")
     misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", fit = "best-ever" },
-      "minmax or mse or qstream or best expected, got 'best%-ever'")
+      "minmax or mse or imatrix or qstream or best expected, got 'best%-ever'")
     misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", format = "gguf" },
       "mlx or compressed%-tensors or bf16 expected, got 'gguf'")
     misuse({ source = MOE .. "hf", out = "x", recipe = "unsloth", threads = -1 }, "positive")

@@ -147,13 +147,6 @@ static int set_mean_squares(lua_State *L)
     return 2;
 }
 
-/* The string's floats; a copy, left on the stack, where it is not aligned for them. */
-static const float *floats_of(lua_State *L, const char *bytes, size_t n_bytes)
-{
-    if ((uintptr_t)bytes % _Alignof(float) == 0) return (const float *)(const void *)bytes;
-    return memcpy(lua_newuserdatauv(L, n_bytes + 1, 0), bytes, n_bytes);
-}
-
 /* imatrix_order_heads(f32 bytes, key_heads, per_key, dim, to_file) -> f32 bytes */
 static int order_heads(lua_State *L)
 {
@@ -167,7 +160,7 @@ static int order_heads(lua_State *L)
                       !__builtin_mul_overflow(n, dim, &n) && (size_t)n == bytes / sizeof(float) &&
                       bytes % sizeof(float) == 0,
                   1, "not as many floats");
-    const float *from = floats_of(L, x, bytes);
+    const float *from = lml_floats(L, x, bytes);
     luaL_Buffer b;
     float *out = (float *)(void *)luaL_buffinitsize(L, &b, bytes);
     imx_order_heads(from, key_heads, per_key, dim, lua_toboolean(L, 5), out);
@@ -193,7 +186,7 @@ static const float *entry_floats(lua_State *L, int entry, int keep, const char *
         luaL_error(L, "field '%s': string of %I floats expected", key, (lua_Integer)n);
     lua_pop(L, 1);
     int top = lua_gettop(L);
-    const float *floats = floats_of(L, s, bytes);
+    const float *floats = lml_floats(L, s, bytes);
     if (lua_gettop(L) > top) lua_rawseti(L, keep, (lua_Integer)lua_rawlen(L, keep) + 1);
     return floats;
 }

@@ -62,6 +62,10 @@ void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch
 /* The numbers behind a view, borrowed; raises when it is stale. */
 float *lml_check_logits(lua_State *L, int arg, int64_t *n);
 
+/* The floats in a string of n_bytes, which the caller keeps alive; where it is not aligned for
+ * them, a copy is left on the stack. */
+const float *lml_floats(lua_State *L, const char *bytes, size_t n_bytes);
+
 struct num_matrix;
 struct st_entry;
 
@@ -92,6 +96,7 @@ num_fit lml_check_fit(lua_State *L, int arg, int *imatrix);
 cancel_flag *lml_cancel_flag(void);
 
 /* Each adds its functions and classes to the core table on top of the stack. */
+void lml_open_awq(lua_State *L);
 void lml_open_base(lua_State *L);
 void lml_open_blas(lua_State *L);
 void lml_open_cands(lua_State *L);

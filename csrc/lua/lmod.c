@@ -103,6 +103,12 @@ const char *lml_opt_string(lua_State *L, int arg, const char *key, const char *f
     return s;
 }
 
+const float *lml_floats(lua_State *L, const char *bytes, size_t n_bytes)
+{
+    if ((uintptr_t)bytes % _Alignof(float) == 0) return (const float *)(const void *)bytes;
+    return memcpy(lua_newuserdatauv(L, n_bytes + 1, 0), bytes, n_bytes);
+}
+
 const int32_t *lml_check_ids(lua_State *L, int arg, int64_t *n)
 {
     luaL_checktype(L, arg, LUA_TTABLE);
@@ -163,6 +169,7 @@ __attribute__((visibility("default"))) int luaopen_moonlet_core(lua_State *L);
 int luaopen_moonlet_core(lua_State *L)
 {
     lua_newtable(L);
+    lml_open_awq(L);
     lml_open_base(L);
     lml_open_blas(L);
     lml_open_cands(L);

@@ -354,6 +354,48 @@ static int quant_largest_of(lua_State *L)
     return 1;
 }
 
+/* q:damage(put, rows) -> {error, ...}, {size, ...}: quant_damage of each part */
+static int quant_damage_of(lua_State *L)
+{
+    err_info e = {0};
+    quant_job job = {0};
+    quant_hessian hessian;
+    lua_Integer rows = luaL_checkinteger(L, 3);
+    luaL_argcheck(L, rows > 0, 3, "out of range");
+    if (!read_job(L, 2, &job, &hessian, &e)) return lml_fail(L, &e);
+    quant_loss *losses = lua_newuserdatauv(L, (size_t)job.n_parts * sizeof *losses + 1, 0);
+    const quantizer *q = check_open(L);
+    if (quant_damage(&job, rows, q->pool, lml_cancel_flag(), losses, &e)) return lml_fail(L, &e);
+    lua_createtable(L, (int)job.n_parts, 0);
+    lua_createtable(L, (int)job.n_parts, 0);
+    for (int64_t i = 0; i < job.n_parts; i++) {
+        lua_pushnumber(L, losses[i].error);
+        lua_rawseti(L, -3, i + 1);
+        lua_pushnumber(L, losses[i].size);
+        lua_rawseti(L, -2, i + 1);
+    }
+    return 2;
+}
+
+/* q:values(put) -> f32 bytes of what q:put(put) would round */
+static int quant_values_of(lua_State *L)
+{
+    err_info e = {0};
+    quant_job job = {0};
+    quant_hessian hessian;
+    if (!read_job(L, 2, &job, &hessian, &e)) return lml_fail(L, &e);
+    int64_t n;
+    if (__builtin_mul_overflow(job.n_parts, job.part_rows, &n) ||
+        __builtin_mul_overflow(n, job.cols, &n) || n < 0 || n > INT32_MAX)
+        return luaL_error(L, "too many values");
+    check_open(L);
+    luaL_Buffer b;
+    float *out = (float *)(void *)luaL_buffinitsize(L, &b, (size_t)n * sizeof *out);
+    if (quant_values(&job, out, &e)) return lml_fail(L, &e);
+    luaL_pushresultsize(&b, (size_t)n * sizeof *out);
+    return 1;
+}
+
 /* q:finish() -> true: the file is complete, synced and has its name */
 static int quant_finish(lua_State *L)
 {
@@ -369,11 +411,18 @@ static int quant_finish(lua_State *L)
 void lml_open_quant(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"create", quant_create},      {"put", quant_put},
-        {"put_data", quant_put_data},  {"try", quant_try_put},
-        {"largest", quant_largest_of}, {"hessians", quant_hessians},
-        {"sync", quant_sync},          {"finish", quant_finish},
-        {"close", quant_close},        {NULL, NULL},
+        {"create", quant_create},
+        {"put", quant_put},
+        {"put_data", quant_put_data},
+        {"try", quant_try_put},
+        {"largest", quant_largest_of},
+        {"hessians", quant_hessians},
+        {"values", quant_values_of},
+        {"damage", quant_damage_of},
+        {"sync", quant_sync},
+        {"finish", quant_finish},
+        {"close", quant_close},
+        {NULL, NULL},
     };
     static const luaL_Reg functions[] = {{"quant_open", quant_open}, {NULL, NULL}};
     lml_class(L, QUANT, methods, quant_close);

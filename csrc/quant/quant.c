@@ -7,18 +7,14 @@
 
 #include "base/map.h"
 #include "base/mem.h"
-#include "num/fp.h"
 #include "quant/feedback.h"
 #include "quant/gptq.h"
+#include "quant/rows.h"
 
 /* A block is large enough that its write is not dwarfed by the system call, and small enough that
  * a worker's scratch stays in its second-level cache. A group is what runs between two looks at
  * the cancel flag; it does not depend on the number of threads, so neither do errors. */
 enum { BLOCK_ELEMENTS = 1 << 17, GROUP_BLOCKS = 64 };
-
-typedef struct row_sizes { /* bytes of one output row; biases as encoded, zeros as packed */
-    int64_t weight, scales, biases, zeros;
-} row_sizes;
 
 typedef struct run {
     const quant_job *job;
@@ -30,7 +26,7 @@ typedef struct run {
     int64_t begin, end, first_block; /* blocks cover rows begin .. end, of all rows or a range */
     int fed;                         /* with error feedback: */
     hess *h;                         /* factor for those rows, or NULL: they are encoded plainly */
-    row_sizes out;
+    rows_sizes out;
     /* per worker: loaded rows, block_rows of each output and of zeros, what feedback needs */
     uint8_t *scratch;
     int64_t tile_rows, feedback_at, scratch_bytes;
@@ -39,91 +35,6 @@ typedef struct run {
     err_info error;
 } run;
 
-static row_sizes sizes_of(const quant_job *job)
-{
-    row_sizes s = {0};
-    switch (job->op) {
-    case QUANT_COPY: s.weight = job->parts[0].matrix.row_bytes; break;
-    case QUANT_BF16: s.weight = job->cols * 2; break;
-    case QUANT_F32: s.weight = job->cols * 4; break;
-    case QUANT_ENCODE:
-        s.weight = num_format_code_bytes(&job->format, job->cols);
-        s.scales = num_format_scale_bytes(&job->format, job->cols);
-        s.biases = num_format_bias_bytes(&job->format, job->cols);
-        if (job->format.zero_point) s.zeros = job->cols / job->format.group;
-        break;
-    }
-    return s;
-}
-
-/* Where an output row comes from: row `stored` of the matrix, row `row` of the part. */
-typedef struct source_row {
-    const quant_part *part;
-    int64_t row, stored;
-} source_row;
-
-static source_row find_row(const quant_job *job, int64_t row)
-{
-    source_row s = {.part = &job->parts[row / job->part_rows], .row = row % job->part_rows};
-    s.stored = s.part->first_row + s.row;
-    return s;
-}
-
-static const uint8_t *codes_of(const source_row *s)
-{
-    return s->part->matrix.codes + s->stored * s->part->matrix.row_bytes;
-}
-
-static int64_t first_not_finite(const float *x, int64_t n)
-{
-    int any = 0;
-    for (int64_t i = 0; i < n; i++) any |= !(fabsf(x[i]) <= FLT_MAX); /* without a branch */
-    for (int64_t i = 0; i < n && any; i++)
-        if (!isfinite(x[i])) return i;
-    return -1;
-}
-
-/* The row as f32; the first column that is not finite, or -1. */
-static int64_t load_row(const source_row *s, float *out)
-{
-    const num_matrix *m = &s->part->matrix;
-    const uint8_t *data = codes_of(s);
-    if (m->mode == NUM_BF16)
-        for (int64_t i = 0; i < m->cols; i++) {
-            uint16_t h;
-            memcpy(&h, data + 2 * i, 2);
-            out[i] = fp_bf16_decode(h);
-        }
-    else
-        num_row_decode(m, s->stored, out);
-    return first_not_finite(out, m->cols);
-}
-
-/* The first column that bf16 cannot hold, or -1. */
-static int64_t store_bf16(const float *x, int64_t n, uint8_t *out)
-{
-    for (int64_t i = 0; i < n; i++) {
-        uint16_t h = fp_bf16_encode(x[i]);
-        if ((h & 0x7f80) == 0x7f80) return i;
-        memcpy(out + 2 * i, &h, 2);
-    }
-    return -1;
-}
-
-static void transform_row(const quant_job *job, const source_row *s, float *x)
-{
-    const quant_part *part = s->part;
-    float rows = part->row_scale ? part->row_scale[s->row] : 1.0f;
-    if (job->add != 0.0f)
-        for (int64_t i = 0; i < job->cols; i++) x[i] += job->add;
-    if (rows != 1.0f)
-        for (int64_t i = 0; i < job->cols; i++) x[i] *= rows;
-    if (part->col_scale)
-        for (int64_t i = 0; i < job->cols; i++) x[i] *= part->col_scale[i];
-    if (job->subtract != 0.0f)
-        for (int64_t i = 0; i < job->cols; i++) x[i] -= job->subtract;
-}
-
 static float row_largest(const float *x, int64_t n)
 {
     float top = 0;
@@ -131,89 +42,7 @@ static float row_largest(const float *x, int64_t n)
     return top;
 }
 
-static int is_changed(const quant_job *job, const quant_part *part)
-{
-    return part->col_scale || part->row_scale || job->add != 0.0f || job->subtract != 0.0f;
-}
-
-/* Are the part's codes and scales those that are to be written? */
-static int same_codes(const quant_job *job, const quant_part *part)
-{
-    const num_matrix *m = &part->matrix;
-    num_matrix like = num_format_matrix(&job->format, m->rows, m->cols, NULL, NULL, NULL);
-    if (m->mode != like.mode || m->bits != like.bits || m->group != like.group ||
-        m->row_bytes != like.row_bytes || is_changed(job, part))
-        return 0;
-    if (m->mode == NUM_AFFINE) return m->scale_dtype == like.scale_dtype;
-    return m->mode != NUM_FP8 || (m->scale_dtype == like.scale_dtype && m->tile_rows == 1);
-}
-
-/* Do its rows lie as they are to be written? */
-static int is_encoded(const quant_job *job, const quant_part *part)
-{
-    const num_matrix *m = &part->matrix;
-    num_matrix like = num_format_matrix(&job->format, m->rows, m->cols, NULL, NULL, NULL);
-    if (!same_codes(job, part)) return 0;
-    if (m->mode == NUM_AFFINE) return m->bias_dtype == like.bias_dtype;
-    return m->mode != NUM_NVFP4 || m->divisor == like.divisor;
-}
-
-/* The bias as `like` stores it; 0 if that is not the same bias. */
-static int take_bias(const num_matrix *like, int zero_point, float scale, float bias, uint8_t *out)
-{
-    if (zero_point) {
-        float zero = -bias / scale;
-        if (!(zero >= 0 && zero < (float)(1 << like->bits)) || zero != rintf(zero) ||
-            -(scale * zero) != bias)
-            return 0;
-    }
-    num_elements_encode(&bias, 1, like->bias_dtype, out);
-    return num_element(out, like->bias_dtype, 0) == bias;
-}
-
-/* The first column of a group whose bias cannot be written, or -1. */
-static int64_t take_encoded(const run *r, const source_row *s, uint8_t *weight, uint8_t *scales,
-                            uint8_t *biases)
-{
-    const num_matrix *m = &s->part->matrix;
-    const num_format *f = &r->job->format;
-    memcpy(weight, codes_of(s), (size_t)r->out.weight);
-    memcpy(scales, m->scales + s->stored * r->out.scales, (size_t)r->out.scales);
-    if (m->mode != NUM_AFFINE) return -1;
-    num_matrix like = num_format_matrix(f, m->rows, m->cols, NULL, NULL, NULL);
-    int64_t n = m->cols / m->group, bytes = num_dtype_bytes(like.bias_dtype);
-    for (int64_t g = 0; g < n; g++) {
-        float scale = num_element(m->scales, m->scale_dtype, s->stored * n + g);
-        float bias = num_element(m->biases, m->bias_dtype, s->stored * n + g);
-        if (!take_bias(&like, f->zero_point, scale, bias, biases + g * bytes)) return g * m->group;
-    }
-    return -1;
-}
-
-/* x, the transformed row, into the outputs; the first column that they cannot hold, or -1. */
-static int64_t store_row(const run *r, const source_row *s, const float *x, uint8_t *weight,
-                         uint8_t *scales, uint8_t *biases)
-{
-    const quant_job *job = r->job;
-    if (job->op == QUANT_BF16) return store_bf16(x, job->cols, weight);
-    if (job->op == QUANT_ENCODE) {
-        if (job->exact || is_encoded(job, s->part))
-            return take_encoded(r, s, weight, scales, biases);
-        return num_fit_row(&job->format, job->fit, job->ops->fit, x, s->part->importance, job->cols,
-                           weight, scales, biases);
-    }
-    memcpy(weight, x, (size_t)job->cols * 4);
-    return first_not_finite(x, job->cols);
-}
-
-static err_code bad_weight(const source_row *s, int64_t column, float x, err_info *e)
-{
-    return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
-                   s->part->file, s->part->name, (long long)s->stored, (long long)column,
-                   (double)x);
-}
-
-static err_code bad_bias(const quant_job *job, const source_row *s, int64_t column, err_info *e)
+static err_code bad_bias(const quant_job *job, const rows_place *s, int64_t column, err_info *e)
 {
     return err_set(e, ERR_UNSUPPORTED,
                    "%s: tensor %s row %lld column %lld: the group's bias cannot be kept as %s",
@@ -226,31 +55,31 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
                           uint8_t *scales, uint8_t *biases, err_info *e)
 {
     const quant_job *job = r->job;
-    source_row s = find_row(job, row);
-    if (job->op == QUANT_COPY) memcpy(weight, codes_of(&s), (size_t)r->out.weight);
+    rows_place s = rows_find(job, row);
+    if (job->op == QUANT_COPY) memcpy(weight, rows_codes(&s), (size_t)r->out.weight);
     if (s.part->opaque) return ERR_NONE;
-    int64_t bad = load_row(&s, x);
+    int64_t bad = rows_load(&s, x);
     if (bad < 0 && job->op != QUANT_COPY) {
-        transform_row(job, &s, x);
+        rows_transform(job, &s, x);
         if (r->aim != LARGEST) {
-            bad = store_row(r, &s, x, weight, scales, biases);
+            bad = rows_store(job, &r->out, &s, x, weight, scales, biases);
         } else {
             float top = row_largest(x, job->cols);
             if (top > *largest) *largest = top;
-            bad = first_not_finite(x, job->cols);
+            bad = rows_first_not_finite(x, job->cols);
         }
     }
     if (bad < 0) return ERR_NONE;
     return job->exact && isfinite(x[bad]) ? bad_bias(job, &s, bad, e)
-                                          : bad_weight(&s, bad, x[bad], e);
+                                          : rows_bad_weight(&s, bad, x[bad], e);
 }
 
 /* Rows from `row` on, of one part and n at most, that are encoded together with error feedback; 0
  * when there is none. */
 static int64_t rows_together(const run *r, int64_t row, int64_t n)
 {
-    source_row s = find_row(r->job, row);
-    if (!r->h || r->job->exact || is_encoded(r->job, s.part)) return 0;
+    rows_place s = rows_find(r->job, row);
+    if (!r->h || r->job->exact || rows_is_encoded(r->job, s.part)) return 0;
     int64_t left = r->job->part_rows - s.row;
     if (left > n) left = n;
     return left < GPTQ_ROWS ? left : GPTQ_ROWS;
@@ -264,31 +93,17 @@ static err_code feed_rows(const run *r, int64_t row, int64_t n, float *x, uint8_
                   .ops = job->ops,
                   .format = &job->format,
                   .fit = job->fit,
-                  .importance = find_row(job, row).part->importance};
+                  .importance = rows_find(job, row).part->importance};
     for (int64_t i = 0; i < n; i++) {
-        source_row s = find_row(job, row + i);
-        int64_t bad = load_row(&s, x + i * job->cols);
-        if (bad >= 0) return bad_weight(&s, bad, x[i * job->cols + bad], e);
-        transform_row(job, &s, x + i * job->cols);
+        rows_place s = rows_find(job, row + i);
+        int64_t bad = rows_load(&s, x + i * job->cols);
+        if (bad >= 0) return rows_bad_weight(&s, bad, x[i * job->cols + bad], e);
+        rows_transform(job, &s, x + i * job->cols);
     }
     int64_t bad = gptq_encode(&g, x, n, weight, scales, biases, scratch);
     if (bad < 0) return ERR_NONE;
-    source_row s = find_row(job, row + bad / job->cols);
-    return bad_weight(&s, bad % job->cols, x[bad], e);
-}
-
-/* Calls fn for the stored bytes of n rows, one part after the other. */
-static void each_range(const quant_job *job, int64_t row, int64_t n,
-                       void (*fn)(const void *data, size_t n_bytes))
-{
-    while (n > 0) {
-        source_row s = find_row(job, row);
-        int64_t left = job->part_rows - s.row;
-        if (left > n) left = n;
-        fn(codes_of(&s), (size_t)(left * s.part->matrix.row_bytes));
-        row += left;
-        n -= left;
-    }
+    rows_place s = rows_find(job, row + bad / job->cols);
+    return rows_bad_weight(&s, bad % job->cols, x[bad], e);
 }
 
 static err_code put_rows(const run *r, int64_t entry, int64_t row, int64_t n, int64_t row_bytes,
@@ -328,7 +143,7 @@ static err_code run_block(run *r, int64_t block, int worker, err_info *e)
             return e->code;
         if (!count) count = 1;
     }
-    each_range(job, row, n, map_forget); /* or a checkpoint would fill memory as it is read */
+    rows_each_range(job, row, n, map_forget); /* or a checkpoint would fill memory as it is read */
     if (r->aim == LARGEST) {
         pthread_mutex_lock(&r->lock);
         if (largest > r->largest) r->largest = largest;
@@ -357,43 +172,6 @@ static void run_blocks(void *ctx, int64_t begin, int64_t end, int worker)
         }
         pthread_mutex_unlock(&r->lock);
     }
-}
-
-static err_code check_part(const quant_job *job, const quant_part *part, err_info *e)
-{
-    const num_matrix *m = &part->matrix, *other = &job->parts[0].matrix;
-    int64_t first = part->first_row;
-    if (m->cols != job->cols || first < 0 || first > m->rows || job->part_rows > m->rows - first)
-        return err_set(e, ERR_RANGE, "%s: tensor %s has no rows %lld to %lld of %lld", part->file,
-                       part->name, (long long)first, (long long)(first + job->part_rows - 1),
-                       (long long)job->cols);
-    if (job->op != QUANT_COPY && part->opaque)
-        return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s is not BF16, F16 or F32", part->file,
-                       part->name);
-    if (job->exact && !same_codes(job, part))
-        return err_set(e, ERR_UNSUPPORTED,
-                       "%s: tensor %s is stored otherwise than it was to be kept", part->file,
-                       part->name);
-    if (job->op != QUANT_COPY) return ERR_NONE;
-    if (is_changed(job, part))
-        return err_set(e, ERR_RANGE, "%s: tensor %s: a copy has no scales", part->file, part->name);
-    if (m->mode > NUM_BF16 || m->mode != other->mode || m->row_bytes != other->row_bytes)
-        return err_set(e, ERR_RANGE,
-                       "%s: tensor %s is stored otherwise than other parts, or packed", part->file,
-                       part->name);
-    return ERR_NONE;
-}
-
-/* Everything that the loops take for granted. */
-static err_code check_job(const quant_job *job, int64_t *n_rows, err_info *e)
-{
-    if (job->n_parts < 1 || job->part_rows < 1 || job->cols < 1 ||
-        __builtin_mul_overflow(job->n_parts, job->part_rows, n_rows))
-        return err_set(e, ERR_RANGE, "a tensor of %lld parts of %lld rows of %lld",
-                       (long long)job->n_parts, (long long)job->part_rows, (long long)job->cols);
-    for (int64_t i = 0; i < job->n_parts; i++)
-        if (check_part(job, &job->parts[i], e)) return e->code;
-    return ERR_NONE;
 }
 
 static err_code run_range(run *r, pool *p, const cancel_flag *cancel, err_info *e)
@@ -446,7 +224,7 @@ static int64_t rows_per_block(const run *r)
 static void size_scratch(run *r)
 {
     const quant_job *job = r->job;
-    const row_sizes *out = &r->out;
+    const rows_sizes *out = &r->out;
     int64_t row_bytes = out->weight + out->scales + out->biases + out->zeros;
     r->block_rows = rows_per_block(r);
     r->tile_rows = r->fed ? GPTQ_ROWS : 1;
@@ -459,19 +237,19 @@ static void size_scratch(run *r)
 static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)
 {
     const quant_job *job = r->job;
-    if (check_job(job, &r->n_rows, e)) return e->code;
+    if (rows_check(job, &r->n_rows, e)) return e->code;
     if (r->aim == TRY && r->n_rows > r->max_rows) r->n_rows = r->max_rows;
     r->failed_block = INT64_MAX;
     r->end = r->n_rows;
     r->fed = r->aim != LARGEST && job->op == QUANT_ENCODE && job->hessian;
     if (r->fed && feedback_check(job, e)) return e->code;
-    if (r->aim != LARGEST) r->out = sizes_of(job);
+    if (r->aim != LARGEST) r->out = rows_sizes_of(job);
     size_scratch(r);
     r->scratch = mem_array((size_t)pool_n_threads(p), (size_t)r->scratch_bytes, e);
     if (!r->scratch) return e->code;
     pthread_mutex_init(&r->lock, NULL);
     err_code code = r->fed ? run_fed(r, p, cancel, e) : run_range(r, p, cancel, e);
-    each_range(job, 0, r->n_rows, map_forget); /* pages that two blocks share */
+    rows_each_range(job, 0, r->n_rows, map_forget); /* pages that two blocks share */
     pthread_mutex_destroy(&r->lock);
     mem_free(r->scratch);
     return code;

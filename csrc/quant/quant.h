@@ -80,4 +80,19 @@ err_code quant_try(const quant_job *job, int64_t max_rows, pool *p, const cancel
 err_code quant_largest(const quant_job *job, pool *p, const cancel_flag *cancel, float *largest,
                        err_info *e);
 
+/* Sums over weights w and what they become, in the units of the outputs without row_scale:
+ * importance of the column (1 without) times the square of the difference, and of w. */
+typedef struct quant_loss {
+    double error, size;
+} quant_loss;
+
+/* What QUANT_ENCODE would lose, from about max_rows rows, evenly spaced, into losses[n_parts];
+ * nothing is written. The sums are the same for every number of threads. */
+err_code quant_damage(const quant_job *job, int64_t max_rows, pool *p, const cancel_flag *cancel,
+                      quant_loss *losses, err_info *e);
+
+/* The weights that quant_run would round, into out[n_parts * part_rows][cols]: for vectors, on the
+ * calling thread. */
+err_code quant_values(const quant_job *job, float *out, err_info *e);
+
 #endif

@@ -21,7 +21,7 @@ local shards = require "moonlet.shards"
 
 local ct = {}
 
-ct.adapt = hf.adapt
+ct.adapt, ct.norm = hf.adapt, hf.norm
 
 -- ---- tensors -----------------------------------------------------------------------------------
 

@@ -32,6 +32,14 @@ function hf.adapt(source)
   end
 end
 
+-- What is added to a norm and subtracted again: it is stored as w - 1 here, and scales that are
+-- folded into it are those of w.
+local function shifts(tensor, zero_centred)
+  if not tensor.zero_centred then return nil end
+  local folded = tensor.parts[1].col_scale ~= nil
+  return folded and zero_centred and 1 or nil, (folded or not zero_centred) and 1 or nil
+end
+
 -- An unquantized tensor of `parts`, its share of `tensor`, in the dtype `keep`.
 ---@param tensor moonlet.Tensor
 ---@param keep string
@@ -42,6 +50,7 @@ end
 function hf.dense(tensor, keep, zero_centred, share)
   local op = (tensor.stored or keep ~= "bf16") and "copy" or "bf16"
   if keep == "f32" and tensor.part == "text" then op = "f32" end
+  local add, subtract = shifts(tensor, zero_centred)
   local n = 1
   for _, d in ipairs(share.shape) do n = n * d end
   return shards.item { name = share.name, tensor = tensor, expert = share.expert, parameters = n,
@@ -49,10 +58,15 @@ function hf.dense(tensor, keep, zero_centred, share)
       shape = share.shape } },
     put = { op = op, parts = share.parts or tensor.parts,
       part_rows = share.part_rows or tensor.part_rows, cols = tensor.cols,
-      subtract = tensor.zero_centred and not zero_centred and 1 or nil } }
+      add = add, subtract = subtract } }
 end
 
 hf.bytes = recipe.bytes
+
+function hf.norm(tensor, decision)
+  if decision.keep == "f16" then return nil end
+  return decision.keep, tensor.zero_centred and 1 or 0
+end
 
 -- Gate and up of every expert, one after the other.
 local function gate_up(gate, up, keep)

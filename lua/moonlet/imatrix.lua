@@ -185,6 +185,15 @@ function Imatrix:importance(name, expert)
   return order_heads(self.numbers, bare, bytes, false), tokens
 end
 
+---How many tokens each matrix of a stack met, or the one that a name is of; nil if the file says
+---nothing about them.
+---@param name string
+---@return number[]?
+function Imatrix:tokens(name)
+  local _, shape = find(self, name)
+  return shape.entry and self.set:tokens(shape.entry, shape.n_mat)
+end
+
 ---Frees the files; also on `<close>`.
 function Imatrix:close() self.set:close() end
 Imatrix.__close = Imatrix.close

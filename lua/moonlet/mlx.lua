@@ -63,6 +63,12 @@ end
 
 mlx.bytes = recipe.bytes
 
+mlx.bare_nvfp4 = true
+
+function mlx.norm(_, decision)
+  if decision.keep == "bf16" then return "bf16", 0 end
+end
+
 -- What MLX has no form for, or nil.
 local function problem(tensor, decision)
   if decision.mode == "fp8" then

@@ -17,7 +17,9 @@ local plan = require "moonlet.plan"
 local provenance = require "moonlet.provenance"
 local recipe = require "moonlet.recipe"
 local shards = require "moonlet.shards"
+local source = require "moonlet.source"
 local sys = require "moonlet.sys"
+local weighting = require "moonlet.weighting"
 
 local quantize = {}
 
@@ -33,8 +35,10 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 ---@field mxfp boolean?
 ---@field recipe_options table?  further options of the recipe
 ---@field format "mlx"|"compressed-tensors"|"bf16"|nil  default mlx
----@field fit "minmax"|"mse"|"qstream"|"best"|nil  how scales are chosen where a decision does not
----  say; default minmax, and mse with error feedback
+---@field imatrix string|string[]|nil  what the inputs look like, see moonlet.imatrix
+---@field fit "minmax"|"mse"|"imatrix"|"qstream"|"best"|nil  how scales are chosen where a decision
+---  does not say; default minmax, and mse with error feedback
+---@field awq "search"|"mlx-node"|"off"|nil  scales to fold in, see moonlet.awq; needs an imatrix
 ---@field hessians string?    file of `moonlet imatrix --hessians`: encode with error feedback
 ---@field gptq boolean?       whether to, where a decision does not say; default: with `hessians`
 ---@field threads integer?    default: all processors
@@ -45,18 +49,20 @@ local FORMS = { mlx = mlx, ["compressed-tensors"] = compressed_tensors, bf16 = h
 ---@field dry_run boolean?    check everything and estimate the time, write nothing
 ---@field command string?     recorded in moonlet.json
 ---@field on_progress fun(done: integer, total: integer, tensor: string): boolean?
----  before the first and after every tensor, in bytes of the weights as BF16; returning false
----  stops
+---  before the first and after every tensor, in bytes of the weights as BF16; before that, while
+---  scales are looked for, in groups of matrices and with "awq" as a fourth argument; returning
+---  false stops
 
 local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integer",
   group = "integer", mode = "string", mxfp = "boolean", recipe_options = "table",
-  format = "string", threads = "integer", fit = "string", hessians = "string",
-  gptq = "boolean", shard_bytes = "integer", flavour = "string",
-  mx_rule = "string", resume = "boolean", dry_run = "boolean", command = "string",
-  on_progress = "function" }
+  format = "string", threads = "integer", fit = "string", imatrix = "any",
+  awq = "string", hessians = "string", gptq = "boolean", shard_bytes = "integer",
+  flavour = "string", mx_rule = "string", resume = "boolean", dry_run = "boolean",
+  command = "string", on_progress = "function" }
 
 -- Options that change bytes, besides those of the recipe.
-local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule", "fit", "gptq", "hessians" }
+local SETTINGS = { "format", "shard_bytes", "flavour", "mx_rule", "fit", "awq", "gptq", "imatrix",
+  "hessians" }
 local DEFAULTS = { format = "mlx", shard_bytes = shards.LIMIT, flavour = "metal",
   mx_rule = "ceil" }
 
@@ -81,7 +87,17 @@ local function checked(given)
   check_choice(o, "format", { "mlx", "compressed-tensors", "bf16" })
   check_choice(o, "flavour", { "metal", "cpu" })
   check_choice(o, "mx_rule", { "ceil", "nearest" })
-  check_choice(o, "fit", { "minmax", "mse", "qstream", "best" })
+  check_choice(o, "fit", { "minmax", "mse", "imatrix", "qstream", "best" })
+  check_choice(o, "awq", { "search", "mlx-node", "off" })
+  if o.imatrix ~= nil and type(o.imatrix) ~= "string" and type(o.imatrix) ~= "table" then
+    options.misuse("option 'imatrix': path or list of paths expected, got " .. type(o.imatrix))
+  end
+  if (o.awq or "off") ~= "off" and not o.imatrix then
+    options.misuse(("option 'awq': %s needs an imatrix"):format(o.awq))
+  end
+  if o.fit == "imatrix" and not o.imatrix then
+    options.misuse("option 'fit': imatrix needs an imatrix")
+  end
   if o.gptq and not o.hessians then options.misuse("option 'gptq' needs 'hessians'") end
   if (o.threads or 0) < 0 or o.shard_bytes < 1 then
     options.misuse("threads and shard_bytes are positive")
@@ -104,7 +120,7 @@ end
 local function settings_of(o)
   local settings = {}
   for _, key in ipairs(SETTINGS) do settings[key] = o[key] end
-  settings.hessians = nil
+  settings.imatrix, settings.hessians = nil, nil
   return json.object(settings, SETTINGS)
 end
 
@@ -113,8 +129,11 @@ end
 ---@field place moonlet.Place
 ---@field found moonlet.Partial|false  left by another run, to be gone on with
 ---@field rule moonlet.Recipe
+---@field inventory moonlet.Inventory
+---@field decided { tensor: moonlet.Tensor, decision: table }[]
 ---@field decisions moonlet.Plan
 ---@field files moonlet.File[]
+---@field weighting moonlet.Weighting?  with an imatrix
 ---@field hessians moonlet.Hessians?
 ---@field with_views boolean?  the source is quantized
 ---@field side table<string, integer>  files to copy
@@ -135,24 +154,41 @@ local function keeps_codes(decided)
   return true
 end
 
+-- Opens what calibration found out.
+local function open_statistics(job)
+  local o = job.options
+  local message, code
+  if o.imatrix then
+    source.by_expert(job.inventory.source.tensors)
+    job.weighting, message, code = weighting.open(o.imatrix, job.inventory.numbers)
+    if not job.weighting then return nil, message, code end
+    job.settings.imatrix = job.weighting.record
+    for _, text in ipairs(job.weighting.imatrix.notes) do note(job, text) end
+  end
+  if o.hessians then
+    job.hessians, message, code = hessians.open(o.hessians)
+    if not job.hessians then return nil, message, code end
+    job.settings.hessians = job.hessians.record
+  end
+  return true
+end
+
 -- How scales are chosen: as the decision says, or the run's option, or the recipe's defaults; nil
 -- if nobody says. qstream is about exponents of mxfp4: as an option it leaves other modes alone.
 local function fit_of(job, tensor, decision)
   local fit = decision.fit or job.options.fit or job.rule.defaults.fit
-  if fit == "imatrix" then
+  if fit == "imatrix" and not job.weighting then
     return nil, ("recipe %s: %s: fit imatrix needs an imatrix"):format(job.rule.name, tensor.name),
       "range"
   elseif fit == "best" then
-    return "mse"
+    return job.weighting and "imatrix" or "mse"
   elseif fit == "qstream" and decision.mode ~= "mxfp4" then
     return nil
   end
   return fit
 end
 
-local function choose_fits(job, decided)
-  local decisions = {}
-  for _, d in ipairs(decided) do decisions[d.tensor] = d.decision end
+local function choose_fits(job, decisions)
   for _, file in ipairs(job.files) do
     for _, item in ipairs(file.items) do
       if item.put.op == "encode" then
@@ -165,57 +201,80 @@ local function choose_fits(job, decided)
   return true
 end
 
--- Which matrices are encoded with error feedback, and which ones would be if they could.
-local function feed(job, decided)
-  local o, decisions = job.options, {}
-  local notes, message, code
-  for _, d in ipairs(decided) do decisions[d.tensor] = d.decision end
-  if o.hessians then
-    job.hessians, message, code = hessians.open(o.hessians)
-    if not job.hessians then return nil, message, code end
-    job.settings.hessians = job.hessians.record
-  end
-  notes, message, code = hessians.serve(job.hessians, job.files, function(tensor)
+-- Which matrices are encoded with error feedback; returns notes on those that would be if they
+-- could.
+local function feed(job, decisions)
+  local o = job.options
+  return hessians.serve(job.hessians, job.files, function(tensor)
     local own = decisions[tensor].gptq
     if own == nil then own = o.gptq end
     if own == nil then own = job.rule.defaults.gptq end
     if own == nil then own = o.hessians ~= nil end
     return own
   end)
-  if not notes then return nil, message, code end
-  for _, text in ipairs(notes) do note(job, text) end
-  return true
 end
 
--- What becomes of every tensor: fills in rule, decisions, files and config.
+-- The tensors to write, as they were decided on; returns notes.
+local function lay_out(job)
+  local decisions = {}
+  for _, d in ipairs(job.decided) do decisions[d.tensor] = d.decision end
+  local sets, message, code = FORMS[job.options.format].items(job.decided, job.inventory.source)
+  if not sets then return nil, message, code end
+  job.files = shards.files(sets, job.options.shard_bytes)
+  local ok
+  ok, message, code = choose_fits(job, decisions)
+  if not ok then return nil, message, code end
+  return feed(job, decisions)
+end
+
+-- What becomes of every tensor: fills in rule, inventory, decisions, what was decided, files and
+-- config.
 local function decide(job)
   local o = job.options
   local form = FORMS[o.format]
-  local message, code, inventory, decided, sets
+  local message, code, inventory, ok, notes
   job.rule, message, code = recipe.load(o.recipe, recipe.options_of(o))
   if not job.rule then return nil, message, code end
   inventory, message, code = plan.inventory(o.source)
   if not inventory then return nil, message, code end
   if form.adapt then form.adapt(inventory.source) end
-  job.decisions, decided, code = plan.decide(job.rule, inventory.source.tensors, form.bytes)
-  if not job.decisions then return nil, decided, code end
+  job.inventory = inventory
+  job.decisions, job.decided, code = plan.decide(job.rule, inventory.source.tensors, form.bytes)
+  if not job.decisions then return nil, job.decided, code end
   job.decisions.notes = json.array {}
   job.with_views = inventory.source.quantized
-  if job.with_views and not keeps_codes(decided) then
+  if job.with_views and not keeps_codes(job.decided) then
     note(job, "the source is quantized already: what it lost stays lost, and what changes its "
       .. "format loses more; quantize the original if there is one")
   end
-  sets, message, code = form.items(decided, inventory.source)
-  if not sets then return nil, message, code end
-  job.files = shards.files(sets, o.shard_bytes)
-  local ok
-  ok, message, code = choose_fits(job, decided)
+  ok, message, code = open_statistics(job)
   if not ok then return nil, message, code end
-  ok, message, code = feed(job, decided)
-  if not ok then return nil, message, code end
-  job.config, message, code = form.config(inventory, decided, job.rule.base)
+  notes, message, code = lay_out(job)
+  if not notes then return nil, message, code end
+  for _, text in ipairs(notes) do note(job, text) end
+  job.config, message, code = form.config(inventory, job.decided, job.rule.base)
   if not job.config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
   return true
+end
+
+-- Looks for scales and lays out again what they changed.
+local function fold(job)
+  local o, how = job.options, job.options.awq or job.rule.defaults.awq or "off"
+  if how == "off" or not job.weighting then return true end
+  local writer, message, code = core.quant_open(o.source, o.threads or 0, job.with_views)
+  if not writer then return nil, message, code end
+  local _ <close> = writer
+  local text
+  text, message, code = job.weighting:fold { how = how, numbers = job.inventory.numbers,
+    decided = job.decided, zero_centred = job.inventory.source.zero_centred, writer = writer,
+    form = FORMS[o.format], flavour = o.flavour, mx_rule = o.mx_rule,
+    fit_of = function(d) return fit_of(job, d.tensor, d.decision) or job.hessians and "mse" end,
+    on_group = o.on_progress and function(done, total, name)
+      return o.on_progress(done, total, name, "awq")
+    end }
+  if not text then return nil, message, code end
+  note(job, text)
+  return lay_out(job)
 end
 
 ---@return moonlet.quantize.Job? job
@@ -236,6 +295,7 @@ local function prepare(o)
   job.found, message, code = partial.find(job.place, job.plan, o.resume or false)
   if job.found == nil then return nil, message, code end
   ok, message, code = check_space(job)
+  if ok and not o.dry_run then ok, message, code = fold(job) end
   if ok then return job end
   if job.found then job.found:close() end
   return nil, message, code
@@ -342,7 +402,12 @@ function Run:put(item, first)
       if not ok then return nil, message, code end
     end
   end
-  return self.writer:put(put)
+  local weights = self.job.weighting
+  if not weights then return self.writer:put(put) end
+  weights:attach(item)
+  ok, message, code = self.writer:put(put)
+  weighting.detach(item)
+  return ok, message, code
 end
 
 function Run:write_file(file, n_done)
@@ -536,6 +601,7 @@ end
 function quantize.run(given)
   local job, message, code = prepare(checked(given))
   if not job then return nil, message, code end
+  local _ <close> = job.weighting
   if job.options.dry_run then return rehearse(job) end
   return write(job)
 end

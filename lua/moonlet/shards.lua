@@ -5,6 +5,9 @@
 --
 --   form.bytes(tensor, decision)          what a decision costs in this form
 --   form.items(decided, source)           -> sets of items to write, or nil, message, code
+--   form.norm(tensor, decision)           -> dtype and shift of a norm (stored as w - shift), or
+--                                         nil where it is copied bit for bit
+--   form.bare_nvfp4                       true where no scale of the matrix lies above nvfp4's
 --   form.config(inventory, decided, base) -> text of config.json, or nil, message, code
 --
 -- `decided` pairs descriptions with decisions, as moonlet.plan does; form.adapt(source), where

@@ -215,6 +215,25 @@ local function leftover(text, used)
   return left[1]
 end
 
+---Cuts stacks of experts that are one part into a part for each: what is true of an expert is said
+---of its part.
+---@param tensors moonlet.Tensor[]
+function source.by_expert(tensors)
+  for _, tensor in ipairs(tensors) do
+    local experts = tensor.matrix and #tensor.shape == 3 and tensor.shape[1] or 1
+    if experts > #tensor.parts then
+      local rows, whole = tensor.rows // experts, tensor.parts[1]
+      for e = 0, experts - 1 do
+        local part = {}
+        for k, v in pairs(whole) do part[k] = v end
+        part.first_row = whole.first_row + e * rows
+        tensor.parts[e + 1] = part
+      end
+      tensor.part_rows = rows
+    end
+  end
+end
+
 ---@param c table  numbers of the text stack, as moonlet.core.model_config gives them
 ---@param stored { name: string, dtype: string, shape: integer[] }[]
 ---@param modules table<string, table>?  matrices that the engine binds, by name, of a checkpoint

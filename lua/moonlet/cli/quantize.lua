@@ -16,7 +16,11 @@ function quantize.define(parser)
     :default("mlx")
   command:flag("--dry-run", "check everything, show the plan, estimate the time, write nothing")
   command:option("--fit", "how scales are chosen where the recipe does not say")
-    :choices { "minmax", "mse", "qstream", "best" }
+    :choices { "minmax", "mse", "imatrix", "qstream", "best" }
+  command:option("--imatrix", "what the inputs of matrices look like; several are added up")
+    :argname("FILE"):count("*"):convert(output.some_text("--imatrix"))
+  command:option("--awq", "scales to fold into columns (needs --imatrix)")
+    :choices { "search", "mlx-node", "off" }
   command:option("--hessians", "encode with error feedback, by a file of 'moonlet imatrix "
     .. "--hessians'"):argname("F"):convert(output.some_text("--hessians"))
   output.threads_option(command)
@@ -48,15 +52,32 @@ local function report(out, result)
   for _, note in ipairs(result.notes) do output.line("note: " .. note) end
 end
 
+-- Looking for scales, if that is asked for, and writing have a line each.
+local function progress(args)
+  local write = output.progress(args, "quantizing", "bytes")
+  local fold = output.progress(args, "looking for scales")
+  return write and function(done, total, _, stage)
+    return (stage == "awq" and fold or write)(done, total)
+  end
+end
+
+local function check(args, out)
+  if out == "" then output.misuse("OUT must not be empty") end
+  if #args.imatrix > 0 then return end
+  if args.awq and args.awq ~= "off" then output.misuse("--awq needs --imatrix") end
+  if args.fit == "imatrix" then output.misuse("--fit imatrix needs --imatrix") end
+end
+
 function quantize.run(args)
   local out = args.places[#args.places]
-  if out == "" then output.misuse("OUT must not be empty") end
+  check(args, out)
   local source = output.dir(#args.places == 2 and args.places[1] or nil)
   local options = { source = source, out = out, recipe_options = plan.options(args) }
   options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
   options.resume, options.command = args.resume, command_line(args.argv)
   options.dry_run, options.fit, options.hessians = args.dry_run, args.fit, args.hessians
-  options.on_progress = output.progress(args, "quantizing", "bytes")
+  options.imatrix, options.awq = #args.imatrix > 0 and args.imatrix or nil, args.awq
+  options.on_progress = progress(args)
   local result, message, code = require("moonlet").quantize(options)
   if not result then return nil, message, code end
   if args.json then
