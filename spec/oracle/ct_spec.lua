@@ -30,7 +30,8 @@ local function everything(mode)
   return function(t) return t.matrix and { mode = mode } or { keep = "bf16" } end
 end
 
-local RECIPES = { { recipe = rules.every_format }, { recipe = other_integers },
+local RECIPES = { { recipe = rules.every_format }, { recipe = rules.every_format, fit = "mse" },
+  { recipe = other_integers },
   { recipe = everything "mxfp4" }, { recipe = everything "nvfp4", shard_bytes = 100000 },
   { recipe = everything "fp8" }, { recipe = "unsloth", bits = 4, mxfp = true },
   { recipe = "unsloth_fixed", mode = "nvfp4" }, { recipe = "mixed_3_6" } }

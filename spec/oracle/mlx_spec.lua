@@ -14,7 +14,8 @@ local VARIANTS = {
   { recipe = "qwen3_5" }, { recipe = "mixed_2_6" }, { recipe = "mixed_3_4" },
   { recipe = "mixed_3_6" }, { recipe = "mixed_4_6" }, { recipe = "config_i" },
   { recipe = "nvidia" }, { recipe = "unsloth_card_mxfp4" }, { recipe = "unsloth_fixed" },
-  { recipe = "qstream_mxfp4" },
+  { recipe = "qstream_mxfp4" }, { recipe = "unsloth", bits = 4, mxfp = true, fit = "mse" },
+  { recipe = "unsloth", mode = "nvfp4", fit = "mse" },
 }
 local SOURCES = { "examples/demo-model", "spec/golden/mlx/moe4/hf", "spec/golden/mlx/dense4/hf",
   "spec/golden/models/moe-wrapped/hf", "spec/golden/models/moe-text/hf",
