@@ -53,7 +53,7 @@ describe("the public table", function()
   end)
 
   it("has nothing that is not built", function()
-    for _, name in ipairs { "grammar", "agent", "serve", "bench", "no_such_thing" } do
+    for _, name in ipairs { "grammar", "agent", "bench", "no_such_thing" } do
       assert.is_nil(moonlet[name], name)
     end
     local known = { kld = true, perplexity = true, report = true, save_logits = true,

@@ -29,7 +29,7 @@ local LIBRARIES = {
 }
 
 -- Lua modules that orchestrate: they may not reach into the C module
-local ORCHESTRATION = { "eval", "cli" }
+local ORCHESTRATION = { "eval", "cli", "server" }
 
 local function list(command)
   local pipe <close> = assert(io.popen(command))

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/secret.h"
 
 /* A signal handler can reach nothing but a global: the one mutable global of moonlet. */
 static cancel_flag interrupted;
@@ -78,11 +79,21 @@ static int seconds(lua_State *L)
     return 1;
 }
 
+/* core.same_secret(a, b) -> boolean, in a time that depends on the lengths only */
+static int same_secret(lua_State *L)
+{
+    size_t n_a, n_b;
+    const char *a = luaL_checklstring(L, 1, &n_a), *b = luaL_checklstring(L, 2, &n_b);
+    lua_pushboolean(L, secret_same(a, n_a, b, n_b));
+    return 1;
+}
+
 void lml_open_sys(lua_State *L)
 {
     static const luaL_Reg functions[] = {{"catch_interrupt", catch_interrupt},
                                          {"interrupted", was_interrupted},
                                          {"isatty", is_terminal},
+                                         {"same_secret", same_secret},
                                          {"seconds", seconds},
                                          {"wait_input", wait_input},
                                          {NULL, NULL}};

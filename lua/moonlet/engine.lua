@@ -31,6 +31,7 @@ Engine.__index = Engine
 ---@field evaluated integer prompt tokens evaluated so far
 ---@field generation moonlet.Generation? once the prompt has been read
 ---@field finish_reason string? as a generation has it
+---@field stop_id integer? the stop token that was sampled
 ---@field message string? why, with finish_reason "error"
 ---@field code string?
 local Ticket = {}
@@ -100,6 +101,13 @@ end
 ---@return integer active, integer waiting
 function Engine:load()
   return #self.active, #self.waiting
+end
+
+---How much of the memory for kept states is in use; 1 is all of it.
+---@return number
+function Engine:cache_usage()
+  local cache = self.cache
+  return cache.budget > 0 and (cache.bytes + self.model:kv_bytes()) / cache.budget or 1.0
 end
 
 ---Queues a prompt.
@@ -174,9 +182,12 @@ local function leave(self, ticket, reason, message, code)
   remove(self.active, ticket)
   if ticket.generation then
     ticket.generation:close()
+    ticket.stop_id = ticket.generation.stop_id
     -- Everything the session holds, for whoever goes on from here.
     local held = ticket.session:ids()
     if #held > #ticket.ids then self.cache:put(ticket.session, held) end
+  elseif reason == "cancelled" and ticket.position > ticket.reused then
+    self.cache:put(ticket.session, ticket.ids, ticket.position) -- for whoever tries again
   end
   self.free[#self.free + 1] = ticket.session
   ticket.session = nil

@@ -9,59 +9,9 @@
 -- break the last one is still `gen.pending`.
 local options = require "moonlet.options"
 local sampler = require "moonlet.sampler"
+local stop_strings = require "moonlet.stops"
 
 local generate = {}
-
--- ---- stop strings ---------------------------------------------------------------------------
-
--- Text on its way out, except for an end that may turn out to begin a stop string.
-local Filter = {}
-Filter.__index = Filter
-
-local function new_filter(stops)
-  local longest = 0
-  for _, stop in ipairs(stops) do longest = math.max(longest, #stop) end
-  return setmetatable({ stops = stops, longest = longest, held = "" }, Filter)
-end
-
-local function first_stop(text, stops)
-  local first, which
-  for _, stop in ipairs(stops) do
-    local at = text:find(stop, 1, true)
-    if at and (not first or at < first) then first, which = at, stop end
-  end
-  return first, which
-end
-
--- How many bytes at the end of text may be the beginning of a stop string.
-function Filter:open_bytes(text)
-  for n = math.min(#text, self.longest - 1), 1, -1 do
-    local tail = text:sub(-n)
-    for _, stop in ipairs(self.stops) do
-      if n < #stop and stop:sub(1, n) == tail then return n end
-    end
-  end
-  return 0
-end
-
--- -> text that may be shown, and the stop string if one is complete (the text then ends before it)
-function Filter:feed(piece)
-  local text = self.held .. piece
-  local at, stop = first_stop(text, self.stops)
-  if at then
-    self.held = ""
-    return text:sub(1, at - 1), stop
-  end
-  local n = self:open_bytes(text)
-  self.held = n > 0 and text:sub(-n) or ""
-  return n > 0 and text:sub(1, -n - 1) or text
-end
-
-function Filter:flush()
-  local text = self.held
-  self.held = ""
-  return text
-end
 
 -- ---- options --------------------------------------------------------------------------------
 
@@ -292,7 +242,7 @@ local function open(session, given)
   local policy, message, code = make_policy(session, given, sampling)
   if not policy then return nil, message, code end
   local self = setmetatable({
-    session = session, policy = policy, ids = {}, pieces = {}, filter = new_filter(stops),
+    session = session, policy = policy, ids = {}, pieces = {}, filter = stop_strings.new(stops),
     stop_ids = make_stop_ids(session, given.stop_ids, stops), max_tokens = given.max_tokens,
     top_logprobs = given.top_logprobs,
   }, Generation)

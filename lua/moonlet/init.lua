@@ -36,6 +36,7 @@ local parts = {
   reference = "moonlet.reference",
   safetensors = "moonlet.safetensors",
   sampler = "moonlet.sampler",
+  serve = "moonlet.server",
 }
 
 return setmetatable(moonlet, {

@@ -86,9 +86,24 @@ function Model.open(dir, opts)
   return self
 end
 
+---Opens what a checkpoint directory says about texts: encode, decode and render work as on a model,
+---everything that needs weights raises.
+---@param dir string
+---@return moonlet.Model? model, string? message, string? code
+function Model.open_texts(dir)
+  if type(dir) ~= "string" then options.misuse("directory name expected, got " .. type(dir)) end
+  local self = setmetatable({ dir = dir }, Model)
+  local ok, message, code = load_parts(self)
+  if not ok then
+    self:close()
+    return nil, message, code
+  end
+  return self
+end
+
 ---Frees the model. Sessions still open on it become unusable.
 function Model:close()
-  self.core:close()
+  if self.core then self.core:close() end
   if self.tokenizer then self.tokenizer:close() end
 end
 

@@ -321,11 +321,16 @@ end
 ---The usual policy: bias, penalties, temperature, top_k, top_p, min_p, typical_p, in this order.
 ---What is absent changes nothing; temperature 0 takes the best token.
 ---@param given table see sampler.option_names
+---@param before? table[] stages that come first
 ---@return moonlet.Policy
-function sampler.from_options(given)
+function sampler.from_options(given, before)
   local ok, message = sampler.check_options(given)
   if not ok then options.misuse("sampler: " .. message) end
   local stages = {}
+  for i, spec in ipairs(before or {}) do
+    stages[i], message = read_stage(spec)
+    if not stages[i] then options.misuse(("sampler: stage %d: %s"):format(i, message)) end
+  end
   for _, name in ipairs(ORDER) do
     local value = given[name]
     if value ~= nil and value ~= NATIVE[name].neutral then

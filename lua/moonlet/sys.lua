@@ -5,6 +5,7 @@ local sys = {
   catch_interrupt = core.catch_interrupt,
   interrupted = core.interrupted,
   isatty = core.isatty,
+  same_secret = core.same_secret,
   seconds = core.seconds,
   wait_input = core.wait_input,
 }

@@ -1,39 +1,13 @@
 -- The HTTP server against a raw client: bash's /dev/tcp, so that every byte on the wire is known.
 local core = require "moonlet.core"
 
-local function read_file(path)
-  local file = assert(io.open(path, "rb"))
-  local text = file:read("a")
-  file:close()
-  return text
-end
-
--- A bash script with the connection as descriptor 3, in the background.
-local function client(port, script)
-  local path = os.tmpname()
-  local file = assert(io.open(path .. ".sh", "wb"))
-  file:write(("exec 3<>/dev/tcp/127.0.0.1/%d || exit 1\n%s\n"):format(port, script))
-  file:close()
-  os.execute(("(timeout 20 bash %s.sh >%s.out 2>&1; echo done >%s.end) &"):format(path, path, path))
-  local self = {}
-  function self.is_done()
-    local f = io.open(path .. ".end", "rb")
-    if f then f:close() end
-    return f ~= nil
-  end
-  function self.output()
-    local text = read_file(path .. ".out")
-    for _, suffix in ipairs { "", ".sh", ".out", ".end" } do os.remove(path .. suffix) end
-    return text
-  end
-  return self
-end
+local client = require("spec.support.client").start
+local READ_ALL <const> = require("spec.support.client").READ_ALL
 
 local function get(path, extra)
   return ("printf 'GET %s HTTP/1.1\\r\\nHost: x\\r\\n%s\\r\\n' >&3"):format(path, extra or "")
 end
 
-local READ_ALL <const> = "cat <&3"
 local CLOSE <const> = "Connection: close\\r\\n"
 
 describe("net", function()
@@ -173,6 +147,9 @@ describe("net", function()
         r:start(200, {})
         for _ = 1, 20 do r:write(("x"):rep(1 << 20)) end
       end)
+      for _ = 1, 40 do
+        if net:n_connections() > 0 then net:wait(0.05) end
+      end
       assert.equal(0, net:n_connections())
     end
   end)

@@ -44,6 +44,11 @@ function generate.sampling_options(command)
     :convert(output.integer("-n", 1)):target("max_tokens")
   command:option("--stop", "text that ends the generation; may be repeated"):count("*")
     :argname("TEXT"):convert(output.some_text("--stop"))
+  generate.session_options(command)
+end
+
+---Options that every command with sessions takes.
+function generate.session_options(command)
   command:option("--ctx", "tokens of context to make room for"):argname("N")
     :convert(output.integer("--ctx", 1))
   command:option("--kv", "codec of the key/value cache"):choices { "f16", "f32" }

@@ -24,6 +24,19 @@ function output.integer(name, min, max)
   end
 end
 
+local UNITS <const> = { [""] = 0, K = 10, M = 20, G = 30, T = 40 }
+
+---A converter for an option that takes an amount of memory: "512M", "1.5G", "4GiB", bytes.
+---@return fun(text: string): integer?, string?
+function output.size(name)
+  return function(text)
+    local number, unit = text:match("^(%d+%.?%d*)([KMGT]?)i?B?$")
+    local n = number and tonumber(number) * 2.0 ^ UNITS[unit]
+    if n and n < 2 ^ 62 then return math.tointeger(n // 1) end
+    return nil, ("option '%s': a size as 512M or 4G expected, got '%s'"):format(name, text)
+  end
+end
+
 ---A converter for an option that takes some text.
 function output.some_text(name)
   return function(text)

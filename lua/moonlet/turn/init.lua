@@ -338,6 +338,18 @@ function Reader:feed(text)
   return run(self, false)
 end
 
+---Whether the text so far ends in reasoning, with nothing held back that might end it.
+---@return boolean
+function Reader:is_reasoning()
+  return self.state == "reasoning" and self.buffer == ""
+end
+
+---Whether what was read last belongs to reasoning.
+---@return boolean
+function Reader:in_reasoning()
+  return self.state == "reasoning"
+end
+
 ---Ends the turn. A call that lacks only closing tags is complete unless the text was cut off.
 ---@param reason string? "length" when the text was cut off
 ---@return table[] parts

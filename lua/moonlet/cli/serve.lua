@@ -1,0 +1,78 @@
+--- moonlet serve: a model for clients of OpenAI's API.
+local generate = require "moonlet.cli.generate"
+local output = require "moonlet.cli.output"
+local render = require "moonlet.cli.render"
+
+local serve = {}
+
+function serve.define(parser)
+  local command = parser:command("serve", "Serve a model over HTTP (OpenAI's API).")
+  output.dir_argument(command)
+  command:option("--host", "address to listen at (default 127.0.0.1)"):argname("H")
+    :convert(output.some_text("--host"))
+  command:option("--port", "port (default 8080; 0 takes a free one)"):argname("P")
+    :convert(output.integer("--port", 0, 65535))
+  command:option("--api-key-file", "requests must name one of the keys in it, one per line")
+    :argname("F")
+  command:flag("--insecure-bind", "listen at any address without keys")
+  command:option("--allow-host", "name by which browsers may call; may be repeated"):count("*")
+    :argname("NAME"):convert(output.some_text("--allow-host"))
+  command:option("--name", "what the model is called (default: its directory)"):argname("NAME")
+    :convert(output.some_text("--name"))
+  command:option("--sessions", "sequences at once (default 4)"):argname("N")
+    :convert(output.integer("--sessions", 1, 256))
+  command:option("--queue", "requests that may wait for one (default 64)"):argname("N")
+    :convert(output.integer("--queue", 0, 100000))
+  command:option("--cache-ram", "memory for kept states, as 512M or 4G (default 1G)")
+    :argname("SIZE"):convert(output.size("--cache-ram"))
+  command:option("--set", "give the template a variable; the value is JSON or else text")
+    :argname("NAME=VALUE"):count("*"):target("sets")
+  command:flag("--stream-tool-args", "send tool calls while they grow, not when complete")
+  command:option("--reasoning-field", "name of reasoning in replies")
+    :choices { "reasoning_content", "reasoning" }
+  command:option("--heartbeat", "seconds of silence in a stream (default 10)"):argname("S")
+    :convert(output.integer("--heartbeat", 1, 3600))
+  command:option("--replay", "answer from a script (JSON Lines) instead of the model"):argname("F")
+  command:flag("--verbose", "a line on stderr for each request")
+  generate.session_options(command)
+end
+
+local function log(text)
+  io.stderr:write("moonlet: ", text, "\n")
+end
+
+local function log_request(exchange, seconds)
+  log(("%s %s %s %.3f s"):format(exchange.method, exchange.path, exchange.status or "left",
+    seconds))
+end
+
+local function read_options(args)
+  local o = { model = output.dir(args.dir), host = args.host, port = args.port,
+    insecure_bind = args.insecure_bind, allow_hosts = args.allow_host, name = args.name,
+    ctx = args.ctx, kv = args.kv, sessions = args.sessions, queue = args.queue,
+    cache_bytes = args.cache_ram, threads = args.threads, precision = args.precision,
+    template_variables = render.variables(args.sets), stream_tool_args = args.stream_tool_args,
+    reasoning_field = args.reasoning_field, heartbeat = args.heartbeat, replay = args.replay,
+    log = log, on_served = args.verbose and log_request or nil }
+  if args.api_key_file then
+    local message, code
+    o.api_keys, message, code = require("moonlet.server.http").read_keys(args.api_key_file)
+    if not o.api_keys then return nil, message, code end
+  end
+  return o
+end
+
+function serve.run(args)
+  local o, message, code = read_options(args)
+  if not o then return nil, message, code end
+  local server <close>, why, kind = require("moonlet").serve(o)
+  if not server then return nil, why, kind end
+  local ok
+  ok, message, code = server:catch_signals()
+  if not ok then return nil, message, code end
+  output.line(("%s serves %s"):format(server.url, server.name))
+  output.flush()
+  return server:run()
+end
+
+return serve

@@ -1,0 +1,68 @@
+--- A stream of server-sent events as a reply.
+
+local json = require "moonlet.json"
+local sys = require "moonlet.sys"
+
+local events = {}
+
+local FIELDS <const> = { ["Content-Type"] = "text/event-stream; charset=utf-8",
+  ["Cache-Control"] = "no-cache", ["X-Accel-Buffering"] = "no" }
+local COMPACT <const> = { separators = { ",", ":" } }
+
+---@class moonlet.server.Events
+---@field written number when something was last written
+local Events = {}
+Events.__index = Events
+
+---Begins the reply; the client has its head at once.
+---@param request userdata
+---@param fields table<string, string> more header fields
+---@param on_stalled fun() called when the client does not read
+---@return moonlet.server.Events
+function events.start(request, fields, on_stalled)
+  local all = {}
+  for _, set in ipairs { fields, FIELDS } do
+    for name, value in pairs(set) do all[name] = value end
+  end
+  request:start(200, all)
+  return setmetatable({ request = request, written = sys.seconds(), beats = 0,
+    on_stalled = on_stalled }, Events)
+end
+
+local function write(self, text)
+  if self.stalled then return end
+  self.written = sys.seconds()
+  if not self.request:write(text) then
+    self.stalled = true
+    self.on_stalled()
+  end
+end
+
+---@param value any as JSON, or a string as it is
+function Events:data(value)
+  local text = type(value) == "string" and value or json.encode(value, COMPACT)
+  write(self, "data: " .. text .. "\n\n")
+end
+
+---Keeps clients waiting that give up on silence. Some count comments as life and some only data
+---(qwen-code), so these take turns.
+---@param seconds number of silence that is allowed
+---@param empty fun(): any  a value that says nothing new
+---@return number seconds until this should be called again
+function Events:beat(seconds, empty)
+  local rest = self.written + seconds - sys.seconds()
+  if rest > 0.001 then return rest end
+  self.beats = self.beats + 1
+  if self.beats % 2 == 1 then
+    write(self, ": waiting\n\n")
+  else
+    self:data(empty())
+  end
+  return seconds
+end
+
+function Events:finish()
+  self.request:finish()
+end
+
+return events

@@ -1,0 +1,290 @@
+--- What every dialect shares: answers to neutral requests, as parts in the order they come.
+---
+---   local run = generation.begin(server, { wanted })     -- refuses what cannot be served
+---   run:each(function(choice, part) ... end)             -- in a coroutine, until all have ended
+---
+--- Parts are those of moonlet.turn (reasoning, content, call, call_start, call_arguments,
+--- unfinished) and, last of each choice, { kind = "end", reason =, stop_reason =, message = }.
+
+local refusal = require "moonlet.server.refusal"
+local sampling = require "moonlet.server.sampling"
+local stops = require "moonlet.stops"
+local sys = require "moonlet.sys"
+local turn = require "moonlet.turn"
+
+local generation = {}
+
+local BUSY_WAIT <const> = 0.05 -- seconds, of further choices when the queue is full
+local THINK_END <const> = "\n</think>\n\n"
+
+---@class moonlet.server.Wanted
+---@field prompt moonlet.Prompt or { ids =, keep_at = } of a text
+---@field reading moonlet.turn.options? without them all text is content
+---@field sampling moonlet.server.Sampling
+---@field n integer choices
+---@field max_tokens integer? as many as there is room for
+---@field logprobs integer? alternatives to list; nil: none are wanted
+---@field thinking_budget integer? tokens of reasoning
+---@field hide_reasoning boolean? its tokens are not listed
+
+---@class moonlet.server.Choice
+---@field index integer from 0, over all wanted
+---@field wanted moonlet.server.Wanted
+---@field ids integer[] sampled so far
+---@field n_reasoning integer of them
+---@field n_calls integer complete ones
+---@field entries moonlet.Token[] whose log-probabilities nobody has taken yet
+local Choice = {}
+Choice.__index = Choice
+
+---Tokens since the last time, for logprobs.
+---@return moonlet.Token[]
+function Choice:take_entries()
+  local entries = self.entries
+  self.entries = {}
+  return entries
+end
+
+-- ---- the text of a choice ----------------------------------------------------------------------
+
+local function emit(self, part)
+  if part.kind == "call" then self.n_calls = self.n_calls + 1 end
+  self.run.emit(self, part)
+end
+
+local function stop_at(self, stop)
+  self.stop, self.stopped = stop, true
+  self.ticket:cancel()
+end
+
+-- Content passes the stop strings; what is no content lets go what they hold back.
+local function pass(self, parts)
+  for _, part in ipairs(parts) do
+    if self.stopped then return end
+    if part.kind == "content" then
+      local text, stop = self.filter:feed(part.text)
+      if stop and self.wanted.sampling.include_stop then text = text .. stop end
+      if text ~= "" then emit(self, { kind = "content", text = text }) end
+      if stop then stop_at(self, stop) end
+    else
+      local held = self.filter:flush()
+      if held ~= "" then emit(self, { kind = "content", text = held }) end
+      emit(self, part)
+    end
+  end
+end
+
+local function read(self, text)
+  if self.reader then return self.reader:feed(text) end
+  return text ~= "" and { { kind = "content", text = text } } or {}
+end
+
+local function take(self, token)
+  if token.id then
+    self.ids[#self.ids + 1] = token.id
+    local reasoning = self.reader and self.reader:in_reasoning()
+    if reasoning then self.n_reasoning = self.n_reasoning + 1 end
+    if self.wanted.logprobs and not (reasoning and self.wanted.hide_reasoning) then
+      self.entries[#self.entries + 1] = token
+    end
+    self.run:saw_token(self)
+  end
+  self.pieces[#self.pieces + 1] = token.text
+  pass(self, read(self, token.text))
+end
+
+-- ---- the end of a choice -----------------------------------------------------------------------
+
+local REASONS <const> = { stop = "stop", length = "length", context = "length" }
+
+local function end_part(self)
+  local ticket = self.ticket
+  if self.stopped then return { kind = "end", reason = "stop", stop_reason = self.stop } end
+  local reason = REASONS[ticket.finish_reason]
+  if not reason then
+    return { kind = "end", reason = "error", code = ticket.code,
+      message = ticket.message or "the generation was ended" }
+  end
+  local asked
+  for _, id in ipairs(self.wanted.sampling.stop_ids) do
+    if id == ticket.stop_id then asked = id end
+  end
+  return { kind = "end", reason = reason, stop_reason = asked }
+end
+
+-- A turn that clients send back is worth knowing by its tokens. One cut at a stop string is not
+-- what was sampled.
+local function remember(self)
+  local prompts, prompt = self.run.server.prompts, self.wanted.prompt
+  if self.reader and not self.stopped and REASONS[self.ticket.finish_reason] then
+    prompts:remember(prompt, self.ids, table.concat(self.pieces))
+  end
+end
+
+local function finish(self)
+  if not self.stopped and self.reader then
+    pass(self, self.reader:finish(REASONS[self.ticket.finish_reason] or "length"))
+  end
+  if not self.stopped then
+    local held = self.filter:flush()
+    if held ~= "" then emit(self, { kind = "content", text = held }) end
+  end
+  remember(self)
+  self.ended = end_part(self)
+  emit(self, self.ended)
+end
+
+-- ---- runs --------------------------------------------------------------------------------------
+
+---@class moonlet.server.Run
+---@field choices moonlet.server.Choice[]
+local Run = {}
+Run.__index = Run
+
+-- Queues a choice; nil when too many wait.
+local function submit(self, choice)
+  local wanted, server = choice.wanted, self.server
+  local ids, stages = wanted.prompt.ids, {}
+  if wanted.thinking_budget and choice.reader then
+    stages[1] = sampling.thinking_stage(wanted.thinking_budget, server.model:encode(THINK_END),
+      choice.reader)
+  end
+  local room = server.engine.n_ctx - #ids
+  local ticket, message, code = server.engine:submit {
+    ids = ids, keep_at = wanted.prompt.keep_at,
+    options = sampling.options(wanted.sampling, server.model, { choice = choice.sub,
+      max_tokens = math.min(wanted.max_tokens or room, room), logprobs = wanted.logprobs,
+      stages = stages }),
+  }
+  if not ticket and code ~= "busy" then refusal.check(ticket, message, code) end
+  choice.ticket = ticket
+  return ticket
+end
+
+local function check_room(server, wanted)
+  local n, n_ctx = #wanted.prompt.ids, server.engine.n_ctx
+  if n == 0 then refusal.raise(400, "the prompt is empty") end
+  if n < n_ctx then return end
+  refusal.raise(400, ("This model's maximum context length is %d tokens. However, your request "
+    .. "has %d input tokens."):format(n_ctx, n), { code = "context_length_exceeded" })
+end
+
+---Queues the first choice of everything wanted; the others follow when its prompt has been read,
+---so that they need not read it again.
+---@param server moonlet.Server
+---@param list moonlet.server.Wanted[]
+---@return moonlet.server.Run
+function generation.begin(server, list)
+  local self = setmetatable({ server = server, list = list, choices = {}, began = sys.seconds(),
+    changed = server.loop:signal() }, Run)
+  for _, wanted in ipairs(list) do check_room(server, wanted) end
+  for _, wanted in ipairs(list) do
+    for i = 1, wanted.n do
+      local choice = setmetatable({ run = self, index = #self.choices, sub = i - 1,
+        wanted = wanted, ids = {}, pieces = {}, entries = {}, n_reasoning = 0, n_calls = 0,
+        filter = stops.new(wanted.sampling.stop),
+        reader = wanted.reading and turn.reader(wanted.reading) }, Choice)
+      if i == 1 then wanted.first = choice end
+      self.choices[#self.choices + 1] = choice
+    end
+  end
+  for _, wanted in ipairs(list) do
+    if not submit(self, wanted.first) then
+      self:cancel()
+      refusal.raise(429, "too many requests wait; try again", { code = "queue_full",
+        fields = { ["Retry-After"] = "2" } })
+    end
+  end
+  return self
+end
+
+---@private
+function Run:saw_token(choice)
+  local now, metrics = sys.seconds(), self.server.metrics
+  if choice.last_token then
+    metrics:observe("inter_token_latency_seconds", now - choice.last_token)
+  else
+    metrics:observe("time_to_first_token_seconds", now - self.began)
+    self.changed:notify()
+  end
+  choice.last_token = now
+end
+
+-- Waits until a further choice finds its prompt kept and a place in the queue.
+local function join(self, choice)
+  local first = choice.wanted.first
+  while not (first.last_token or first.ended) do
+    if self.cancelled then return false end
+    self.changed:wait()
+  end
+  while not self.cancelled and not submit(self, choice) do self.server.loop:sleep(BUSY_WAIT) end
+  return not self.cancelled
+end
+
+local function run_choice(self, choice)
+  if not choice.ticket and not join(self, choice) then
+    choice.ended = { kind = "end", reason = "error", message = "cancelled" }
+    return
+  end
+  for token in choice.ticket:tokens() do
+    if choice.stopped then break end
+    take(choice, token)
+  end
+  finish(choice)
+  self.server.metrics:ended(choice.ended.reason, sys.seconds() - self.began)
+end
+
+local function guarded(self, choice)
+  local ok, problem = xpcall(run_choice, function(e)
+    return refusal.is(e) and e or debug.traceback(tostring(e), 2)
+  end, self, choice)
+  if not ok then
+    self.problem = self.problem or problem
+    self:cancel()
+  end
+  self.open = self.open - 1
+  choice.ended = choice.ended or { kind = "end", reason = "error" }
+  self.changed:notify()
+end
+
+---Runs until every choice has ended.
+---@param emit_part fun(choice: moonlet.server.Choice, part: table)
+---@param idle? fun(): number called while nothing happens; answers after how many seconds again
+function Run:each(emit_part, idle)
+  self.emit = emit_part
+  self.open = #self.choices
+  for _, choice in ipairs(self.choices) do self.server.loop:spawn(guarded, self, choice) end
+  while self.open > 0 do self.changed:wait(idle and idle()) end
+  if self.problem then error(self.problem, 0) end
+end
+
+---Ends everything; what was evaluated stays for the next request that begins alike.
+function Run:cancel()
+  self.cancelled = true
+  for _, choice in ipairs(self.choices) do
+    if choice.ticket then choice.ticket:cancel() end
+  end
+  self.changed:notify()
+end
+
+---@class moonlet.server.Usage
+---@field prompt integer
+---@field cached integer
+---@field completion integer
+---@field reasoning integer
+
+---@return moonlet.server.Usage so far
+function Run:usage()
+  local usage = { prompt = 0, cached = 0, completion = 0, reasoning = 0 }
+  for _, wanted in ipairs(self.list) do
+    usage.prompt = usage.prompt + #wanted.prompt.ids
+    usage.cached = usage.cached + (wanted.first.ticket and wanted.first.ticket.reused or 0)
+  end
+  for _, choice in ipairs(self.choices) do
+    usage.completion = usage.completion + #choice.ids
+    usage.reasoning = usage.reasoning + choice.n_reasoning
+  end
+  return usage
+end
+
+return generation

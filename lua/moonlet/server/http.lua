@@ -1,0 +1,274 @@
+--- From a request of the event loop to a handler and back: who may ask, routes, bodies, replies,
+--- and the shape of refusals.
+
+local events = require "moonlet.server.events"
+local json = require "moonlet.json"
+local options = require "moonlet.options"
+local refusal = require "moonlet.server.refusal"
+local sys = require "moonlet.sys"
+
+local http = {}
+
+local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing sent
+
+---@class moonlet.server.Exchange
+---@field server moonlet.Server
+---@field request userdata
+---@field method string
+---@field path string decoded, without the query
+---@field rest string? what stands for the "*" of the route
+---@field on_gone fun()? called when the client has left
+---@field status integer? of the reply, once there is one
+local Exchange = {}
+Exchange.__index = Exchange
+
+-- ---- refusals ----------------------------------------------------------------------------------
+
+-- OpenAI's names; what they have none for is vLLM's.
+local TYPES <const> = { [401] = "authentication_error", [403] = "permission_error",
+  [404] = "not_found_error", [429] = "rate_limit_error" }
+
+---@param r moonlet.server.Refusal
+---@return table body of the reply
+function http.openai_error(r)
+  local kind = TYPES[r.status] or r.status < 500 and "invalid_request_error" or "server_error"
+  return { error = json.object({ message = r.message, type = kind, param = r.param or json.null,
+    code = r.code or json.null }, { "message", "type", "param", "code" }) }
+end
+
+---Answers with an error, in a stream that has begun as its last event.
+---@param r moonlet.server.Refusal
+function Exchange:refuse(r)
+  local body = (self.route and self.route.error_body or http.openai_error)(r)
+  if self.stream then
+    self.stream:data(body)
+    self.stream:data("[DONE]")
+    self.stream:finish()
+  else
+    self:reply(r.status, body, r.fields)
+  end
+end
+
+-- ---- replies -----------------------------------------------------------------------------------
+
+---@param status integer
+---@param body table|string a table is sent as JSON
+---@param fields table<string, string>? a Content-Type is set unless it is among these
+function Exchange:reply(status, body, fields)
+  local all = { ["Content-Type"] = "application/json" }
+  for _, set in ipairs { self.fields, fields or {} } do
+    for name, value in pairs(set) do all[name] = value end
+  end
+  local text = type(body) == "string" and body or json.encode(body)
+  self.status = self.status or status
+  if self.method == "HEAD" then
+    all["Content-Length"], text = ("%d"):format(#text), ""
+  end
+  self.request:reply(status, all, text)
+end
+
+---Begins a stream of events.
+---@return moonlet.server.Events
+function Exchange:events()
+  self.status = 200
+  self.stream = events.start(self.request, self.fields, function() self:gone() end)
+  return self.stream
+end
+
+---The client has left.
+function Exchange:gone()
+  if self.on_gone then self.on_gone() end
+end
+
+---@return boolean
+function Exchange:is_over()
+  return self.request:is_over()
+end
+
+-- ---- bodies ------------------------------------------------------------------------------------
+
+---The body as a JSON object.
+---@return table
+function Exchange:body()
+  local kind = self.request:header("Content-Type")
+  if kind and not kind:lower():find("^%s*application/[%w.+-]*json%s*%f[;\0]") then
+    refusal.raise(415, "Content-Type: application/json expected")
+  end
+  local text = self.request:body() or ""
+  if #text > self.server.limits.body_bytes then
+    refusal.raise(413, ("the body has %d bytes, more than %d"):format(#text,
+      self.server.limits.body_bytes))
+  end
+  local body, message = json.decode(text, { name = "body", max_depth = MAX_DEPTH })
+  if body == nil then refusal.raise(400, message) end
+  if not json.is_object(body) then refusal.raise(400, "body: an object expected") end
+  return body
+end
+
+-- ---- who may ask -------------------------------------------------------------------------------
+
+-- "host", "host:port" and "[::1]:port" without the port; "" for anything else.
+local function host_of(authority)
+  local host, port = authority:match("^(%[[%x:.]+%])(.*)$")
+  if not host then host, port = authority:match("^([%w._-]+)(.*)$") end
+  return host and port:find("^:?%d*$") and host:lower() or ""
+end
+
+local LOCAL <const> = { localhost = true, ["127.0.0.1"] = true, ["[::1]"] = true }
+
+local function is_known_host(server, host)
+  return LOCAL[host] or host:find("%.localhost$") or server.hosts[host]
+    or server.any_address and (host:find("^%d+%.%d+%.%d+%.%d+$") or host:find("^%["))
+end
+
+-- A page of some site may have its name point to this machine (DNS rebinding) or send requests
+-- across origins that need no preflight. Browsers name the site in both cases. Who knows the key
+-- is no such page.
+local function check_site(self)
+  local server, request = self.server, self.request
+  local origin = request:header("Origin")
+  if server.has_keys() then
+    if origin then self.fields["Access-Control-Allow-Origin"] = "*" end
+    return
+  end
+  local host = request:header("Host")
+  if host and not is_known_host(server, host_of(host)) then
+    refusal.raise(403, ("host '%s' is not served here; --allow-host permits it"):format(host))
+  end
+  if not origin then return end
+  local authority = origin:match("^https?://([^/]+)$")
+  if not authority or not is_known_host(server, host_of(authority)) then
+    refusal.raise(403, ("origin '%s' may not use this server; --allow-host permits a host")
+      :format(origin))
+  end
+  self.fields["Access-Control-Allow-Origin"] = origin
+  self.fields["Vary"] = "Origin"
+end
+
+local function check_key(self)
+  if not self.server.has_keys() or self.route.open then return end
+  local request = self.request
+  local given = (request:header("Authorization") or ""):match("^[Bb]earer%s+(.-)%s*$")
+    or request:header("X-Api-Key") or ""
+  if not self.server.is_key(given) then
+    refusal.raise(401, "a valid API key is needed: Authorization: Bearer KEY",
+      { code = "invalid_api_key", fields = { ["WWW-Authenticate"] = "Bearer" } })
+  end
+end
+
+-- ---- routes ------------------------------------------------------------------------------------
+
+---@class moonlet.server.Route
+---@field GET? fun(exchange: moonlet.server.Exchange)
+---@field POST? fun(exchange: moonlet.server.Exchange)
+---@field open? boolean needs no key
+---@field error_body? fun(refusal): table another dialect's errors
+
+-- A path that ends in "/*" takes everything below it.
+local function find_route(routes, path)
+  if routes[path] then return routes[path] end
+  for pattern, route in pairs(routes) do
+    local head = pattern:match("^(.*/)%*$")
+    if head and #path > #head and path:sub(1, #head) == head then
+      return route, path:sub(#head + 1)
+    end
+  end
+end
+
+local function methods_of(route)
+  local list = { "OPTIONS" }
+  for _, method in ipairs { "GET", "POST" } do
+    if route[method] then list[#list + 1] = method end
+  end
+  if route.GET then list[#list + 1] = "HEAD" end
+  return table.concat(list, ", ")
+end
+
+local function preflight(self)
+  self.fields["Access-Control-Allow-Methods"] = methods_of(self.route)
+  self.fields["Access-Control-Allow-Headers"] =
+    self.request:header("Access-Control-Request-Headers") or "Authorization, Content-Type"
+  self.fields["Access-Control-Max-Age"] = "600"
+  self:reply(204, "")
+end
+
+local function handle(self)
+  check_site(self)
+  self.route, self.rest = find_route(self.server.routes, self.path)
+  if not self.route then refusal.raise(404, "there is no " .. self.path) end
+  if self.method == "OPTIONS" then return preflight(self) end
+  check_key(self)
+  local handler = self.route[self.method == "HEAD" and "GET" or self.method]
+  if not handler then
+    refusal.raise(405, ("%s does not take %s"):format(self.path, self.method),
+      { fields = { Allow = methods_of(self.route) } })
+  end
+  if self.server.is_closing and self.method == "POST" then
+    refusal.raise(503, "the server is shutting down", { fields = { Connection = "close" } })
+  end
+  handler(self)
+end
+
+local function unescape(text)
+  return (text:gsub("%%(%x%x)", function(digits) return string.char(tonumber(digits, 16)) end))
+end
+
+-- What went wrong, with the place unless it is an answer.
+local function explain(problem)
+  if refusal.is(problem) then return problem end
+  return debug.traceback(tostring(problem), 2)
+end
+
+local function answer_failure(self, problem)
+  if not refusal.is(problem) then
+    self.server.log(problem)
+    problem = { status = 500, message = "internal error; the server's log says more" }
+  end
+  self:refuse(problem)
+end
+
+---Serves one request, in a coroutine of its own.
+---@param server moonlet.Server
+---@param request userdata
+function http.serve(server, request)
+  local target = request:target() or "/"
+  local path = unescape(target:match("^[^?#]*"))
+  local self = setmetatable({ server = server, request = request, method = request:method() or "",
+    path = #path > 1 and path:gsub("/$", "") or path, fields = {} }, Exchange)
+  local start = sys.seconds()
+  server.exchanges[request] = self
+  local ok, problem = xpcall(handle, explain, self)
+  if not ok then ok, problem = xpcall(answer_failure, explain, self, problem) end
+  if not ok then server.log(problem) end
+  server.exchanges[request] = nil
+  server.on_served(self, sys.seconds() - start)
+  request:close()
+end
+
+---Reads the lines of a file of keys.
+---@param path string
+---@return string[]? keys, string? message, string? code
+function http.read_keys(path)
+  local text, message, code = sys.read_file(path)
+  if not text then return nil, message, code end
+  local keys = {}
+  for line in text:gmatch("[^\r\n]+") do
+    line = line:match("^%s*(.-)%s*$")
+    if line ~= "" then keys[#keys + 1] = line end
+  end
+  if #keys == 0 then return nil, path .. ": no key in it", "format" end
+  return keys
+end
+
+---@param keys string[]
+---@return fun(given: string): boolean takes as long for any key of one length
+function http.key_check(keys)
+  if type(keys) ~= "table" then options.misuse("list of keys expected") end
+  return function(given)
+    local found = false
+    for _, key in ipairs(keys) do found = sys.same_secret(key, given) or found end
+    return found
+  end
+end
+
+return http

@@ -1,0 +1,65 @@
+--- What is served and how it goes: models, health, version, metrics.
+
+local json = require "moonlet.json"
+local refusal = require "moonlet.server.refusal"
+local version = require "moonlet.version"
+
+local info = {}
+
+local function model_entry(server)
+  return json.object({ id = server.name, object = "model", created = server.started,
+    owned_by = "moonlet", root = server.model.dir, parent = json.null,
+    max_model_len = server.engine.n_ctx, permission = json.array {} },
+    { "id", "object", "created", "owned_by", "root", "parent", "max_model_len", "permission" })
+end
+
+---@param exchange moonlet.server.Exchange
+function info.models(exchange)
+  exchange:reply(200, json.object({ object = "list",
+    data = json.array { model_entry(exchange.server) } }, { "object", "data" }))
+end
+
+---@param exchange moonlet.server.Exchange
+function info.one_model(exchange)
+  if exchange.rest ~= exchange.server.name then
+    refusal.raise(404, ("there is no model '%s'"):format(exchange.rest),
+      { param = "model", code = "model_not_found" })
+  end
+  exchange:reply(200, model_entry(exchange.server))
+end
+
+---@param exchange moonlet.server.Exchange
+function info.health(exchange)
+  if exchange.server.is_closing then refusal.raise(503, "the server is shutting down") end
+  exchange:reply(200, "")
+end
+
+---@param exchange moonlet.server.Exchange
+function info.version(exchange)
+  exchange:reply(200, { version = version })
+end
+
+---@param exchange moonlet.server.Exchange
+function info.metrics(exchange)
+  local server = exchange.server
+  local engine, stats = server.engine, server.engine.stats
+  local running, waiting = engine:load()
+  local text = server.metrics:text(server.name, {
+    gauges = {
+      { "num_requests_running", "Requests that are worked on.", running },
+      { "num_requests_waiting", "Requests that wait.", waiting },
+      { "kv_cache_usage_perc", "Share of the cache's memory in use; 1 is all of it.",
+        ("%.6f"):format(engine:cache_usage()) },
+    },
+    counters = {
+      { "prefix_cache_queries_total", "Prompt tokens looked up.", stats.prompt_tokens },
+      { "prefix_cache_hits_total", "Prompt tokens that needed no evaluation.",
+        stats.cached_tokens },
+      { "prompt_tokens_total", "Prompt tokens.", stats.prompt_tokens },
+      { "generation_tokens_total", "Generated tokens.", stats.generated_tokens },
+    },
+  })
+  exchange:reply(200, text, { ["Content-Type"] = "text/plain; version=0.0.4; charset=utf-8" })
+end
+
+return info

@@ -1,0 +1,235 @@
+--- An HTTP server for one model: OpenAI's API with vLLM's additions.
+---
+---   local server <close> = assert(moonlet.serve { model = "dir", port = 8080 })
+---   print(server.url)
+---   server:run()                       -- until server:shutdown() or a signal
+---
+--- One thread; every request is a coroutine, the engine computes in the background.
+
+local engine = require "moonlet.engine"
+local http = require "moonlet.server.http"
+local info = require "moonlet.server.info"
+local metrics = require "moonlet.server.metrics"
+local model = require "moonlet.model"
+local openai_chat = require "moonlet.server.openai_chat"
+local options = require "moonlet.options"
+local prompt = require "moonlet.prompt"
+local replay = require "moonlet.server.replay"
+local sched = require "moonlet.sched"
+
+local server = {}
+
+-- Kept beneath the transport's own limit, so that the refusal is one that clients understand.
+local LIMITS <const> = { body_bytes = 32 << 20, messages = 8192, tools = 1024, choices = 16 }
+
+---@class moonlet.ServeOptions
+---@field model string|moonlet.Model directory, or a model (which stays open)
+---@field host? string 127.0.0.1
+---@field port? integer 8080; 0 takes a free one
+---@field api_keys? string[] requests must name one of them
+---@field insecure_bind? boolean without keys, listen at other addresses than this machine's own
+---@field allow_hosts? string[] further names by which browsers may call this server
+---@field name? string of the model; the directory's
+---@field ctx? integer, kv? string, sessions? integer, queue? integer, cache_bytes? integer  see
+---  moonlet.engine
+---@field threads? integer, precision? string  see moonlet.open
+---@field template_variables? table for every request
+---@field stream_tool_args? boolean hand out calls as they grow; else they are held until complete
+---@field reasoning_field? string "reasoning_content" or "reasoning"
+---@field heartbeat? number seconds of silence in a stream, 10
+---@field replay? string a script instead of the model's weights; see moonlet.server.replay
+---@field limits? table body_bytes, messages, tools, choices, and those of moonlet.sched.open
+---@field log? fun(text: string) takes what an operator should know
+---@field on_served? fun(exchange, seconds: number) after each request
+
+local KNOWN <const> = { model = "any", host = "string", port = "integer", api_keys = "table",
+  insecure_bind = "boolean", allow_hosts = "table", name = "string", ctx = "integer",
+  kv = "string", sessions = "integer", queue = "integer", cache_bytes = "integer",
+  threads = "integer", precision = "string", template_variables = "table",
+  stream_tool_args = "boolean", reasoning_field = "string", heartbeat = "number",
+  replay = "string", limits = "table", log = "function", on_served = "function" }
+
+---@class moonlet.Server
+---@field url string
+---@field port integer
+---@field loop moonlet.Loop
+---@field engine moonlet.Engine
+---@field model moonlet.Model
+---@field is_closing boolean
+local Server = {}
+Server.__index = Server
+
+-- ---- routes ------------------------------------------------------------------------------------
+
+local ROUTES <const> = {
+  ["/v1/chat/completions"] = { POST = openai_chat.post },
+  ["/v1/models"] = { GET = info.models },
+  ["/v1/models/*"] = { GET = info.one_model },
+  ["/health"] = { GET = info.health, open = true },
+  ["/version"] = { GET = info.version },
+  ["/metrics"] = { GET = info.metrics },
+}
+
+-- ---- opening -----------------------------------------------------------------------------------
+
+local LOOPBACK <const> = { ["127.0.0.1"] = true, ["::1"] = true, localhost = true }
+
+-- Who can reach the port can use the model: beyond this machine that takes a key or a decision.
+local function check_address(o)
+  local host = o.host or "127.0.0.1"
+  if LOOPBACK[host] or host:find("^127%.%d+%.%d+%.%d+$") or o.api_keys or o.insecure_bind then
+    return true
+  end
+  return nil, ("listening at %s lets others use the model: give API keys (--api-key-file) or "
+    .. "permit it (--insecure-bind)"):format(host), "unsupported"
+end
+
+local function open_model(self, o)
+  if type(o.model) == "table" then
+    self.model = o.model
+    return true
+  end
+  local message, code
+  if o.replay then
+    self.model, message, code = model.open_texts(o.model)
+  else
+    self.model, message, code = model.open(o.model, { threads = o.threads,
+      precision = o.precision })
+  end
+  self.owns_model = self.model ~= nil
+  return self.model, message, code
+end
+
+local function open_engine(self, o)
+  local message, code
+  if o.replay then
+    local answers
+    answers, message, code = replay.read(o.replay)
+    if not answers then return nil, message, code end
+    self.engine = replay.open(self.model, self.loop, answers, { ctx = o.ctx, queue = o.queue })
+  else
+    self.engine, message, code = engine.open(self.model, self.loop, { ctx = o.ctx, kv = o.kv,
+      sessions = o.sessions, queue = o.queue, cache_bytes = o.cache_bytes })
+  end
+  return self.engine, message, code
+end
+
+local TRANSPORT <const> = { header_bytes = true, pending_bytes = true, connections = true,
+  idle_seconds = true, request_seconds = true, write_seconds = true }
+
+local function split_limits(given)
+  local own, transport = {}, {}
+  for name, value in pairs(LIMITS) do own[name] = value end
+  for name, value in pairs(given or {}) do
+    if TRANSPORT[name] then
+      transport[name] = value
+    elseif math.type(value) == "integer" and LIMITS[name] then
+      own[name] = value
+    else
+      options.misuse(("limit '%s': unknown, or no integer"):format(tostring(name)))
+    end
+  end
+  transport.body_bytes = 2 * own.body_bytes
+  return own, transport
+end
+
+local function listen(self, o)
+  local host = o.host or "127.0.0.1"
+  local message, code
+  self.port, message, code = self.loop.net:listen(host, o.port or 8080)
+  if not self.port then return nil, message, code end
+  local shown = host:find(":", 1, true) and ("[%s]"):format(host) or host
+  self.url = ("http://%s:%d"):format(shown, self.port)
+  self.hosts, self.any_address = { [shown:lower()] = true }, host == "0.0.0.0" or host == "::"
+  for _, name in ipairs(o.allow_hosts or {}) do self.hosts[name:lower()] = true end
+  return true
+end
+
+local function open_parts(self, o, transport)
+  local ok, message, code = check_address(o)
+  if not ok then return nil, message, code end
+  ok, message, code = open_model(self, o)
+  if not ok then return nil, message, code end
+  if not self.model.tokenizer or not self.model.template then
+    return nil, self.model.dir .. " has no tokenizer or no chat template", "unsupported"
+  end
+  self.name = o.name or self.model.dir:match("([^/]+)/*$") or self.model.dir
+  self.prompts = prompt.new(self.model)
+  self.loop, message, code = sched.open(transport)
+  if not self.loop then return nil, message, code end
+  ok, message, code = listen(self, o)
+  if not ok then return nil, message, code end
+  return open_engine(self, o)
+end
+
+local function no_log() end
+
+---Opens a server; it accepts connections from then on and answers them while run() runs.
+---@param given moonlet.ServeOptions
+---@return moonlet.Server? server, string? message, string? code
+function server.open(given)
+  local o = options.check(given, KNOWN)
+  if not o.model then options.misuse("option 'model': a directory or a model expected") end
+  local own, transport = split_limits(o.limits)
+  local keys = o.api_keys or {}
+  local self = setmetatable({
+    limits = own, exchanges = {}, metrics = metrics.new(), routes = ROUTES, is_closing = false,
+    started = os.time(), log = o.log or no_log, on_served = o.on_served or no_log,
+    heartbeat = o.heartbeat or 10, reasoning_field = o.reasoning_field or "reasoning_content",
+    stream_arguments = o.stream_tool_args or false,
+    template_variables = o.template_variables or {},
+    has_keys = function() return #keys > 0 end, is_key = http.key_check(keys),
+  }, Server)
+  local ok, message, code = open_parts(self, o, transport)
+  if not ok then
+    self:close()
+    return nil, message, code
+  end
+  self.loop.on_request = function(request) http.serve(self, request) end
+  self.loop.on_gone = function(request)
+    if self.exchanges[request] then self.exchanges[request]:gone() end
+  end
+  self.loop.on_signal = function() self:shutdown() end
+  return self
+end
+
+-- ---- life --------------------------------------------------------------------------------------
+
+---Ctrl-C and SIGTERM shut the server down; a second one ends the process.
+---@return boolean? ok, string? message, string? code
+function Server:catch_signals()
+  for _, name in ipairs { "INT", "TERM" } do
+    local ok, message, code = self.loop.net:catch_signal(name)
+    if not ok then return nil, message, code end
+  end
+  return true
+end
+
+---Serves until shutdown() has done its work.
+---@return boolean? ok, string? message, string? code
+function Server:run()
+  return self.loop:run()
+end
+
+---Accepts no more, lets what was begun come to its end, then lets run() return. To be called in a
+---coroutine of the loop.
+function Server:shutdown()
+  if self.is_closing then return end
+  self.is_closing = true
+  self.loop.net:stop_listening()
+  while next(self.exchanges) do self.loop:sleep(0.02) end
+  self.engine:drain()
+  self.loop:stop()
+end
+
+---Ends everything at once.
+function Server:close()
+  if self.engine then self.engine:close() end
+  if self.loop then self.loop:close() end
+  if self.owns_model then self.model:close() end
+  self.engine, self.loop, self.owns_model = nil, nil, false
+end
+
+Server.__close = Server.close
+
+return setmetatable(server, { __call = function(_, given) return server.open(given) end })

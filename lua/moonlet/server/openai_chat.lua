@@ -1,0 +1,365 @@
+--- /v1/chat/completions: OpenAI's dialect with vLLM's additions, over moonlet.server.generation.
+---
+--- A reply is a sequence of deltas; a reply that is not streamed is the same deltas put together.
+
+local fields = require "moonlet.server.fields"
+local generation = require "moonlet.server.generation"
+local json = require "moonlet.json"
+local openai = require "moonlet.server.openai"
+local refusal = require "moonlet.server.refusal"
+local sampling = require "moonlet.server.sampling"
+local version = require "moonlet.version"
+
+local chat = {}
+
+local MAX_TOP_LOGPROBS <const> = 20
+local FINGERPRINT <const> = "moonlet-" .. version
+
+-- ---- reading a request -------------------------------------------------------------------------
+
+local EFFORTS <const> = { none = false, minimal = true, low = true, medium = true, high = true,
+  xhigh = true, max = true }
+-- What the server says to a template itself.
+local RESERVED <const> = { messages = true, tools = true, add_generation_prompt = true }
+
+-- Variables of the template. What is said directly comes before what an effort implies.
+local function template_variables(f, server)
+  local variables = {}
+  for name, value in pairs(server.template_variables) do variables[name] = value end
+  local effort = f:string("reasoning_effort")
+  if effort then
+    if EFFORTS[effort] == nil then
+      f:refuse("reasoning_effort", "none, minimal, low, medium, high, xhigh or max expected")
+    end
+    variables.reasoning_effort, variables.enable_thinking = effort, EFFORTS[effort]
+  end
+  for _, name in ipairs { "enable_thinking", "preserve_thinking" } do
+    local value = f:boolean(name)
+    if value ~= nil then variables[name] = value end
+  end
+  for name, value in pairs(f:object("chat_template_kwargs") or {}) do
+    if not RESERVED[name] and value ~= json.null then variables[name] = value end
+  end
+  return variables
+end
+
+local function refuse_constraint(f, name, what)
+  f:refuse(name, what .. " needs constrained decoding, which this server does not have yet")
+end
+
+local function names_tool(tools, name)
+  for _, tool in ipairs(tools) do
+    local inner = json.is_object(tool) and (json.is_object(tool["function"]) and tool["function"]
+      or tool) or {}
+    if inner.name == name then return true end
+  end
+  return false
+end
+
+-- Whether calls are looked for.
+local function read_tool_choice(f, tools)
+  local choice = f:get("tool_choice")
+  if choice == nil then return true end
+  if choice == "none" then return false end
+  if choice == "auto" and tools and #tools > 0 then return true end
+  if not tools or #tools == 0 then
+    if choice == "auto" then return true end
+    f:refuse("tool_choice", "only with tools")
+  end
+  if choice == "required" then refuse_constraint(f, "tool_choice", "'required'") end
+  local named = json.is_object(choice) and json.is_object(choice["function"])
+    and choice["function"].name
+  if type(named) ~= "string" then
+    f:refuse("tool_choice", "auto, none, required or a function expected")
+  end
+  if not names_tool(tools, named) then
+    f:refuse("tool_choice", ("there is no tool '%s'"):format(named))
+  end
+  return refuse_constraint(f, "tool_choice", "a named tool")
+end
+
+local function read_format(f)
+  local given = f:object("response_format")
+  if not given or given.type == "text" then return end
+  if given.type == "json_schema" and not json.is_object(given.json_schema) then
+    f:refuse("response_format", "json_schema expected")
+  end
+  if given.type ~= "json_object" and given.type ~= "json_schema" then
+    f:refuse("response_format", "type text, json_object or json_schema expected")
+  end
+  refuse_constraint(f, "response_format", given.type)
+end
+
+local function read_logprobs(f)
+  local wanted, top = f:boolean("logprobs"), f:integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+  if top and top > 0 and not wanted then f:refuse("top_logprobs", "only with logprobs") end
+  return wanted and (top or 0) or nil
+end
+
+-- Fields that change what is generated in ways that are not offered.
+local function refuse_unserved(f)
+  if f:get("structured_outputs") then refuse_constraint(f, "structured_outputs", "this") end
+  if f:boolean("continue_final_message") then
+    f:refuse("continue_final_message", "a turn cannot be continued")
+  end
+  if f:boolean("add_generation_prompt") == false then
+    f:refuse("add_generation_prompt", "the assistant's turn always begins")
+  end
+  if f:get("chat_template") then
+    f:refuse("chat_template", "the checkpoint's own template is used")
+  end
+end
+
+local function check_count(f, name, max)
+  local list = f:array(name)
+  if list and #list > max then f:refuse(name, ("at most %d are possible"):format(max)) end
+  return list
+end
+
+---The request as the generation core takes it.
+---@return table request { wanted =, stream =, include_usage =, continuous =, model =, ... }
+local function read(exchange)
+  local server = exchange.server
+  local f = fields.of(exchange:body())
+  local messages = check_count(f, "messages", server.limits.messages)
+  if not messages then f:refuse("messages", "a list expected") end
+  local tools = check_count(f, "tools", server.limits.tools)
+  local calls = read_tool_choice(f, tools)
+  read_format(f)
+  refuse_unserved(f)
+  local r = { f = f, model = openai.model_name(f, server) }
+  r.stream, r.include_usage, r.continuous = openai.stream_options(f, fields)
+  r.include_reasoning = f:boolean("include_reasoning") ~= false
+  r.token_ids = f:boolean("return_token_ids") or false
+  local variables = template_variables(f, server)
+  variables.tools = tools
+  local wanted = {
+    sampling = sampling.read(f, server.model),
+    n = f:integer("n", 1, server.limits.choices) or 1,
+    max_tokens = f:integer("max_completion_tokens", 1) or f:integer("max_tokens", 1),
+    logprobs = read_logprobs(f),
+    thinking_budget = f:integer("thinking_token_budget", 0),
+    hide_reasoning = not r.include_reasoning,
+  }
+  wanted.prompt = refusal.check(server.prompts:make(messages, variables))
+  wanted.reading = { tools = wanted.prompt.tools, reasoning = wanted.prompt.reasoning,
+    calls = calls, parallel = f:boolean("parallel_tool_calls") ~= false,
+    stream_arguments = server.stream_arguments }
+  r.wanted = wanted
+  return r
+end
+
+-- ---- deltas ------------------------------------------------------------------------------------
+
+local function call_delta(index, id, name, arguments)
+  local inner = json.object({ name = name, arguments = arguments }, { "name", "arguments" })
+  return { tool_calls = json.array { json.object({ index = index, id = id,
+    type = id and "function" or nil, ["function"] = inner },
+    { "index", "id", "type", "function" }) } }
+end
+
+-- part -> deltas. `state` remembers of a choice what was shown of a call that grows.
+local DELTAS <const> = {}
+
+function DELTAS.reasoning(part, _, r)
+  if not r.include_reasoning then return {} end
+  return { { [r.reasoning_field] = part.text } }
+end
+
+function DELTAS.content(part)
+  return { { content = part.text } }
+end
+
+function DELTAS.call_start(part, state)
+  state.growing = true
+  return { call_delta(part.index, part.id, part.name, "") }
+end
+
+function DELTAS.call_arguments(part)
+  return { call_delta(part.index, nil, nil, part.text) }
+end
+
+DELTAS["call"] = function(part, state)
+  if state.growing then
+    state.growing = false
+    return {}
+  end
+  return { call_delta(part.index, part.id, part.name, ""),
+    call_delta(part.index, nil, nil, json.encode(part.arguments)) }
+end
+
+-- What was to become a call is shown as it is, unless it has been shown as a call so far: its
+-- arguments then stay open, so that nobody takes them for complete.
+function DELTAS.unfinished(part, state)
+  if state.growing then return {} end
+  return { { content = part.text } }
+end
+
+local function finish_reason(choice, part)
+  if part.reason == "stop" and choice.n_calls > 0 then return "tool_calls" end
+  return part.reason
+end
+
+local function logprob_entry(tokenizer, id, logprob)
+  local bytes = openai.token_text(tokenizer, id)
+  return json.object({ token = bytes, logprob = math.max(logprob, -9999.0),
+    bytes = json.array { bytes:byte(1, -1) } }, { "token", "logprob", "bytes" })
+end
+
+-- Log-probabilities of the tokens since the last delta.
+local function take_logprobs(choice, tokenizer)
+  if not choice.wanted.logprobs then return json.null end
+  local list = json.array {}
+  for _, token in ipairs(choice:take_entries()) do
+    local entry = logprob_entry(tokenizer, token.id, token.logprob)
+    local top = json.array {}
+    for i, other in ipairs(token.top or {}) do
+      top[i] = logprob_entry(tokenizer, other.id, other.logprob)
+    end
+    entry.top_logprobs = top
+    list[#list + 1] = entry
+  end
+  return { content = list }
+end
+
+-- ---- a whole reply -----------------------------------------------------------------------------
+
+local function merge_calls(message, deltas)
+  message.tool_calls = message.tool_calls or json.array {}
+  for _, delta in ipairs(deltas) do
+    local call = message.tool_calls[delta.index + 1]
+    if call then
+      local inner = call["function"]
+      inner.arguments = inner.arguments .. delta["function"].arguments
+    else
+      delta.index = nil
+      message.tool_calls[#message.tool_calls + 1] = delta
+    end
+  end
+end
+
+local function merge(message, delta)
+  for name, value in pairs(delta) do
+    if name == "tool_calls" then
+      merge_calls(message, value)
+    else
+      message[name] = (message[name] or "") .. value
+    end
+  end
+end
+
+local function message_of(collected, r)
+  local reasoning = collected[r.reasoning_field]
+  local content = collected.content
+  if not content then
+    content = (reasoning or collected.tool_calls) and json.null or ""
+  end
+  return json.object({ role = "assistant", content = content, [r.reasoning_field] = reasoning,
+    tool_calls = collected.tool_calls }, { "role", "content", r.reasoning_field, "tool_calls" })
+end
+
+local function reply_whole(exchange, run, r)
+  local tokenizer, collected, choices = exchange.server.model.tokenizer, {}, json.array {}
+  for i = 1, #run.choices do collected[i] = {} end
+  local states = {}
+  run:each(function(choice, part)
+    local at = choice.index + 1
+    if part.kind == "end" then
+      if part.reason == "error" then return end
+      choices[at] = json.object({ index = choice.index,
+        message = message_of(collected[at], r), logprobs = take_logprobs(choice, tokenizer),
+        finish_reason = finish_reason(choice, part), stop_reason = part.stop_reason,
+        token_ids = r.token_ids and json.array(choice.ids) or nil },
+        { "index", "message", "logprobs", "finish_reason", "stop_reason", "token_ids" })
+      return
+    end
+    states[at] = states[at] or {}
+    for _, delta in ipairs(DELTAS[part.kind](part, states[at], r)) do
+      merge(collected[at], delta)
+    end
+  end)
+  if exchange:is_over() then return end
+  for _, choice in ipairs(run.choices) do
+    if choice.ended.reason == "error" then
+      openai.raise_failure(choice.ended, exchange.server.is_closing)
+    end
+  end
+  exchange:reply(200, json.object({ id = r.id, object = "chat.completion", created = r.created,
+    model = r.model, choices = choices, usage = openai.usage(run:usage()),
+    system_fingerprint = FINGERPRINT,
+    prompt_token_ids = r.token_ids and json.array(r.wanted.prompt.ids) or nil },
+    { "id", "object", "created", "model", "choices", "usage", "system_fingerprint" }))
+end
+
+-- ---- a stream ----------------------------------------------------------------------------------
+
+local function chunk(r, choices)
+  return json.object({ id = r.id, object = "chat.completion.chunk", created = r.created,
+    model = r.model, choices = json.array(choices), system_fingerprint = FINGERPRINT },
+    { "id", "object", "created", "model", "choices", "system_fingerprint" })
+end
+
+local function choice_chunk(r, index, delta, logprobs, reason)
+  return chunk(r, { json.object({ index = index, delta = json.object(delta),
+    logprobs = logprobs, finish_reason = reason or json.null },
+    { "index", "delta", "logprobs", "finish_reason" }) })
+end
+
+local function reply_stream(exchange, run, r)
+  local stream, tokenizer = exchange:events(), exchange.server.model.tokenizer
+  local states, failure = {}, nil
+  local function send(value)
+    if r.continuous then value.usage = openai.usage(run:usage()) end
+    stream:data(value)
+  end
+  for _, choice in ipairs(run.choices) do
+    states[choice.index] = {}
+    send(choice_chunk(r, choice.index, json.object({ role = "assistant", content = "" },
+      { "role", "content" }), json.null))
+  end
+  run:each(function(choice, part)
+    if part.kind == "end" then
+      if part.reason == "error" then
+        failure = failure or part
+        return
+      end
+      local last = choice_chunk(r, choice.index, {}, take_logprobs(choice, tokenizer),
+        finish_reason(choice, part))
+      last.choices[1].stop_reason = part.stop_reason
+      if r.token_ids then last.choices[1].token_ids = json.array(choice.ids) end
+      return send(last)
+    end
+    for _, delta in ipairs(DELTAS[part.kind](part, states[choice.index], r)) do
+      send(choice_chunk(r, choice.index, delta, take_logprobs(choice, tokenizer)))
+    end
+  end, function()
+    return stream:beat(exchange.server.heartbeat, function()
+      return choice_chunk(r, 0, { content = "" }, json.null)
+    end)
+  end)
+  if exchange:is_over() then return end
+  if failure then openai.raise_failure(failure, exchange.server.is_closing) end
+  if r.include_usage then
+    local last = chunk(r, {})
+    last.usage = openai.usage(run:usage())
+    stream:data(last)
+  end
+  stream:data("[DONE]")
+  stream:finish()
+end
+
+---@param exchange moonlet.server.Exchange
+function chat.post(exchange)
+  local r = read(exchange)
+  r.id, r.created = openai.new_id("chatcmpl"), os.time()
+  r.reasoning_field = exchange.server.reasoning_field
+  local run = generation.begin(exchange.server, { r.wanted })
+  exchange.on_gone = function() run:cancel() end
+  if r.stream then
+    reply_stream(exchange, run, r)
+  else
+    reply_whole(exchange, run, r)
+  end
+end
+
+return chat

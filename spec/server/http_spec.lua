@@ -1,0 +1,190 @@
+-- Routes, refusals and who may ask, against a raw client.
+
+local client = require "spec.support.client"
+local http = require "moonlet.server.http"
+local moonlet = require "moonlet"
+local served = require "spec.support.served"
+
+local HELLO <const> = { messages = { { role = "user", content = "Hi" } } }
+
+describe("server", function()
+  local server
+  after_each(function() server:close() end)
+
+  local function status_of(...) return client.ask(server, ...).status end
+
+  it("tells what it serves", function()
+    server = served.replay({ "x" }, { name = "one" })
+    local models = client.ask(server, "GET", "/v1/models")
+    assert.equal(200, models.status)
+    assert.equal("application/json", models.fields["content-type"])
+    local entry = models.json.data[1]
+    assert.same({ "list", "one", "model", 4096 },
+      { models.json.object, entry.id, entry.object, entry.max_model_len })
+    assert.equal("one", client.ask(server, "GET", "/v1/models/one").json.id)
+    local unknown = client.ask(server, "GET", "/v1/models/two")
+    assert.same({ 404, "model_not_found" }, { unknown.status, unknown.json.error.code })
+    local health = client.ask(server, "GET", "/health")
+    assert.same({ 200, "" }, { health.status, health.body })
+    assert.equal(moonlet._VERSION, client.ask(server, "GET", "/version").json.version)
+  end)
+
+  it("answers what it does not have in OpenAI's shape", function()
+    server = served.replay({ "x" }, { limits = { body_bytes = 1000 } })
+    local rows = {
+      { 404, "not_found_error", "GET", "/v1/nothing" },
+      { 404, "not_found_error", "GET", "/v1/models/" .. ("x"):rep(50) },
+      { 405, "invalid_request_error", "GET", "/v1/chat/completions" },
+      { 405, "invalid_request_error", "POST", "/v1/models", {} },
+      { 405, "invalid_request_error", "DELETE", "/v1/models" },
+      { 413, "invalid_request_error", "POST", "/v1/chat/completions", { a = ("x"):rep(1000) } },
+      { 415, "invalid_request_error", "POST", "/v1/chat/completions", "a=b",
+        { ["Content-Type"] = "application/x-www-form-urlencoded" } },
+      { 400, "invalid_request_error", "POST", "/v1/chat/completions", '{"messages": [' },
+      { 400, "invalid_request_error", "POST", "/v1/chat/completions", "[]" },
+      { 400, "invalid_request_error", "POST", "/v1/chat/completions", "" },
+      { 400, "invalid_request_error", "POST", "/v1/chat/completions", '{"a":"\xff"}' },
+      { 400, "invalid_request_error", "POST", "/v1/chat/completions",
+        '{"a":' .. ("["):rep(200) .. ("]"):rep(200) .. "}" },
+    }
+    for _, row in ipairs(rows) do
+      local reply = client.ask(server, table.unpack(row, 3))
+      assert.equal(row[1], reply.status, row[3] .. row[4])
+      assert.equal(row[2], reply.json.error.type)
+      assert.is_string(reply.json.error.message)
+      assert.same({ "message", "type", "param", "code" },
+        require("moonlet.json").keys(reply.json.error))
+    end
+    assert.equal("OPTIONS, POST",
+      client.ask(server, "GET", "/v1/chat/completions").fields.allow)
+  end)
+
+  it("answers HEAD with the head of GET", function()
+    server = served.replay { "x" }
+    local get, head = client.ask(server, "GET", "/v1/models"),
+      client.ask(server, "HEAD", "/v1/models")
+    assert.equal("", head.body)
+    assert.equal(200, head.status)
+    assert.equal(get.fields["content-length"], head.fields["content-length"])
+  end)
+
+  it("takes JSON without a Content-Type, and with a charset", function()
+    server = served.replay { "x" }
+    local body = '{"messages": [{"role": "user", "content": "Hi"}]}'
+    for _, kind in ipairs { false, "application/json; charset=utf-8", "Application/JSON",
+      "application/vnd.api+json" } do
+      local reply = client.ask(server, "POST", "/v1/chat/completions", body,
+        { ["Content-Type"] = kind })
+      assert.equal(200, reply.status)
+    end
+  end)
+
+  it("answers the preflight of pages on this machine", function()
+    server = served.replay { "x" }
+    local reply = client.ask(server, "OPTIONS", "/v1/chat/completions", nil, {
+      Origin = "http://localhost:3000", ["Access-Control-Request-Method"] = "POST",
+      ["Access-Control-Request-Headers"] = "content-type, x-stainless-os" })
+    assert.equal(204, reply.status)
+    assert.equal("http://localhost:3000", reply.fields["access-control-allow-origin"])
+    assert.equal("OPTIONS, POST", reply.fields["access-control-allow-methods"])
+    assert.equal("content-type, x-stainless-os", reply.fields["access-control-allow-headers"])
+    local post = client.ask(server, "POST", "/v1/chat/completions", HELLO,
+      { Origin = "http://localhost:3000" })
+    assert.equal("http://localhost:3000", post.fields["access-control-allow-origin"])
+  end)
+
+  it("is not to be called by pages of other sites, nor by names that point here", function()
+    server = served.replay({ "x" }, { allow_hosts = { "Box.lan" } })
+    for host, status in pairs {
+      ["localhost:1234"] = 200, ["127.0.0.1"] = 200, ["[::1]:80"] = 200, ["a.localhost"] = 200,
+      ["box.lan:8080"] = 200, ["LOCALHOST"] = 200,
+      ["evil.example"] = 403, ["127.0.0.1.evil.example"] = 403, ["192.168.1.5"] = 403,
+      ["localhost.evil.example:80"] = 403, ["127.0.0.1@evil.example"] = 403,
+    } do
+      assert.equal(status, status_of("GET", "/v1/models", nil, { Host = host }), host)
+    end
+    for origin, status in pairs {
+      ["http://localhost:5173"] = 200, ["https://127.0.0.1"] = 200, ["http://box.lan"] = 200,
+      ["http://evil.example"] = 403, ["null"] = 403, ["http://localhost.evil.example"] = 403,
+      ["http://localhost:1@evil.example"] = 403,
+    } do
+      local reply = client.ask(server, "POST", "/v1/chat/completions", HELLO, { Origin = origin })
+      assert.equal(status, reply.status, origin)
+      if status == 403 then
+        assert.equal("permission_error", reply.json.error.type)
+        assert.is_nil(reply.fields["access-control-allow-origin"])
+      end
+    end
+  end)
+
+  it("asks for a key when it has some", function()
+    server = served.replay({ "x" }, { api_keys = { "first-key", "second" } })
+    for _, row in ipairs {
+      { 401, {} }, { 401, { Authorization = "Bearer none" } },
+      { 401, { Authorization = "Bearer second-" } }, { 401, { Authorization = "second" } },
+      { 401, { Authorization = "Bearer " } },
+      { 200, { Authorization = "Bearer second" } }, { 200, { Authorization = "bearer first-key" } },
+      { 200, { ["x-api-key"] = "second" } },
+      { 200, { Authorization = "Bearer second", Origin = "https://chat.example",
+        Host = "box.example" } },
+    } do
+      assert.equal(row[1], status_of("GET", "/v1/models", nil, row[2]))
+    end
+    local reply = client.ask(server, "GET", "/v1/models")
+    assert.same({ "authentication_error", "invalid_api_key", "Bearer" },
+      { reply.json.error.type, reply.json.error.code, reply.fields["www-authenticate"] })
+    assert.equal(200, status_of("GET", "/health"))
+    assert.equal(204, status_of("OPTIONS", "/v1/models"))
+  end)
+
+  it("does not let others in by accident", function()
+    server = served.replay({ "x" }, { host = "0.0.0.0", insecure_bind = true })
+    assert.equal(200, status_of("GET", "/health", nil, { Host = "192.168.1.5:8080" }))
+    assert.equal(403, status_of("GET", "/health", nil, { Host = "evil.example" }))
+    local other, message, code = moonlet.serve { model = served.DIR, host = "0.0.0.0", port = 0 }
+    assert.is_nil(other)
+    assert.equal("unsupported", code)
+    assert.matches("--insecure-bind", message, 1, true)
+  end)
+
+  it("says what is wrong with an address, a model, a script", function()
+    server = served.replay { "x" }
+    for _, o in ipairs {
+      { model = served.DIR, port = server.port, replay = "README.md" },
+      { model = "no-such-dir", port = 0 },
+      { model = served.DIR, port = 0, replay = "no-such-file" },
+      { model = served.DIR, port = 0, replay = "README.md" },
+    } do
+      local other, message, code = moonlet.serve(o)
+      assert.is_nil(other)
+      assert.is_string(message)
+      assert.is_string(code)
+    end
+    assert.error(function() moonlet.serve { model = served.DIR, prot = 1 } end)
+    assert.error(function() moonlet.serve {} end)
+  end)
+
+  it("answers 500 when it fails itself, logs why and goes on", function()
+    local logged
+    server = served.replay({ "x" }, { log = function(text) logged = text end })
+    server.prompts.make = function() error("broken on purpose") end
+    local reply = client.ask(server, "POST", "/v1/chat/completions", HELLO)
+    assert.same({ 500, "server_error" }, { reply.status, reply.json.error.type })
+    assert.is_nil(reply.body:find("on purpose"))
+    assert.matches("broken on purpose", logged)
+    assert.equal(200, status_of("GET", "/health"))
+  end)
+
+  it("reads keys from a file", function()
+    server = served.replay { "x" }
+    local path = os.tmpname()
+    local file = assert(io.open(path, "w"))
+    file:write("one\n\n  two \r\n")
+    file:close()
+    assert.same({ "one", "two" }, http.read_keys(path))
+    assert(io.open(path, "w")):close()
+    local keys, _, code = http.read_keys(path)
+    os.remove(path)
+    assert.same({ nil, "format" }, { keys, code })
+  end)
+end)

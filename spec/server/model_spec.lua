@@ -1,0 +1,169 @@
+-- The server over the real engine: the demo model answers.
+
+local client = require "spec.support.client"
+local generate = require "moonlet.generate"
+local json = require "moonlet.json"
+local moonlet = require "moonlet"
+local served = require "spec.support.served"
+
+local PATH <const> = "/v1/chat/completions"
+
+describe("a served model", function()
+  local model, server
+  setup(function() model = assert(moonlet.open(served.DIR, { threads = 2 })) end)
+  teardown(function() model:close() end)
+  after_each(function() server:close() end)
+
+  local function ask(more)
+    local reply = client.ask(server, "POST", PATH, more)
+    assert.equal(200, reply.status, reply.body)
+    return reply.json
+  end
+
+  local function user(text) return { { role = "user", content = text } } end
+
+  it("says what the model says", function()
+    local messages = user "What is the capital of France?"
+    local session <close> = assert(model:session { ctx = 1024 })
+    assert(session:sync(model:encode(model:render(messages, { add_generation_prompt = true }))))
+    local expected = assert(generate.collect(session, { temperature = 0, max_tokens = 40 }))
+    server = served.model(model)
+    local r = ask { messages = messages, temperature = 0, max_tokens = 40 }
+    assert.equal(expected.text, r.choices[1].message.content)
+    assert.equal(#expected.ids, r.usage.completion_tokens)
+  end)
+
+  it("draws by the seed, and by the checkpoint's recommendation without options", function()
+    server = served.model(model)
+    local body = { messages = user "Tell me a story.", seed = 5, max_tokens = 30 }
+    local a, b = ask(body), ask(body)
+    assert.equal(a.choices[1].message.content, b.choices[1].message.content)
+    body.seed = 6
+    assert.not_equal(a.choices[1].message.content, ask(body).choices[1].message.content)
+    local config = model.generation_config
+    body.seed, body.temperature, body.top_k, body.top_p = 5, config.temperature, config.top_k,
+      config.top_p
+    assert.equal(a.choices[1].message.content, ask(body).choices[1].message.content)
+  end)
+
+  it("calls a tool and answers from its result, evaluating each token once", function()
+    server = served.model(model)
+    local tools = { { type = "function", ["function"] = { name = "get_weather",
+      description = "Get the current weather in a city.", parameters = { type = "object",
+        properties = { city = { type = "string" } }, required = { "city" } } } } }
+    local messages = user "What is the weather in Paris?"
+    local first = ask { messages = messages, tools = tools, temperature = 0 }
+    assert.equal("tool_calls", first.choices[1].finish_reason)
+    local call = first.choices[1].message.tool_calls[1]
+    assert.equal("get_weather", call["function"].name)
+    -- As clients do: arguments spelled anew.
+    local arguments = assert(json.decode(call["function"].arguments))
+    call["function"].arguments = json.encode(arguments, { separators = { ",", ":" } })
+    messages[2] = first.choices[1].message
+    messages[3] = { role = "tool", tool_call_id = call.id, content = "18 degrees, sunny" }
+    local second = ask { messages = messages, tools = tools, temperature = 0 }
+    assert.equal("stop", second.choices[1].finish_reason)
+    assert.equal(first.usage.total_tokens, second.usage.prompt_tokens_details.cached_tokens)
+  end)
+
+  it("reads a prompt once for several choices", function()
+    server = served.model(model)
+    local r = ask { messages = user "Tell me a story about a cat.", n = 3, seed = 1,
+      max_tokens = 12 }
+    local stats = server.engine.stats
+    assert.equal(3, #r.choices)
+    assert.equal(2 * r.usage.prompt_tokens, stats.cached_tokens)
+    assert.not_equal(r.choices[1].message.content, r.choices[2].message.content)
+  end)
+
+  it("ends reasoning within its budget", function()
+    server = served.model(model)
+    local body = { messages = user "What is 3 + 4?", temperature = 0, enable_thinking = true,
+      max_tokens = 80 }
+    local free = ask(body)
+    assert.is_true(free.usage.completion_tokens_details.reasoning_tokens > 6)
+    for _, budget in ipairs { 0, 4 } do
+      body.thinking_token_budget = budget
+      local r = ask(body)
+      local message, n = r.choices[1].message, r.usage.completion_tokens_details.reasoning_tokens
+      assert.is_true(n >= budget and n <= budget + 3, n)
+      assert.equal(budget == 0, message.reasoning_content == nil)
+      assert.is_nil(json.encode(message):find("think>", 1, true))
+      assert.not_equal("length", r.choices[1].finish_reason)
+    end
+  end)
+
+  it("keeps min_tokens, stop ids and ignore_eos", function()
+    server = served.model(model)
+    local body = { messages = user "What is the capital of France?", temperature = 0 }
+    local free = ask(body)
+    body.min_tokens = free.usage.completion_tokens + 5
+    assert.is_true(ask(body).usage.completion_tokens >= body.min_tokens)
+    body.min_tokens, body.ignore_eos, body.max_tokens = nil, true, 30
+    local long = ask(body)
+    assert.same({ 30, "length" }, { long.usage.completion_tokens, long.choices[1].finish_reason })
+    body.ignore_eos, body.return_token_ids = nil, true
+    body.stop_token_ids = { ask(body).choices[1].token_ids[3] }
+    local cut = ask(body)
+    assert.same({ 2, "stop", body.stop_token_ids[1] }, { cut.usage.completion_tokens,
+      cut.choices[1].finish_reason, cut.choices[1].stop_reason })
+  end)
+
+  -- Seconds until nothing is being worked on, once the client has gone.
+  local function seconds_to_idle(body, leave_after)
+    local sys = require "moonlet.sys"
+    local left, idle
+    local gone = server.loop.on_gone
+    server.loop.on_gone = function(request)
+      left = sys.seconds()
+      gone(request)
+    end
+    local c = client.start(server.port, ('cat "$0.in" >&3; sleep %g'):format(leave_after),
+      client.bytes("POST", PATH, body))
+    server.loop:spawn(function()
+      while not left do server.loop:sleep(0.001) end
+      server.engine:drain()
+      while next(server.exchanges) do server.loop:sleep(0.001) end
+      idle = sys.seconds()
+      server.loop:stop()
+    end)
+    assert(server:run())
+    while not c.is_done() do os.execute("sleep 0.02") end
+    c.output()
+    return idle - left
+  end
+
+  it("frees the engine when a client leaves, and keeps what was read", function()
+    server = served.model(model, { ctx = 4096 })
+    local long = user(("The cat sat on the mat. "):rep(300))
+    for _, body in ipairs {
+      { messages = user "Tell me a story.", ignore_eos = true },
+      { messages = user "Tell me a story.", ignore_eos = true, stream = true },
+      { messages = long, stream = true },
+    } do
+      local seconds = seconds_to_idle(body, 0.3)
+      assert(seconds < 0.2, seconds .. " s")
+      assert.same({}, server.exchanges)
+    end
+    local again = ask { messages = long, max_tokens = 1 }
+    assert.is_true(again.usage.prompt_tokens_details.cached_tokens >= 64)
+  end)
+
+  it("lets go of nothing that was begun when it is told to end", function()
+    server = served.model(model)
+    local body = { messages = user "Tell me a story.", seed = 1, max_tokens = 40, stream = true }
+    local c = client.send(server, "POST", PATH, body)
+    local refused
+    server.loop:spawn(function()
+      while not next(server.exchanges) do server.loop:sleep(0.001) end
+      server.loop:spawn(function() server:shutdown() end)
+      server.loop:sleep(0.01)
+      refused = client.start(server.port, "true")
+    end)
+    assert(server:run())
+    while not (c.is_done() and refused.is_done()) do os.execute("sleep 0.02") end
+    local events = client.events(client.parse(c.output()))
+    assert.equal("[DONE]", events[#events])
+    assert.matches("refused", refused.output())
+  end)
+end)

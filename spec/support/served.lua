@@ -1,0 +1,32 @@
+-- Servers for specs: the demo model's tokenizer and template with scripted answers, or all of it.
+
+local moonlet = require "moonlet"
+local json = require "moonlet.json"
+
+local served = {}
+
+served.DIR = "examples/demo-model"
+
+-- A server that gives `answers` in turn: tables as moonlet.server.replay has them, or texts.
+function served.replay(answers, options)
+  local path = os.tmpname()
+  local file = assert(io.open(path, "wb"))
+  for _, answer in ipairs(answers) do
+    file:write(json.encode(type(answer) == "string" and { text = answer } or answer), "\n")
+  end
+  file:close()
+  local o = { model = served.DIR, port = 0, ctx = 4096, replay = path }
+  for name, value in pairs(options or {}) do o[name] = value end
+  local server = assert(moonlet.serve(o))
+  os.remove(path)
+  return server
+end
+
+-- A server that computes, on a model that stays open.
+function served.model(model, options)
+  local o = { model = model, port = 0, ctx = 1024 }
+  for name, value in pairs(options or {}) do o[name] = value end
+  return assert(moonlet.serve(o))
+end
+
+return served
