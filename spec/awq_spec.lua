@@ -211,20 +211,43 @@ describe("awq", function()
       end)
     end)
 
-    it("is told as it goes, and can be stopped", function()
-      quantizing(MOE, function(_, place)
-        local seen
-        local result, message, code = quantize { source = MOE, out = place .. "/out",
-          recipe = mixed, awq = "search", imatrix = place .. "/imatrix.gguf", threads = 1,
-          on_progress = function(done, total, name, stage)
+    it("is told as it goes, can be stopped, and goes on with what it has found", function()
+      quantizing(MOE, function(run, place)
+        local o = { source = MOE, out = place .. "/out", recipe = mixed, awq = "search",
+          imatrix = place .. "/imatrix.gguf", threads = 1, resume = true }
+        local function stop_at(group)
+          local seen
+          o.on_progress = function(done, total, name, stage)
             seen = { done, total, name, stage }
-            return done < 3
-          end }
-        assert.is_nil(result)
-        assert.equal("stopped", message)
-        assert.equal("cancelled", code)
-        assert.same({ 3, 20, "layers.0.post_attention_layernorm", "awq" }, seen)
+            return done < group
+          end
+          local result, message, code = quantize(o)
+          assert.is_nil(result)
+          assert.matches("^stopped; .*to be resumed", message)
+          assert.equal("cancelled", code)
+          return seen
+        end
+        assert.same({ 3, 20, "layers.0.post_attention_layernorm", "awq" }, stop_at(3))
+        assert.same({ 9, 20, "layers.1.mlp.shared_expert.up_proj", "awq" }, stop_at(9))
+        local journal = checkpoint.slurp(place .. "/out.partial/journal")
+        assert.equal(9, select(2, journal:gsub("\nawq ", "")))
         assert.is_nil(core.list_dir(place .. "/out"))
+
+        o.on_progress = nil
+        local whole, first = run { awq = "search" }
+        local resumed = assert(quantize(o))
+        assert.same(first.notes, resumed.notes)
+        local file = "/model.safetensors"
+        assert.is_true(checkpoint.slurp(whole .. file) == checkpoint.slurp(o.out .. file))
+
+        -- What is written down is not searched for again.
+        o.out = place .. "/other"
+        stop_at(9)
+        local path = o.out .. ".partial/journal"
+        checkpoint.spit(path, (checkpoint.slurp(path):gsub('"alpha": [%d.]+', '"alpha": 0.7')))
+        o.on_progress = nil
+        assert(quantize(o))
+        assert.is_false(checkpoint.slurp(whole .. file) == checkpoint.slurp(o.out .. file))
       end)
     end)
 
@@ -253,6 +276,27 @@ describe("awq", function()
         local kept = checkpoint.load((run { recipe = "keep_bf16", awq = "search" }))
         local plain = checkpoint.load((run { recipe = "keep_bf16" }))
         for name, t in pairs(plain) do assert.is_true(t.data == kept[name].data, name) end
+      end)
+    end)
+
+    it("is rehearsed without the search, with what the columns meet", function()
+      quantizing(MOE, function(_, place)
+        local p = assert(quantize { source = MOE, out = place .. "/out", recipe = mixed,
+          awq = "search", fit = "imatrix", imatrix = place .. "/imatrix.gguf", dry_run = true })
+        assert.is_true(p.dry_run.seconds > 0)
+        assert.matches("search for scales %(awq%) is not in the estimate", p.notes[#p.notes])
+        assert.is_nil(core.list_dir(place .. "/out.partial"))
+      end)
+    end)
+
+    it("is missed where an imatrix is given and nothing asks for it", function()
+      quantizing(MOE, function(run)
+        local function notes(o) return table.concat(select(2, run(o)).notes, "\n") end
+        local idle = "imatrix changes nothing: neither fit nor awq asks for it"
+        assert.matches(idle, notes {})
+        for _, o in ipairs { { awq = "mlx-node" }, { fit = "best" }, { fit = "mse" } } do
+          assert.not_matches(idle, notes(o))
+        end
       end)
     end)
 

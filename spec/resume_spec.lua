@@ -11,7 +11,7 @@ local SOURCE = "spec/golden/models/moe-wrapped/hf"
 local CHILD = [[
 package.path, package.cpath = %q, %q
 local core, quantize = require "moonlet.core", require "moonlet.quantize"
-quantize.NOTE_SECONDS = 0
+require("moonlet.quantize.run").NOTE_SECONDS = 0
 local function die() os.execute("kill -9 $PPID") end
 local o = { source = %q, out = %q, recipe = "unsloth", bits = 4, shard_bytes = 150000,
   resume = true, threads = 2, command = "moonlet" }
@@ -200,7 +200,7 @@ describe("resume", function()
         "error('no more')" } do
       local said = child(out, ([[
         core.catch_interrupt()
-        quantize.NOTE_SECONDS = 1000
+        require("moonlet.quantize.run").NOTE_SECONDS = 1000
         local n = 0
         o.on_progress = function() n = n + 1 if n == 30 then %s end end]]):format(stop))
       if not stop:find("error") then

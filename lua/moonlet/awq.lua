@@ -373,6 +373,15 @@ function Search:fixed(group, how)
   return results
 end
 
+-- What a search has found before.
+function Search:again(group, results)
+  for u, r in ipairs(results) do
+    local ok, message, code = self:apply(group, u, scales(group, u, r.alpha, r.gain, QUIET, 0))
+    if not ok then return nil, message, code end
+  end
+  return results
+end
+
 -- What the columns of each unit meet; nil if nothing is known about it.
 local function importance_of(imatrix, group)
   for _, reader in ipairs(group.readers) do
@@ -396,7 +405,24 @@ end
 ---@field flavour string?
 ---@field mx_rule string?
 ---@field fit_of (fun(d: table): string?)?  of a pair as in decided; default: minmax
+---@field chosen table<string, moonlet.awq.Result[]>?  what a search that was cut off has found
+---@field on_search (fun(results: moonlet.awq.Result[]): any, string?, string?)?  after each group
+---  that was searched, to write it down; nil, message, code stops
 ---@field on_group (fun(done: integer, total: integer, name: string): boolean?)?  false stops
+
+-- The results of one group, whose scales are in its parts then.
+function Search:settle(group, how, o)
+  if how ~= "search" then return self:fixed(group, how) end
+  local chosen = o.chosen and o.chosen[group.name]
+  if chosen and #chosen == units(group) then return self:again(group, chosen) end
+  local found, message, code = self:search(group)
+  if found and o.on_search then
+    local ok
+    ok, message, code = o.on_search(found)
+    if not ok then return nil, message, code end
+  end
+  return found, message, code
+end
 
 ---Folds scales into the groups that gain by it; into all groups that are meant if `how` says how
 ---much.
@@ -414,12 +440,7 @@ function awq.fold(o)
     local wanted = how == "search" or not how.has or how.has(group)
     group.importance = wanted and importance_of(o.imatrix, group) or nil
     if group.importance then
-      local found, message, code
-      if how == "search" then
-        found, message, code = self:search(group)
-      else
-        found, message, code = self:fixed(group, how)
-      end
+      local found, message, code = self:settle(group, how, o)
       if not found then return nil, message, code end
       table.move(found, 1, #found, #results + 1, results)
     end

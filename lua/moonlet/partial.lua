@@ -1,8 +1,8 @@
 -- partial: OUT.partial, where a checkpoint grows until it is complete and gets its name.
 --
--- A journal in it says what is to be written (the head, its first line) and how many tensors of
--- each file are on the disk, so that another process can go on where one was cut off. Whoever
--- writes holds the journal's lock.
+-- A journal in it says what is to be written (the head, its first line), how many tensors of each
+-- file are on the disk, and what else took long to find out, so that another process can go on
+-- where one was cut off. Whoever writes holds the journal's lock.
 
 local core = require "moonlet.core"
 local json = require "moonlet.json"
@@ -68,16 +68,24 @@ end
 
 local function new(place, journal, head)
   return setmetatable({ place = place, dir = place.dir, journal = journal, head = head,
-    done = {}, noted = false }, Partial)
+    done = {}, kept = {}, noted = false }, Partial)
 end
 
--- The journal's head, and how many items of each file are complete.
+-- The journal's head, how many items of each file are complete, and what was kept.
 local function read_journal(text)
   local first, rest = text:match("^([^\n]*)\n(.*)$")
   if not first then return nil end -- cut off before its first line
-  local done = {}
-  for name, n in rest:gmatch("(%S+) (%d+)\n") do done[name] = math.tointeger(n) end
-  return json.decode(first) or {}, done
+  local done, kept = {}, {}
+  for name, value in rest:gmatch("(%S+) ([^\n]*)\n") do
+    local n = value:find("^%d+$") and math.tointeger(tonumber(value))
+    if n then
+      done[name] = n
+    else
+      kept[name] = kept[name] or {}
+      table.insert(kept[name], json.decode(value))
+    end
+  end
+  return json.decode(first) or {}, done, kept
 end
 
 -- Which part of the plan differs from the one that was begun, or nil.
@@ -110,7 +118,7 @@ function partial.find(place, plan, resume)
     return nil, place.dir .. ": left by a run that was cut off; resume it (--resume) or remove it",
       "io"
   end
-  local head, done = read_journal(journal:text())
+  local head, done, kept = read_journal(journal:text())
   if not head then return new(place, journal) end
   local differs = difference(head.plan, plan)
   if differs then
@@ -119,7 +127,8 @@ function partial.find(place, plan, resume)
       place.dir, differs), "io"
   end
   local self = new(place, journal, head)
-  self.done, self.noted = done, next(done) ~= nil
+  self.done, self.kept = done, kept
+  self.noted = next(done) ~= nil or next(kept) ~= nil
   return self
 end
 
@@ -183,6 +192,19 @@ function Partial:note(name, n)
   self.noted = true
   return self.journal:append(("%s %d"):format(name, n))
 end
+
+---Writes a value down for a run that goes on from here.
+---@param what string
+---@param value table
+function Partial:keep(what, value)
+  self.noted = true
+  return self.journal:append(("%s %s"):format(what, json.encode(value)))
+end
+
+---The values that runs before this one wrote down.
+---@param what string
+---@return table[]
+function Partial:recall(what) return self.kept[what] or {} end
 
 ---@param name string
 ---@param bytes string
