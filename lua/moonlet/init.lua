@@ -26,6 +26,7 @@ end
 
 -- The rest is loaded when first used: a script that only plans needs no engine.
 local parts = {
+  budget = "moonlet.eval.budget",
   eval = "moonlet.eval",
   imatrix = "moonlet.imatrix",
   jinja = "moonlet.jinja",
@@ -37,6 +38,7 @@ local parts = {
   safetensors = "moonlet.safetensors",
   sampler = "moonlet.sampler",
   serve = "moonlet.server",
+  target = "moonlet.target",
 }
 
 return setmetatable(moonlet, {

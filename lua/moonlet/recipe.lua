@@ -325,6 +325,10 @@ local function kit_of()
   return new_kit(FORMATS, builders)
 end
 
+---What recipes are given.
+---@return moonlet.Kit
+function recipe.kit() return (kit_of()) end
+
 -- What a base decision has to suit.
 local ANY_MATRIX = { part = "text", matrix = true, cols = 128 }
 

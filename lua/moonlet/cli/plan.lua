@@ -2,6 +2,7 @@
 local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
 local render = require "moonlet.cli.render"
+local target = require "moonlet.cli.target"
 
 local plan = {}
 
@@ -46,6 +47,9 @@ function plan.define(parser)
   command:argument("dir", "checkpoint directory or config.json (default: the demo model)")
     :args("?")
   plan.recipe_options(command)
+  target.define(command)
+  output.threads_option(command)
+  output.progress_option(command)
   command:flag("--json", "print one JSON object")
 end
 
@@ -66,13 +70,18 @@ end
 
 function plan.run(args)
   if args.recipe == "help" then return list_recipes(args) end
-  local result, message, code = require("moonlet").plan(args.recipe, output.dir(args.dir),
-    plan.options(args))
+  local source, options = output.dir(args.dir), plan.options(args)
+  local ok, frontier, code = target.apply(args, source, options)
+  if not ok then return nil, frontier, code end
+  local result, message
+  result, message, code = require("moonlet").plan(args.recipe, source, options)
   if not result then return nil, message, code end
   if args.json then
+    result.frontier = frontier
     output.print_json(result)
   else
     output.write(result:text())
+    if frontier then output.write("\n" .. require("moonlet").budget.frontier_text(frontier)) end
   end
   return true
 end

@@ -2,6 +2,7 @@
 local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
 local plan = require "moonlet.cli.plan"
+local target = require "moonlet.cli.target"
 
 local quantize = {}
 
@@ -11,6 +12,7 @@ function quantize.define(parser)
   command:argument("places", "DIR (default: the demo model) and OUT, a directory to create")
     :args("1-2"):argname { "[DIR]", "OUT" }
   plan.recipe_options(command)
+  target.define(command)
   command:flag("--resume", "go on where a run that was cut off had stopped")
   command:option("--format", "checkpoint format"):choices { "mlx", "compressed-tensors", "bf16" }
     :default("mlx")
@@ -78,12 +80,17 @@ function quantize.run(args)
   options.dry_run, options.fit, options.hessians = args.dry_run, args.fit, args.hessians
   options.imatrix, options.awq = #args.imatrix > 0 and args.imatrix or nil, args.awq
   options.on_progress = progress(args)
-  local result, message, code = require("moonlet").quantize(options)
+  local ok, frontier, code = target.apply(args, source, options.recipe_options)
+  if not ok then return nil, frontier, code end
+  local result, message
+  result, message, code = require("moonlet").quantize(options)
   if not result then return nil, message, code end
   if args.json then
+    result.frontier = frontier
     output.print_json(json.object(result))
   else
     report(out, result)
+    if frontier then output.write(require("moonlet").budget.frontier_text(frontier)) end
   end
   return true
 end
