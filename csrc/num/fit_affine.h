@@ -226,7 +226,12 @@ static void refit(const search *s, grids *g, float *residual)
 static int least(const float *x)
 {
     int best = MINMAX; /* its error is a number */
-    for (int j = 0; j < MINMAX; j++) best = x[j] < x[best] ? j : best;
+    float value = x[best];
+    for (int j = 0; j < MINMAX; j++) {
+        int better = x[j] < value;
+        value = better ? x[j] : value;
+        best = better ? j : best;
+    }
     return best;
 }
 

@@ -19,13 +19,16 @@ static inline float nearest_e2m1(float y)
     return r < 6.0f ? r : 6.0f;
 }
 
-/* Nearest E4M3 value: 8 steps between powers of two, down to steps of 2^-9. */
+/* Nearest E4M3 value: 8 steps between powers of two, down to steps of 2^-9. In integers, which
+ * order magnitudes as floats do: compilers make vectors of that. */
 static inline float nearest_e4m3(float y)
 {
-    float a = fabsf(y);
-    a = a < 448.0f ? a : 448.0f;
-    float power = fp_from_bits(fp_bits(a) & 0x7f800000u);
-    float round = (power > 0x1p-6f ? power : 0x1p-6f) * (ROUND / 8);
+    const uint32_t top = 0x43e00000u /* 448 */, least = 0x3c800000u /* 2^-6 */;
+    uint32_t u = fp_bits(y) & 0x7fffffffu, power;
+    u = u < top ? u : top;
+    power = u & 0x7f800000u;
+    power = power > least ? power : least;
+    float a = fp_from_bits(u), round = fp_from_bits(power) * (ROUND / 8);
     return a + round - round;
 }
 
