@@ -46,6 +46,18 @@ static num_mode check_mode(lua_State *L, int arg)
     return mode;
 }
 
+/* Option zero_point: false, true or "symmetric". */
+static num_zero_point check_zero_point(lua_State *L, int arg)
+{
+    static const char *const words[] = {"symmetric", NULL};
+    int type = lml_get(L, arg, "zero_point");
+    lua_pop(L, 1);
+    if (type != LUA_TSTRING)
+        return lml_opt_bool(L, arg, "zero_point", 0) ? NUM_ZP_INTEGER : NUM_ZP_FREE;
+    check_word(L, arg, "zero_point", NULL, words);
+    return NUM_ZP_SYMMETRIC;
+}
+
 num_format lml_check_format(lua_State *L, int arg)
 {
     static const char *const flavours[] = {"metal", "cpu", NULL};
@@ -61,7 +73,7 @@ num_format lml_check_format(lua_State *L, int arg)
     f.global_scale = (float)lml_opt_number(L, arg, "global_scale", 0);
     lua_Integer least = lml_opt_int(L, arg, "least_scale", 0);
     f.least_scale = least < 0 || least > 255 ? 255 : (uint8_t)least;
-    f.zero_point = lml_opt_bool(L, arg, "zero_point", 0);
+    f.zero_point = check_zero_point(L, arg);
     return f;
 }
 

@@ -30,14 +30,17 @@ static void fit(const num_format *f, float lo, float hi, float *scale, float *bi
     *bias = zero != 0 ? end : 0;
 }
 
-/* Zero is a code, the zero point z, and w = scale * (code - z). */
+/* Zero is a code, the zero point z, and w = scale * (code - z). In the middle, the larger side
+ * decides, and is half a step beyond the largest code if it is the positive one. */
 static void fit_zero_point(const num_format *f, float lo, float hi, num_group *g)
 {
-    float top = (float)((1 << f->bits) - 1);
+    float top = (float)((1 << f->bits) - 1), middle = (float)(1 << (f->bits - 1));
     lo = lo < 0 ? lo : 0;
     hi = hi > 0 ? hi : 0;
-    float s = num_rounded(at_least((hi - lo) / top, 1e-7f), f->scale_dtype);
-    float zero = rintf(-lo / s);
+    float half = hi > -lo ? hi : -lo;
+    float step = f->zero_point == NUM_ZP_SYMMETRIC ? half / (top / 2) : (hi - lo) / top;
+    float s = num_rounded(at_least(step, 1e-7f), f->scale_dtype);
+    float zero = f->zero_point == NUM_ZP_SYMMETRIC ? middle : rintf(-lo / s);
     num_zero_point_group(s, zero < top ? zero : top, g);
 }
 

@@ -66,6 +66,16 @@ static void copy_weights(search *s, const float *w)
     }
 }
 
+/* With zero points w = 0 is always within; symmetric ones have as much on either side. */
+static void include_zero(search *s)
+{
+    float zero = -(s->mean * s->gain);
+    float below = s->lo < zero ? zero - s->lo : 0, above = s->hi > zero ? s->hi - zero : 0;
+    if (s->f->zero_point == NUM_ZP_SYMMETRIC) below = above = below > above ? below : above;
+    s->lo = zero - below;
+    s->hi = zero + above;
+}
+
 /* Returns 0 when there is nothing to search: all weights that matter are the same, or too small
  * for their squares. */
 static int prepare(search *s)
@@ -105,11 +115,7 @@ static int prepare(search *s)
     s->sum_xx = lane_sum(sum_xx);
     s->lo = (s->lo - s->mean) * s->gain;
     s->hi = (s->hi - s->mean) * s->gain;
-    if (s->f->zero_point) { /* zero is always within */
-        float zero = -(s->mean * s->gain);
-        s->lo = s->lo < zero ? s->lo : zero;
-        s->hi = s->hi > zero ? s->hi : zero;
-    }
+    if (s->f->zero_point) include_zero(s);
     return 1;
 }
 
@@ -173,10 +179,12 @@ static void first_grids(const search *s, int weighted, grids *g)
     EACH g->bias[j] = lo[j];
 }
 
-/* The zero point nearest to -bias / scale; both are of x here, where w = 0 is at -mean gain. */
-static float nearest_zero(const search *s, float scale, float bias)
+/* The zero point of a grid, -bias / scale + plus rounded down; all of x here, where w = 0 is at
+ * -mean gain. */
+static float zero_of(const search *s, float scale, float bias, float plus)
 {
-    float zero = rintf(-(bias + s->mean * s->gain) / scale);
+    if (s->f->zero_point == NUM_ZP_SYMMETRIC) return (s->top + 1) * 0.5f;
+    float zero = floorf(-(bias + s->mean * s->gain) / scale + plus);
     zero = zero > 0 ? zero : 0;
     return zero < s->top ? zero : s->top;
 }
@@ -187,7 +195,7 @@ static void refit_through_zero(const search *s, const code_sums *sums, grids *g,
     float m = s->mean * s->gain, sum_ww = s->sum_xx + m * (2 * s->sum_x + m * s->sum_h);
     EACH
     {
-        float zero = nearest_zero(s, g->scale[j], g->bias[j]), a = sums->origin[j] - zero;
+        float zero = zero_of(s, g->scale[j], g->bias[j], 0.5f), a = sums->origin[j] - zero;
         float uu = sums->uu[j] + a * (2 * sums->u[j] + a * s->sum_h);
         float ux = sums->ux[j] + m * sums->u[j] + a * (s->sum_x + m * s->sum_h);
         float scale = ux / uu;
@@ -267,16 +275,10 @@ static void stored_grids(const search *s, float scale, float bias, grids *g)
 /* Likewise with zero points: the two next to the best, in turn. */
 static void stored_zero_points(const search *s, float scale, float bias, grids *g)
 {
-    float zero = floorf(-(bias + s->mean * s->gain) / scale), unit = 1.0f / s->gain;
+    float unit = 1.0f / s->gain;
     EACH g->scale[j] = scale * (1.0f + (float)(j / 2 - MINMAX / 4) * 0x1p-7f) * unit;
     round_lanes(g->scale, s->f->scale_dtype);
-    EACH
-    {
-        float z = zero + (float)(j % 2);
-        z = z > 0 ? z : 0;
-        z = z < s->top ? z : s->top;
-        g->bias[j] = -(g->scale[j] * z);
-    }
+    EACH g->bias[j] = -(g->scale[j] * zero_of(s, scale, bias, (float)(j % 2)));
 }
 
 static void affine_mse(const num_format *f, const float *w, const float *importance, num_group *g)

@@ -27,13 +27,17 @@ typedef enum num_flavour { NUM_METAL, NUM_CPU } num_flavour;
  * nearest to log2(max / largest code), which clips the maximum of about half of all groups. */
 typedef enum num_mx_rule { NUM_MX_CEIL, NUM_MX_NEAREST } num_mx_rule;
 
+/* What an affine bias may be: any float, minus the scale times a code, or minus the scale times
+ * 2^(bits - 1), the middle of the codes. The latter two are kept as f32. */
+typedef enum num_zero_point { NUM_ZP_FREE, NUM_ZP_INTEGER, NUM_ZP_SYMMETRIC } num_zero_point;
+
 typedef struct num_format {
     num_mode mode; /* affine, mxfp4, mxfp8, nvfp4 or fp8 */
     int bits;
     int64_t group; /* fp8: all columns, one scale per row */
     num_dtype
         scale_dtype; /* affine: of scales and biases; MLX takes the type of the weights. fp8 */
-    int zero_point;  /* affine: a bias is minus the scale times a code, kept as f32 */
+    num_zero_point zero_point; /* affine */
     num_flavour flavour;
     num_mx_rule mx_rule;
     float global_scale;  /* nvfp4: max|W| of the tensor, or 0 for none */

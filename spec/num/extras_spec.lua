@@ -86,6 +86,27 @@ describe("affine with an integer zero point", function()
   end)
 end)
 
+describe("affine around zero", function()
+  for _, bits in ipairs { 2, 3, 4, 5, 6, 8 } do
+    it(("in %d bits"):format(bits), function()
+      local middle = 1 << bits - 1
+      for _, centre in ipairs { 0, 0.4, -0.9 } do
+        local w, largest = deviates(32, centre), 0
+        for _, x in ipairs(w) do largest = math.max(largest, math.abs(x)) end
+        local parts = assert(core.quantize_tensor(floats(w), { rows = 1, cols = 32,
+          mode = "affine", bits = bits, group = 32, zero_point = "symmetric" }))
+        local scale = f32(largest / (((1 << bits) - 1) / 2))
+        assert.equal(floats { scale }, parts.scales)
+        assert.equal(floats { -scale * middle }, parts.biases)
+        for i, code in ipairs(codes_of(parts.weight, 32, bits)) do
+          local want = half_even(f32(w[i] / scale)) + middle
+          assert.equal(math.max(0, math.min(2 * middle - 1, want)), code)
+        end
+      end
+    end)
+  end
+end)
+
 describe("fp8 with a scale per row", function()
   it("has the row's maximum as 448", function()
     local w = deviates(3 * 20, 0.1) -- rows need not divide into anything
