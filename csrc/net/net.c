@@ -320,8 +320,12 @@ void net_unwatch(net *n, int fd)
     n->n_events = kept;
 }
 
-/* Without EV_PERSIST libevent restores the default handler when the signal has come. */
+/* Without EV_PERSIST libevent restores the handler that it found when the signal has come: that is
+ * to be the default one, whoever caught the signal before. */
 err_code net_catch_signal(net *n, int number, err_info *e)
 {
+    const struct sigaction by_default = {.sa_handler = SIG_DFL};
+    if (sigaction(number, &by_default, NULL) != 0)
+        return err_set(e, ERR_IO, "cannot catch signal %d: %s", number, strerror(errno));
     return watch(n, event_new(n->base, number, EV_SIGNAL, on_signal, n), e);
 }

@@ -81,6 +81,7 @@ end
 function engine.open(model, loop, given)
   local o = options.check(given, KNOWN)
   local self = setmetatable({ model = model, loop = loop, free = {}, active = {}, waiting = {},
+    errands = {},
     n_waiting_max = o.queue or 64, work = loop:signal(), idle = loop:signal(),
     cache = prefix_cache.open(model, o.cache_bytes or 1 << 30),
     stats = { prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, batches = 0 } }, Engine)
@@ -101,6 +102,28 @@ end
 ---@return integer active, integer waiting
 function Engine:load()
   return #self.active, #self.waiting
+end
+
+---Runs fn(...) while no batch is being evaluated: what else uses the model has to. Generations wait
+---as long as it takes.
+---@param fn function must not give way
+---@return any what fn returns
+function Engine:between(fn, ...)
+  if self.closed then error("the engine was closed", 0) end
+  local errand = { fn = fn, args = table.pack(...), done = self.loop:signal() }
+  self.errands[#self.errands + 1] = errand
+  self.work:notify()
+  while not errand.result do errand.done:wait() end
+  local result = errand.result
+  if not result[1] then error(result[2], 0) end
+  return table.unpack(result, 2, result.n)
+end
+
+local function run_errand(self)
+  local errand = table.remove(self.errands, 1)
+  if not errand then return end
+  errand.result = table.pack(pcall(errand.fn, table.unpack(errand.args, 1, errand.args.n)))
+  errand.done:notify()
 end
 
 ---How much of the memory for kept states is in use; 1 is all of it.
@@ -276,6 +299,7 @@ end
 function Engine:run()
   while not self.closed do
     drop_cancelled(self)
+    run_errand(self)
     admit(self)
     for _, ticket in ipairs(table.move(self.active, 1, #self.active, 1, {})) do
       if not ticket.generation and ticket.position == #ticket.ids then
@@ -292,7 +316,7 @@ function Engine:run()
           leave(self, ticket, "error", message, code)
         end
       end
-    elseif #self.active == 0 and #self.waiting == 0 then
+    elseif #self.active == 0 and #self.waiting == 0 and #self.errands == 0 then
       self.idle:notify()
       self.work:wait()
     end
@@ -310,6 +334,10 @@ end
 ---Ends everything.
 function Engine:close()
   self.closed = true
+  for _, errand in ipairs(self.errands) do
+    errand.result = { false, "the engine was closed" }
+    errand.done:notify()
+  end
   for _, ticket in ipairs(self.waiting) do end_ticket(ticket, "cancelled") end
   for _, ticket in ipairs(self.active) do end_ticket(ticket, "cancelled") end
   self.waiting = {}

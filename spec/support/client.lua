@@ -18,13 +18,13 @@ local function write_file(path, text)
   file:close()
 end
 
--- A bash script with the connection as descriptor 3, in the background. `input` is a file beside
--- it, which the script finds as "$0.in".
-function client.start(port, script, input)
+-- A bash script in the background. `input` is a file beside it, which it finds as "$0.in".
+local function spawn(script, input, seconds)
   local path = os.tmpname()
-  write_file(path .. ".sh", ("exec 3<>/dev/tcp/127.0.0.1/%d || exit 1\n%s\n"):format(port, script))
+  write_file(path .. ".sh", script .. "\n")
   write_file(path .. ".sh.in", input or "")
-  os.execute(("(timeout 20 bash %s.sh >%s.out 2>&1; echo done >%s.end) &"):format(path, path, path))
+  os.execute(("(timeout %d bash %s.sh >%s.out 2>&1; echo done >%s.end) &"):format(seconds, path,
+    path, path))
   local self = {}
   function self.is_done()
     local f = io.open(path .. ".end", "rb")
@@ -37,6 +37,11 @@ function client.start(port, script, input)
     return text
   end
   return self
+end
+
+-- One that has the connection as descriptor 3.
+function client.start(port, script, input)
+  return spawn(("exec 3<>/dev/tcp/127.0.0.1/%d || exit 1\n%s"):format(port, script), input, 20)
 end
 
 client.READ_ALL = "cat <&3"
@@ -108,6 +113,13 @@ function client.wait(server, clients)
     server.loop:stop()
   end)
   assert(server.loop:run())
+end
+
+-- What a client of another make prints while the server runs.
+function client.command(server, command)
+  local c = spawn(command, nil, 100)
+  client.wait(server, { c })
+  return c.output()
 end
 
 -- Begins a request.

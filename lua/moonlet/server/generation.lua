@@ -21,7 +21,7 @@ local THINK_END <const> = "\n</think>\n\n"
 ---@field prompt moonlet.Prompt or { ids =, keep_at = } of a text
 ---@field reading moonlet.turn.options? without them all text is content
 ---@field sampling moonlet.server.Sampling
----@field n integer choices
+---@field n integer choices; 0: the prompt is only counted
 ---@field max_tokens integer? as many as there is room for
 ---@field logprobs integer? alternatives to list; nil: none are wanted
 ---@field thinking_budget integer? tokens of reasoning
@@ -161,8 +161,11 @@ local function submit(self, choice)
   return ticket
 end
 
-local function check_room(server, wanted)
-  local n, n_ctx = #wanted.prompt.ids, server.engine.n_ctx
+---Refuses a prompt that is empty or leaves no room for an answer.
+---@param server moonlet.Server
+---@param ids integer[]
+function generation.check_room(server, ids)
+  local n, n_ctx = #ids, server.engine.n_ctx
   if n == 0 then refusal.raise(400, "the prompt is empty") end
   if n < n_ctx then return end
   refusal.raise(400, ("This model's maximum context length is %d tokens. However, your request "
@@ -177,7 +180,7 @@ end
 function generation.begin(server, list)
   local self = setmetatable({ server = server, list = list, choices = {}, began = sys.seconds(),
     changed = server.loop:signal() }, Run)
-  for _, wanted in ipairs(list) do check_room(server, wanted) end
+  for _, wanted in ipairs(list) do generation.check_room(server, wanted.prompt.ids) end
   for _, wanted in ipairs(list) do
     for i = 1, wanted.n do
       local choice = setmetatable({ run = self, index = #self.choices, sub = i - 1,
@@ -189,7 +192,7 @@ function generation.begin(server, list)
     end
   end
   for _, wanted in ipairs(list) do
-    if not submit(self, wanted.first) then
+    if wanted.first and not submit(self, wanted.first) then
       self:cancel()
       refusal.raise(429, "too many requests wait; try again", { code = "queue_full",
         fields = { ["Retry-After"] = "2" } })
@@ -278,7 +281,8 @@ function Run:usage()
   local usage = { prompt = 0, cached = 0, completion = 0, reasoning = 0 }
   for _, wanted in ipairs(self.list) do
     usage.prompt = usage.prompt + #wanted.prompt.ids
-    usage.cached = usage.cached + (wanted.first.ticket and wanted.first.ticket.reused or 0)
+    local ticket = wanted.first and wanted.first.ticket
+    usage.cached = usage.cached + (ticket and ticket.reused or 0)
   end
   for _, choice in ipairs(self.choices) do
     usage.completion = usage.completion + #choice.ids

@@ -12,15 +12,20 @@ local info = require "moonlet.server.info"
 local metrics = require "moonlet.server.metrics"
 local model = require "moonlet.model"
 local openai_chat = require "moonlet.server.openai_chat"
+local openai_completions = require "moonlet.server.openai_completions"
+local openai_embeddings = require "moonlet.server.openai_embeddings"
+local openai_tokens = require "moonlet.server.openai_tokens"
 local options = require "moonlet.options"
 local prompt = require "moonlet.prompt"
 local replay = require "moonlet.server.replay"
 local sched = require "moonlet.sched"
+local scoring = require "moonlet.server.scoring"
 
 local server = {}
 
 -- Kept beneath the transport's own limit, so that the refusal is one that clients understand.
-local LIMITS <const> = { body_bytes = 32 << 20, messages = 8192, tools = 1024, choices = 16 }
+local LIMITS <const> = { body_bytes = 32 << 20, messages = 8192, tools = 1024, choices = 16,
+  inputs = 256 }
 
 ---@class moonlet.ServeOptions
 ---@field model string|moonlet.Model directory, or a model (which stays open)
@@ -38,7 +43,7 @@ local LIMITS <const> = { body_bytes = 32 << 20, messages = 8192, tools = 1024, c
 ---@field reasoning_field? string "reasoning_content" or "reasoning"
 ---@field heartbeat? number seconds of silence in a stream, 10
 ---@field replay? string a script instead of the model's weights; see moonlet.server.replay
----@field limits? table body_bytes, messages, tools, choices, and those of moonlet.sched.open
+---@field limits? table body_bytes, messages, tools, choices, inputs, and moonlet.sched.open's
 ---@field log? fun(text: string) takes what an operator should know
 ---@field on_served? fun(exchange, seconds: number) after each request
 
@@ -63,6 +68,10 @@ Server.__index = Server
 
 local ROUTES <const> = {
   ["/v1/chat/completions"] = { POST = openai_chat.post },
+  ["/v1/completions"] = { POST = openai_completions.post },
+  ["/v1/embeddings"] = { POST = openai_embeddings.post },
+  ["/tokenize"] = { POST = openai_tokens.tokenize },
+  ["/detokenize"] = { POST = openai_tokens.detokenize },
   ["/v1/models"] = { GET = info.models },
   ["/v1/models/*"] = { GET = info.one_model },
   ["/health"] = { GET = info.health, open = true },
@@ -159,6 +168,7 @@ local function open_parts(self, o, transport)
   if not self.loop then return nil, message, code end
   ok, message, code = listen(self, o)
   if not ok then return nil, message, code end
+  self.scoring = scoring.new(self, { kv = o.kv })
   return open_engine(self, o)
 end
 

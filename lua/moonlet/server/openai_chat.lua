@@ -22,8 +22,17 @@ local EFFORTS <const> = { none = false, minimal = true, low = true, medium = tru
 -- What the server says to a template itself.
 local RESERVED <const> = { messages = true, tools = true, add_generation_prompt = true }
 
--- Variables of the template. What is said directly comes before what an effort implies.
-local function template_variables(f, server)
+local function check_count(f, name, max)
+  local list = f:array(name)
+  if list and #list > max then f:refuse(name, ("at most %d are possible"):format(max)) end
+  return list
+end
+
+---Variables of the template. What is said directly comes before what an effort implies.
+---@param f moonlet.server.Fields
+---@param server moonlet.Server
+---@return table
+function chat.template_variables(f, server)
   local variables = {}
   for name, value in pairs(server.template_variables) do variables[name] = value end
   local effort = f:string("reasoning_effort")
@@ -40,6 +49,7 @@ local function template_variables(f, server)
   for name, value in pairs(f:object("chat_template_kwargs") or {}) do
     if not RESERVED[name] and value ~= json.null then variables[name] = value end
   end
+  variables.tools = check_count(f, "tools", server.limits.tools)
   return variables
 end
 
@@ -110,12 +120,6 @@ local function refuse_unserved(f)
   end
 end
 
-local function check_count(f, name, max)
-  local list = f:array(name)
-  if list and #list > max then f:refuse(name, ("at most %d are possible"):format(max)) end
-  return list
-end
-
 ---The request as the generation core takes it.
 ---@return table request { wanted =, stream =, include_usage =, continuous =, model =, ... }
 local function read(exchange)
@@ -123,16 +127,14 @@ local function read(exchange)
   local f = fields.of(exchange:body())
   local messages = check_count(f, "messages", server.limits.messages)
   if not messages then f:refuse("messages", "a list expected") end
-  local tools = check_count(f, "tools", server.limits.tools)
-  local calls = read_tool_choice(f, tools)
+  local variables = chat.template_variables(f, server)
+  local calls = read_tool_choice(f, variables.tools)
   read_format(f)
   refuse_unserved(f)
   local r = { f = f, model = openai.model_name(f, server) }
-  r.stream, r.include_usage, r.continuous = openai.stream_options(f, fields)
+  r.stream, r.include_usage, r.continuous = openai.stream_options(f)
   r.include_reasoning = f:boolean("include_reasoning") ~= false
   r.token_ids = f:boolean("return_token_ids") or false
-  local variables = template_variables(f, server)
-  variables.tools = tools
   local wanted = {
     sampling = sampling.read(f, server.model),
     n = f:integer("n", 1, server.limits.choices) or 1,

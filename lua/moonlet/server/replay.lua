@@ -75,7 +75,8 @@ local DEFAULT_CTX <const> = 32768
 function replay.open(model, loop, answers, given)
   local o = options.check(given, OPTIONS)
   return setmetatable({ model = model, loop = loop, answers = answers, at = 0,
-    n_ctx = o.ctx or DEFAULT_CTX, n_max = o.queue or 64, n = 0, idle = loop:signal(),
+    is_scripted = true, n_ctx = o.ctx or DEFAULT_CTX, n_max = o.queue or 64, n = 0,
+    idle = loop:signal(),
     stats = { prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, batches = 0 } }, Replay)
 end
 

@@ -1,0 +1,263 @@
+--- /v1/completions: texts that go on, and log-probabilities of texts that are given.
+
+local fields = require "moonlet.server.fields"
+local generation = require "moonlet.server.generation"
+local json = require "moonlet.json"
+local openai = require "moonlet.server.openai"
+local sampling = require "moonlet.server.sampling"
+
+local completions = {}
+
+local DEFAULT_TOKENS <const> = 16 -- OpenAI's
+local MAX_LOGPROBS <const> = 20
+
+-- ---- reading a request -------------------------------------------------------------------------
+
+local function read(exchange)
+  local server = exchange.server
+  local f = fields.of(exchange:body())
+  local r = { f = f, model = openai.model_name(f, server), id = openai.new_id("cmpl"),
+    created = os.time(), server = server }
+  r.stream, r.include_usage, r.continuous = openai.stream_options(f)
+  r.echo = f:boolean("echo") or false
+  r.logprobs = f:integer("logprobs", 0, MAX_LOGPROBS)
+  r.prompt_logprobs = f:integer("prompt_logprobs", 0, MAX_LOGPROBS)
+  r.n = f:integer("n", 1, server.limits.choices) or 1
+  r.token_ids = f:boolean("return_token_ids") or false
+  if f:get("suffix") and f:get("suffix") ~= "" then
+    f:refuse("suffix", "texts can only be continued at their end")
+  end
+  local max_tokens = f:integer("max_tokens", 0) or DEFAULT_TOKENS
+  r.generates = max_tokens > 0
+  if not r.generates and not r.echo and not r.prompt_logprobs then
+    f:refuse("max_tokens", "1 or more expected, except with echo or prompt_logprobs")
+  end
+  local chosen = sampling.read(f, server.model)
+  r.wanted = {}
+  for i, prompt in ipairs(openai.prompts(f, "prompt", server)) do
+    r.wanted[i] = { prompt = prompt, sampling = chosen, n = r.generates and r.n or 0,
+      max_tokens = max_tokens, logprobs = r.logprobs }
+  end
+  if #r.wanted * r.n > server.limits.choices then
+    f:refuse("prompt", ("at most %d choices of all prompts together are possible")
+      :format(server.limits.choices))
+  end
+  return r
+end
+
+-- ---- log-probabilities -------------------------------------------------------------------------
+
+-- What has been shown of a choice, for offsets of its tokens in characters.
+local function new_state(tokenizer)
+  return { stream = tokenizer:stream { skip_special = false }, offset = 0, text = "" }
+end
+
+local function top_of(tokenizer, token)
+  if not token.logprob then return json.null end
+  local top = json.object {}
+  for _, other in ipairs(token.top or {}) do
+    top[openai.token_text(tokenizer, other.id)] = other.logprob
+  end
+  top[openai.token_text(tokenizer, token.id)] = token.logprob
+  return top
+end
+
+local LISTS <const> = { "text_offset", "token_logprobs", "tokens", "top_logprobs" }
+
+local function new_lists()
+  local lists = {}
+  for _, name in ipairs(LISTS) do lists[name] = json.array {} end
+  return json.object(lists, LISTS)
+end
+
+local function list_tokens(state, tokenizer, tokens)
+  local lists = new_lists()
+  for i, token in ipairs(tokens) do
+    lists.text_offset[i] = state.offset
+    lists.tokens[i] = openai.token_text(tokenizer, token.id)
+    lists.token_logprobs[i] = token.logprob or json.null
+    lists.top_logprobs[i] = top_of(tokenizer, token)
+    state.offset = state.offset + (utf8.len(state.stream:step(token.id) or "") or 0)
+  end
+  return lists
+end
+
+-- As vLLM has them: by id, null for the first.
+local function prompt_logprobs(tokenizer, ids, scores)
+  local list = json.array { json.null }
+  for i = 2, #ids do
+    local by_id = json.object {}
+    local function add(id, logprob, rank)
+      by_id[("%d"):format(id)] = json.object({ logprob = logprob, rank = rank,
+        decoded_token = openai.token_text(tokenizer, id) }, { "logprob", "rank", "decoded_token" })
+    end
+    for rank, other in ipairs(scores[i].top) do add(other.id, other.logprob, rank) end
+    if not by_id[("%d"):format(ids[i])] then add(ids[i], scores[i].logprob, json.null) end
+    list[i] = by_id
+  end
+  return list
+end
+
+-- ---- the prompt in an answer -------------------------------------------------------------------
+
+-- What each prompt contributes: its text and its own log-probabilities, as far as wanted.
+local function score_prompts(exchange, r)
+  local asked = math.max(r.echo and r.logprobs or -1, r.prompt_logprobs or -1)
+  local heads = {}
+  for i, wanted in ipairs(r.wanted) do
+    local ids, scores = wanted.prompt.ids, nil
+    if asked >= 0 then
+      scores = exchange.server.scoring:logprobs(ids, asked,
+        function() return exchange:is_over() end)
+      if exchange:is_over() then return nil end
+    end
+    heads[i] = { ids = ids, scores = scores }
+  end
+  return heads
+end
+
+-- Shortens lists of alternatives, which were made for the longer of two wishes.
+local function with_top(entry, n)
+  return { id = entry.id, logprob = entry.logprob,
+    top = table.move(entry.top, 1, math.min(n, #entry.top), 1, {}) }
+end
+
+-- The first piece of a choice: text and lists of the prompt.
+local function head_piece(r, head, state)
+  local model = r.server.model
+  if not r.echo then return "", nil end
+  local text = model:decode(head.ids)
+  if not r.logprobs then return text, nil end
+  local tokens = { { id = head.ids[1] } }
+  for i = 2, #head.ids do tokens[i] = with_top(head.scores[i], r.logprobs) end
+  return text, list_tokens(state, model.tokenizer, tokens)
+end
+
+local function prompt_lists(r, head)
+  if not r.prompt_logprobs then return nil end
+  local scores = {}
+  for i = 2, #head.ids do scores[i] = with_top(head.scores[i], r.prompt_logprobs) end
+  return prompt_logprobs(r.server.model.tokenizer, head.ids, scores)
+end
+
+-- ---- replies -----------------------------------------------------------------------------------
+
+local CHOICE <const> = { "index", "text", "logprobs", "finish_reason", "stop_reason",
+  "prompt_logprobs", "token_ids", "prompt_token_ids" }
+
+local function choice_of(index, given)
+  given.index, given.logprobs = index, given.logprobs or json.null
+  given.finish_reason = given.finish_reason or json.null
+  return json.object(given, CHOICE)
+end
+
+local function reply_of(r, choices)
+  return json.object({ id = r.id, object = "text_completion", created = r.created,
+    model = r.model, choices = json.array(choices) },
+    { "id", "object", "created", "model", "choices", "usage" })
+end
+
+-- Hands out pieces { text =, logprobs =, ... } of every choice, the last one with a reason.
+local function each_piece(exchange, run, r, idle, emit)
+  local heads = score_prompts(exchange, r)
+  if not heads then return end
+  local tokenizer, states = r.server.model.tokenizer, {}
+  for i, head in ipairs(heads) do
+    for k = 1, r.n do
+      local index = (i - 1) * r.n + k - 1
+      states[index] = new_state(tokenizer)
+      local text, lists = head_piece(r, head, states[index])
+      emit(index, { text = text, logprobs = lists, prompt_logprobs = prompt_lists(r, head),
+        prompt_token_ids = r.token_ids and json.array(head.ids) or nil,
+        finish_reason = not r.generates and "length" or nil })
+    end
+  end
+  local failure
+  run:each(function(choice, part)
+    local state = states[choice.index]
+    local piece = { text = part.text or "",
+      logprobs = r.logprobs and list_tokens(state, tokenizer, choice:take_entries()) or nil }
+    if part.kind == "end" then
+      if part.reason == "error" then
+        failure = failure or part
+        return
+      end
+      piece.finish_reason, piece.stop_reason = part.reason, part.stop_reason
+      piece.token_ids = r.token_ids and json.array(choice.ids) or nil
+    end
+    emit(choice.index, piece)
+  end, idle)
+  if failure and not exchange:is_over() then
+    openai.raise_failure(failure, exchange.server.is_closing)
+  end
+end
+
+local function merge(whole, piece)
+  whole.text = whole.text .. piece.text
+  for name, value in pairs(piece) do
+    if name == "logprobs" and whole.logprobs then
+      for _, list in ipairs(LISTS) do
+        local to, from = whole.logprobs[list], value[list]
+        table.move(from, 1, #from, #to + 1, to)
+      end
+    elseif name ~= "text" then
+      whole[name] = value
+    end
+  end
+end
+
+local function reply_whole(exchange, run, r)
+  local wholes, choices = {}, {}
+  each_piece(exchange, run, r, nil, function(index, piece)
+    wholes[index] = wholes[index] or { text = "" }
+    merge(wholes[index], piece)
+  end)
+  if exchange:is_over() then return end
+  for index = 0, #r.wanted * r.n - 1 do
+    choices[index + 1] = choice_of(index, wholes[index])
+  end
+  local reply = reply_of(r, choices)
+  reply.usage = openai.usage(run:usage())
+  exchange:reply(200, reply)
+end
+
+local function is_empty(piece)
+  return piece.text == "" and not piece.finish_reason and not piece.prompt_logprobs
+    and not piece.prompt_token_ids and not (piece.logprobs and #piece.logprobs.tokens > 0)
+end
+
+local function reply_stream(exchange, run, r)
+  local stream = exchange:events()
+  each_piece(exchange, run, r, function()
+    return stream:beat(exchange.server.heartbeat, function()
+      return reply_of(r, { choice_of(0, { text = "" }) })
+    end)
+  end, function(index, piece)
+    if is_empty(piece) then return end
+    local chunk = reply_of(r, { choice_of(index, piece) })
+    if r.continuous then chunk.usage = openai.usage(run:usage()) end
+    stream:data(chunk)
+  end)
+  if exchange:is_over() then return end
+  if r.include_usage then
+    local last = reply_of(r, {})
+    last.usage = openai.usage(run:usage())
+    stream:data(last)
+  end
+  stream:data("[DONE]")
+  stream:finish()
+end
+
+---@param exchange moonlet.server.Exchange
+function completions.post(exchange)
+  local r = read(exchange)
+  local run = generation.begin(exchange.server, r.wanted)
+  exchange.on_gone = function() run:cancel() end
+  if r.stream then
+    reply_stream(exchange, run, r)
+  else
+    reply_whole(exchange, run, r)
+  end
+end
+
+return completions

@@ -1,0 +1,47 @@
+--- /tokenize and /detokenize, as vLLM has them.
+
+local fields = require "moonlet.server.fields"
+local json = require "moonlet.json"
+local openai = require "moonlet.server.openai"
+local openai_chat = require "moonlet.server.openai_chat"
+local refusal = require "moonlet.server.refusal"
+
+local tokens = {}
+
+-- The ids of a text, or of a rendered conversation.
+local function ids_of(f, server)
+  local messages = f:array("messages")
+  if messages then
+    return refusal.check(server.prompts:make(messages, openai_chat.template_variables(f, server)))
+      .ids
+  end
+  local text = f:string("prompt")
+  if not text then f:refuse("prompt", "a text, or messages, expected") end
+  return refusal.check(server.model:encode(text))
+end
+
+---@param exchange moonlet.server.Exchange
+function tokens.tokenize(exchange)
+  local server = exchange.server
+  local f = fields.of(exchange:body())
+  local ids = ids_of(f, server)
+  local strings
+  if f:boolean("return_token_strs") then
+    strings = json.array {}
+    for i, id in ipairs(ids) do strings[i] = openai.token_text(server.model.tokenizer, id) end
+  end
+  exchange:reply(200, json.object({ count = #ids, max_model_len = server.engine.n_ctx,
+    tokens = json.array(ids), token_strs = strings },
+    { "count", "max_model_len", "tokens", "token_strs" }))
+end
+
+---@param exchange moonlet.server.Exchange
+function tokens.detokenize(exchange)
+  local model = exchange.server.model
+  local f = fields.of(exchange:body())
+  local ids = f:ids("tokens", model.tokenizer:n_vocab())
+  if not ids then f:refuse("tokens", "a list of token ids expected") end
+  exchange:reply(200, { prompt = refusal.check(model:decode(ids)) })
+end
+
+return tokens

@@ -1,0 +1,100 @@
+-- The Pi coding agent against scripted answers: it reads, runs tools, and answers.
+
+local client = require "spec.support.client"
+local json = require "moonlet.json"
+local served = require "spec.support.served"
+
+-- What Pi's users start from: nothing said about reasoning or roles.
+local MODELS <const> = [[{"providers": {"local": {"baseUrl": "%s/v1", "api": "openai-completions",
+  "apiKey": "none", "models": [{"id": "demo-model"}]}}}]]
+
+local function call(name, arguments)
+  local parts = { "<tool_call>\n<function=" .. name .. ">\n" }
+  for _, pair in ipairs(arguments) do
+    parts[#parts + 1] = ("<parameter=%s>\n%s\n</parameter>\n"):format(pair[1], pair[2])
+  end
+  return table.concat(parts) .. "</function>\n</tool_call>"
+end
+
+describe("Pi #client", function()
+  local dir
+  before_each(function()
+    dir = os.tmpname()
+    os.remove(dir)
+    assert(os.execute(("mkdir -p %s/home/.pi/agent %s/proj"):format(dir, dir)))
+  end)
+  after_each(function() os.execute("rm -rf " .. dir) end)
+
+  local function write(path, text)
+    local file = assert(io.open(dir .. path, "w"))
+    file:write(text)
+    file:close()
+  end
+
+  local function read(path)
+    local file = assert(io.open(dir .. path))
+    local text = file:read("a")
+    file:close()
+    return text
+  end
+
+  -- Output of pi with these arguments; the server is asked at most once per answer.
+  local function pi(arguments, answers, options)
+    local server <close> = served.replay(answers, options or { ctx = 32768 })
+    local asked = 0
+    server.on_served = function() asked = asked + 1 end
+    write("/home/.pi/agent/models.json", MODELS:format(server.url))
+    local clients = assert(os.getenv("MOONLET_CLIENTS"), "see spec/client/setup.sh")
+    local out = client.command(server, ("cd %s/proj; timeout 60 env HOME=%s/home PI_OFFLINE=1 node "
+      .. "%s/pi/node_modules/.bin/pi --offline --no-session --provider local --model demo-model "
+      .. "%s </dev/null; echo rc $?"):format(dir, dir, clients, arguments))
+    assert.equal(#answers, asked, out)
+    assert.matches("rc 0\n$", out)
+    return out
+  end
+
+  it("T1: answers", function()
+    assert.matches("READY", pi('-p "Reply with the single word READY"', { "READY" }))
+  end)
+
+  it("T2: writes a file", function()
+    pi('-p "Write hello.txt"', { call("write", { { "path", "hello.txt" }, { "content", "hi" } }),
+      "Done." })
+    assert.equal("hi", read("/proj/hello.txt"))
+  end)
+
+  it("T3: edits a file, with arguments that are lists of objects", function()
+    write("/proj/hello.txt", "hi\n")
+    pi('-p "Edit hello.txt"', { "I shall edit it.\n" .. call("edit", { { "path", "hello.txt" },
+      { "edits", '[{"oldText": "hi", "newText": "bye"}]' } }), "Done." })
+    assert.equal("bye\n", read("/proj/hello.txt"))
+  end)
+
+  it("T4: runs a command and reports events", function()
+    local out = pi('--mode json -p "Run: echo 42"', { call("bash", { { "command", "echo 42" } }),
+      "The output is 42." })
+    local ended, tool, tokens = false, nil, 0
+    for line in out:gmatch("(%b{})\n") do
+      local event = json.decode(line)
+      if event and event.type == "agent_end" then ended = true end
+      if event and event.type == "tool_execution_end" then tool = event end
+      if event and event.type == "message_end" and event.message.usage then
+        tokens = math.max(tokens, event.message.usage.totalTokens)
+      end
+    end
+    assert.is_true(ended)
+    assert.is_false(tool.isError)
+    assert.matches("42", json.encode(tool.result))
+    assert.is_true(tokens > 0)
+  end)
+
+  it("T5: answers without tools", function()
+    assert.matches("4", pi('--no-tools --thinking off -p "2+2?"', { "4" }))
+  end)
+
+  it("does not run a command that was cut off", function()
+    local cut = call("bash", { { "command", "touch made-by-half-a-command" } })
+    pi('-p "Run"', { { text = cut:sub(1, -45), finish_reason = "length" } })
+    assert.is_nil(io.open(dir .. "/proj/made-by-half-a-command"))
+  end)
+end)

@@ -1,0 +1,63 @@
+-- The command: what it prints, how it ends, what it refuses.
+
+local PATHS <const> = "LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' LUA_CPATH='"
+  .. package.cpath:gsub("'", "") .. "' "
+
+local function shell(script)
+  local pipe = assert(io.popen("bash 2>&1 <<'END'\n" .. script .. "\nEND"))
+  local text = pipe:read("a")
+  pipe:close()
+  return text
+end
+
+-- A server with one slow answer as $pid, listening at $port, its output in $out; $dir is scratch.
+local START <const> = [[
+dir=$(mktemp -d); out=$dir/out; trap 'rm -rf $dir' EXIT
+printf '{"text": "one two three four five", "delay_ms": 150}\n' >$dir/answers
+]] .. PATHS .. [[ lua5.4 bin/moonlet serve --port 0 --verbose --replay $dir/answers >$out 2>&1 &
+pid=$!
+for i in $(seq 100); do grep -q serves $out && break; sleep 0.05; done
+port=$(sed -n 's/^http:..127.0.0.1:\([0-9]*\) serves demo-model$/\1/p' $out)
+ask() {
+  body='{"messages": [{"role": "user", "content": "Hi"}], "stream": true}'
+  exec 3<>/dev/tcp/127.0.0.1/$port
+  printf 'POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n' >&3
+  printf 'Content-Length: %d\r\n\r\n%s' ${#body} "$body" >&3
+  cat <&3
+}
+]]
+
+describe("moonlet serve", function()
+  it("serves, lets answers end when it is told to, and ends well", function()
+    for _, signal in ipairs { "INT", "TERM" } do
+      local text = shell(START .. ("ask >$dir/reply & asking=$!; sleep 0.3; kill -%s $pid\n"):format(
+        signal) .. "wait $pid; echo rc $?; wait $asking; cat $dir/reply $out")
+      assert.matches("rc 0\n", text)
+      assert.matches(' five"', text, 1, true)
+      assert.matches("data: [DONE]", text, 1, true)
+      assert.matches("moonlet: POST /v1/chat/completions 200 ", text, 1, true)
+    end
+  end)
+
+  it("ends at once when it is told so twice", function()
+    local text = shell(START .. "ask >$dir/reply & asking=$!; sleep 0.3; kill -INT $pid; sleep 0.1;"
+      .. "kill -INT $pid; wait $pid; echo rc $?; wait $asking; cat $dir/reply")
+    assert.matches("rc 130\n", text)
+    assert.is_nil(text:find("[DONE]", 1, true))
+  end)
+
+  it("says in one line what it will not do", function()
+    for _, row in ipairs {
+      { "--host 0.0.0.0 --port 0", 1, "--insecure%-bind" },
+      { "--api-key-file no-such-file", 1, "no%-such%-file" },
+      { "no-such-dir", 1, "no%-such%-dir" },
+      { "--replay README.md --port 0", 1, "README.md:1" },
+      { "--cache-ram much", 2, "a size as 512M or 4G expected" },
+      { "--port 70000", 2, "0 to 65535 expected" },
+    } do
+      local text = shell(PATHS .. "timeout 20 lua5.4 bin/moonlet serve " .. row[1]
+        .. "; echo rc $?")
+      assert.matches("^moonlet: [^\n]*" .. row[3] .. "[^\n]*\nrc " .. row[2] .. "\n$", text)
+    end
+  end)
+end)
