@@ -315,6 +315,9 @@ describe("/v1/chat/completions", function()
       assert.equal(400, reply.status, row[1] .. json.encode(row[2]))
       assert.equal(row[1], reply.json.error.param, reply.body)
     end
+    local template = ask { chat_template_kwargs = { namespace = 5 } }
+    assert.equal(400, template.status)
+    assert.matches("^chat_template.jinja:%d+: ", template.json.error.message)
     assert.matches("constrained decoding", ask { response_format = { type = "json_object" } }
       .json.error.message)
   end)

@@ -30,8 +30,8 @@ ask() {
 describe("moonlet serve", function()
   it("serves, lets answers end when it is told to, and ends well", function()
     for _, signal in ipairs { "INT", "TERM" } do
-      local text = shell(START .. ("ask >$dir/reply & asking=$!; sleep 0.3; kill -%s $pid\n"):format(
-        signal) .. "wait $pid; echo rc $?; wait $asking; cat $dir/reply $out")
+      local text = shell(START .. "ask >$dir/reply & asking=$!; sleep 0.3; kill -" .. signal
+        .. " $pid; wait $pid; echo rc $?; wait $asking; cat $dir/reply $out")
       assert.matches("rc 0\n", text)
       assert.matches(' five"', text, 1, true)
       assert.matches("data: [DONE]", text, 1, true)

@@ -46,6 +46,20 @@ function openai.stream_options(f)
   return stream, o:boolean("include_usage") or false, o:boolean("continuous_usage_stats") or false
 end
 
+---The prompt of a conversation. What its template refuses is the fault of the request; where it
+---lies is left out.
+---@param server moonlet.Server
+---@param messages table
+---@param variables table
+---@return moonlet.Prompt
+function openai.conversation(server, messages, variables)
+  local prompt, message, code = server.prompts:make(messages, variables)
+  if not prompt and message:sub(1, #server.model.dir + 1) == server.model.dir .. "/" then
+    message = message:sub(#server.model.dir + 2)
+  end
+  return (refusal.check(prompt, message, code))
+end
+
 -- One prompt: a text, or token ids.
 local function read_prompt(f, name, given, model)
   if type(given) == "string" then

@@ -6,7 +6,6 @@ local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
 local openai = require "moonlet.server.openai"
-local refusal = require "moonlet.server.refusal"
 local sampling = require "moonlet.server.sampling"
 local version = require "moonlet.version"
 
@@ -143,7 +142,7 @@ local function read(exchange)
     thinking_budget = f:integer("thinking_token_budget", 0),
     hide_reasoning = not r.include_reasoning,
   }
-  wanted.prompt = refusal.check(server.prompts:make(messages, variables))
+  wanted.prompt = openai.conversation(server, messages, variables)
   wanted.reading = { tools = wanted.prompt.tools, reasoning = wanted.prompt.reasoning,
     calls = calls, parallel = f:boolean("parallel_tool_calls") ~= false,
     stream_arguments = server.stream_arguments }

@@ -12,8 +12,7 @@ local tokens = {}
 local function ids_of(f, server)
   local messages = f:array("messages")
   if messages then
-    return refusal.check(server.prompts:make(messages, openai_chat.template_variables(f, server)))
-      .ids
+    return openai.conversation(server, messages, openai_chat.template_variables(f, server)).ids
   end
   local text = f:string("prompt")
   if not text then f:refuse("prompt", "a text, or messages, expected") end

@@ -26,7 +26,7 @@ function refusal.is(value)
 end
 
 -- What a failure of a module below means for the request.
-local STATUS <const> = { format = 400, range = 400, limit = 400, unsupported = 400, missing = 501,
+local STATUS <const> = { format = 400, range = 400, limit = 400, unsupported = 400, template = 400,
   busy = 429 }
 
 ---Like assert, for what answers nil, message, code.
