@@ -113,6 +113,7 @@ void lml_open_net(lua_State *L);
 void lml_open_num(lua_State *L);
 void lml_open_quant(lua_State *L);
 void lml_open_rng(lua_State *L);
+void lml_open_sandbox(lua_State *L);
 void lml_open_st(lua_State *L);
 void lml_open_sys(lua_State *L);
 void lml_open_tensor(lua_State *L);

@@ -186,6 +186,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_num(L);
     lml_open_quant(L);
     lml_open_rng(L);
+    lml_open_sandbox(L);
     lml_open_st(L);
     lml_open_sys(L);
     lml_open_tensor(L);

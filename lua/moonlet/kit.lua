@@ -140,11 +140,12 @@ return function(formats, published)
 
   -- Whether the pattern occurs in the text; `*` in it stands for anything.
   function kit.glob(pattern, text)
-    local from = 1
-    for piece in pattern:gmatch("[^*]+") do
-      local first, last = text:find(piece, from, true)
+    local from, at = 1, 1
+    while at <= #pattern do
+      local star = pattern:find("*", at, true) or #pattern + 1
+      local first, last = text:find(pattern:sub(at, star - 1), from, true)
       if not first then return false end
-      from = last + 1
+      from, at = last + 1, star + 1
     end
     return true
   end

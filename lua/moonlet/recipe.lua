@@ -1,14 +1,13 @@
 -- recipe: loads a recipe, asks it for decisions, and checks what it answers.
 --
 -- A recipe file is a text chunk that returns function(options, kit), which returns
--- function(tensor) -> decision and, if it likes, its base decision and its defaults. It runs with
--- the pure part of the standard library only, under an instruction limit; see docs/recipes.md. What
--- a number format can express is checked here, so that a decision that comes out of `recipe:decide`
--- can be carried out.
+-- function(tensor) -> decision and, if it likes, its base decision and its defaults. It runs in a
+-- sandbox; see docs/recipes.md. What a number format can express is checked here, so that a
+-- decision that comes out of `recipe:decide` can be carried out.
 
 local core = require "moonlet.core"
-local new_kit = require "moonlet.kit"
 local options = require "moonlet.options"
+local sandbox = require "moonlet.sandbox"
 local sys = require "moonlet.sys"
 
 local recipe = {}
@@ -156,35 +155,36 @@ local function checked_defaults(d)
   return { fit = d.fit, gptq = d.gptq, awq = d.awq }
 end
 
--- ---- sandbox -----------------------------------------------------------------------------------
+-- ---- running recipes ---------------------------------------------------------------------------
 
--- A decision takes a few dozen instructions; this stops loops, within milliseconds.
-local MAX_INSTRUCTIONS = 1000000
+-- Files are code from others. A decision takes a few hundred instructions, patterns over a list of
+-- all tensors millions; what never ends is stopped within a tenth of a second.
+local LIMITS = { instructions = 10000000, memory = 64 << 20, block = 256 << 10 }
 
-local function copy(t)
-  local c = {}
-  for k, v in pairs(t) do c[k] = v end
-  return c
-end
-
-local function environment()
-  local env = { assert = assert, error = error, ipairs = ipairs, next = next, pairs = pairs,
-    select = select, tonumber = tonumber, tostring = tostring, type = type, _VERSION = _VERSION,
-    math = copy(math), string = copy(string), table = copy(table), utf8 = copy(utf8) }
-  env.string.dump = nil
-  env.math.random, env.math.randomseed = nil, nil -- a plan is the same every time
-  return env
-end
-
--- true and the results of f(...), run under the instruction limit; false and the error's text if it
--- raises.
-local function limited(f, ...)
+-- true and what f(...) returns, f being a function of the host's; nil, message, code if it raises
+-- or takes too many instructions, as functions of a sandbox have it.
+local function call_own(f, ...)
   local hook, mask, count = debug.gethook()
-  debug.sethook(function() error("runs too long", 0) end, "", MAX_INSTRUCTIONS)
-  local results = table.pack(pcall(f, ...))
+  debug.sethook(function() error("runs too long", 0) end, "", LIMITS.instructions)
+  local ok, result = pcall(f, ...)
   if hook then debug.sethook(hook, mask, count) else debug.sethook() end
-  if results[1] then return table.unpack(results, 1, results.n) end
-  return false, tostring(results[2])
+  if ok then return true, result end
+  if type(result) == "string" then return nil, result:match("^[^\n]*"), "format" end
+  return nil, ("(error object is a %s value)"):format(type(result)), "format"
+end
+
+-- What recipes are shown of a tensor: copies, so that they change nothing.
+local SHOWN = { "name", "output", "part", "class", "rows", "cols", "layer", "n_layers", "kind",
+  "matrix", "dtype" }
+
+local function shown(tensor)
+  local copy = { shape = table.move(tensor.shape, 1, #tensor.shape, 1, {}) }
+  for _, key in ipairs(SHOWN) do copy[key] = tensor[key] end
+  if tensor.packed then
+    copy.packed = {}
+    for key, value in pairs(tensor.packed) do copy.packed[key] = value end
+  end
+  return copy
 end
 
 -- ---- published recipes -------------------------------------------------------------------------
@@ -253,18 +253,14 @@ Recipe.__index = Recipe
 ---@return string? message
 ---@return string? code
 function Recipe:decide(tensor)
-  local shown = copy(tensor)
-  shown.shape, shown.packed = copy(tensor.shape), tensor.packed and copy(tensor.packed)
-  local ok, answer = limited(self.decider, shown)
+  local ok, answer, code = self.decider(shown(tensor))
   if not ok then
-    return nil, ("recipe %s: %s: %s"):format(self.name, tensor.name, answer), "format"
+    return nil, ("recipe %s: %s: %s"):format(self.name, tensor.name, answer), code
   end
   local decision, problem = checked(tensor, answer)
-  if not decision then
-    return nil, ("recipe %s: %s %s: %s"):format(self.name, tensor.name,
-      "[" .. table.concat(tensor.shape, ", ") .. "]", problem), "range"
-  end
-  return decision
+  if decision then return decision end
+  return nil, ("recipe %s: %s [%s]: %s"):format(self.name, tensor.name,
+    table.concat(tensor.shape, ", "), problem), "range"
 end
 
 ---To be called once it has decided on all tensors of a checkpoint: it may find that something was
@@ -273,8 +269,8 @@ end
 ---@return string? message
 ---@return string? code
 function Recipe:finish()
-  if not self.at_end then return true end
-  local ok, problem = limited(self.at_end)
+  local ok, problem = true, nil
+  if self.at_end then ok, problem = self.at_end() end
   if ok then return true end
   return nil, ("recipe %s: %s"):format(self.name, problem), "range"
 end
@@ -309,47 +305,54 @@ local function copy_options(given)
   return taken
 end
 
--- function(options, kit) of a chunk, or nil and what is wrong with it.
-local function builder_of(text, path)
-  local chunk, problem = load(text, "=" .. path, "t", environment())
-  if not chunk then return nil, problem end
-  local ok, build = limited(chunk)
-  if not ok then return nil, build end
-  if type(build) == "function" then return build end
-  return nil, "must return function(options, kit), returned " .. type(build)
+-- What a chunk returns, which has to be a function, or nil, message, code.
+local function loaded(box, text, name)
+  local chunk, message, code = box:load(text, name)
+  if not chunk then return nil, message, code end
+  local ok, result
+  ok, result, code = chunk()
+  if not ok then return nil, result, code end
+  if sandbox.is_function(result) then return result end
+  return nil, "must return function(options, kit), returned " .. type(result), "format"
 end
 
-local function kit_of()
+-- The kit, and what runs its checks at the end.
+local function kit_of(box)
+  local make = assert(loaded(box, sandbox.module_text "moonlet.kit", "kit.lua"))
   local builders = {}
-  for _, r in ipairs(recipe.list() or {}) do builders[r.name] = builder_of(r.text, r.name) end
-  return new_kit(FORMATS, builders)
+  for _, r in ipairs(recipe.list() or {}) do builders[r.name] = loaded(box, r.text, r.name) end
+  return select(2, assert(make(FORMATS, builders)))
 end
 
----What recipes are given.
+---What recipes are given, for use outside of sandboxes; without published recipes.
 ---@return moonlet.Kit
-function recipe.kit() return (kit_of()) end
+function recipe.kit() return (require "moonlet.kit"(FORMATS, {})) end
 
 -- What a base decision has to suit.
 local ANY_MATRIX = { part = "text", matrix = true, cols = 128 }
 
--- The decider that a chunk makes for these options, its base, defaults and last check, or nil and
--- what is wrong.
+-- The decider that a chunk makes for these options, its base, defaults and last check, or nil,
+-- message, code.
 local function built(text, path, given)
-  local build, problem = builder_of(text, path)
-  if not build then return nil, problem end
-  local kit, at_end = kit_of()
-  local ok, decider, base, defaults = limited(build, copy_options(given), kit)
-  if not ok then return nil, decider end
-  if type(decider) ~= "function" then
-    return nil, "function(options, kit) must return a function, returned " .. type(decider)
+  local box, build, message, code
+  box, message, code = sandbox.open(LIMITS)
+  if not box then return nil, message, code end
+  build, message, code = loaded(box, text, path)
+  if not build then return nil, message, code end
+  local kit, at_end = kit_of(box)
+  local ok, decider, base, defaults = build(given, kit)
+  if not ok then return nil, decider, base end
+  if not sandbox.is_function(decider) then
+    return nil, "function(options, kit) must return a function, returned " .. type(decider),
+      "format"
   end
   if base ~= nil then
-    base, problem = checked(ANY_MATRIX, base)
-    if not base then return nil, "base decision: " .. problem end
+    base, message = checked(ANY_MATRIX, base)
+    if not base then return nil, "base decision: " .. message, "format" end
   end
   if defaults ~= nil then
-    defaults, problem = checked_defaults(defaults)
-    if not defaults then return nil, "defaults: " .. problem end
+    defaults, message = checked_defaults(defaults)
+    if not defaults then return nil, "defaults: " .. message, "format" end
   end
   return { decider = decider, base = base, defaults = defaults or {}, at_end = at_end }
 end
@@ -366,7 +369,8 @@ function recipe.load(source, given)
   given = copy_options(given)
   if type(source) == "function" then
     if next(given) then options.misuse("a recipe given as a function takes no options") end
-    return setmetatable({ name = "function", options = {}, defaults = {}, decider = source },
+    local function decider(tensor) return call_own(source, tensor) end
+    return setmetatable({ name = "function", options = {}, defaults = {}, decider = decider },
       Recipe)
   end
   if type(source) ~= "string" then
@@ -374,8 +378,9 @@ function recipe.load(source, given)
   end
   local text, path, code = read_source(source)
   if not text then return nil, path, code end
-  local self, problem = built(text, path, given)
-  if not self then return nil, ("recipe %s: %s"):format(source, problem), "format" end
+  local self, problem
+  self, problem, code = built(text, path, given)
+  if not self then return nil, ("recipe %s: %s"):format(source, problem), code end
   self.name, self.text, self.options = source, text, given
   return setmetatable(self, Recipe)
 end
