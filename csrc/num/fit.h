@@ -13,8 +13,8 @@
 
 typedef enum num_fit {
     NUM_FIT_MINMAX,       /* MLX's rule */
-    NUM_FIT_MSE,          /* least squared error, weighted by importance if there is one. For fp8,
-                             as exact under any scale, MLX's rule */
+    NUM_FIT_MSE,          /* least squared error, weighted by importance if there is one; fp8, as
+                             exact under one scale as under another, keeps its rule */
     NUM_FIT_QSTREAM,      /* mxfp4: the best of three exponents around the 99.5th percentile */
     NUM_FIT_QSTREAM_AMAX, /* ... around the largest magnitude */
     NUM_N_FITS
