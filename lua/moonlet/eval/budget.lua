@@ -29,16 +29,15 @@ for _, bits in ipairs { 2, 3, 4, 5, 6, 8 } do
 end
 
 local KNOWN <const> = { source = "string", target = "string", sensitivity = "string",
-  by = "string", mtp = "string", model = "table" }
+  by = "string", mtp = "string", model = "table", weights = "table" }
 for key, kind in pairs(sequences.OPTIONS) do KNOWN[key] = kind end
 KNOWN.on_progress = "function"
 
 -- ---- weights -----------------------------------------------------------------------------------
 
--- Divergence per unit of error for each tensor's name, measured.
-local function measured_weights(o, kit)
-  local by = o.by or "class"
-  local opts = { decisions = { PROBE }, by = by, on_progress = o.on_progress }
+-- Divergence per unit of error by class or matrix, measured.
+local function measure(o, kit)
+  local opts = { decisions = { PROBE }, by = o.by or "class", on_progress = o.on_progress }
   for key in pairs(sequences.OPTIONS) do opts[key] = o[key] end
   local result, message, code = sensitivity.sensitivity(o.model, opts)
   if not result then return nil, message, code end
@@ -46,10 +45,7 @@ local function measured_weights(o, kit)
   for _, row in ipairs(result.rows) do
     of[row.name] = { weight = math.max(row.mean, 0) / unit, tensors = row.tensors }
   end
-  return function(tensor, module)
-    local found = of[by == "class" and tensor.class or module]
-    return found and found.weight / found.tensors
-  end
+  return of
 end
 
 -- What the parts of a model are called without its prefix, as moonlet.eval.sensitivity has it.
@@ -72,7 +68,7 @@ local function items_of(tensors, weight_of, kit, mtp)
       fixed = fixed + kept_bytes(tensor, mtp)
     else
       local keep = { keep = tensor.stored or "bf16" }
-      local weight, candidates = weight_of(tensor, module_of(tensor)), {}
+      local weight, candidates = weight_of(tensor), {}
       for _, decision in ipairs(CANDIDATES) do
         if tensor.cols % decision.group == 0 then
           candidates[#candidates + 1] = { decision = decision,
@@ -114,11 +110,12 @@ end
 ---@param given { source: string, target: string, sensitivity: "error"|"kld"|nil,
 ---  by: "class"|"tensor"|nil, mtp: "keep"|"drop"|nil, model: moonlet.Model?,
 ---  chat: string?, file: string?, dialogues: integer[]?,
----  on_progress: fun(done: integer, total: integer)? }
+---  weights: table?, on_progress: fun(done: integer, total: integer)? }
 ---  source: directory or config.json; target as target.parse has it; with sensitivity "kld" the
----  model, opened, and what is scored as for perplexity
+---  model, opened, and what is scored as for perplexity, or the weights of an earlier result
 ---@return { recipe: "budget", options: { choice: string[] }, bytes: integer, damage: number,
----  frontier: { bytes: number, bits_per_weight: number, damage: number }[] }? result  options for
+---  frontier: { bytes: number, bits_per_weight: number, damage: number }[],
+---  weights: table? }? result  options for
 ---  recipe "budget"; damage: the divergence expected
 ---@return string? message
 ---@return string? code
@@ -129,14 +126,19 @@ function budget.solve(given)
   local inventory, message, code = plan.inventory(o.source)
   if not inventory then return nil, message, code end
   local tensors, kit = inventory.source.tensors, recipe.kit()
-  local weight_of = function() return nil end
-  if o.sensitivity == "kld" then
-    weight_of, message, code = measured_weights(o, kit)
-    if not weight_of then return nil, message, code end
-  elseif o.sensitivity ~= nil and o.sensitivity ~= "error" then
+  local weights = o.weights
+  if o.sensitivity == "kld" and not weights then
+    weights, message, code = measure(o, kit)
+    if not weights then return nil, message, code end
+  elseif o.sensitivity ~= nil and o.sensitivity ~= "error"
+    and o.sensitivity ~= "kld" then
     options.misuse("option 'sensitivity': error or kld expected, got " .. o.sensitivity)
   end
 
+  local function weight_of(tensor)
+    local found = weights and (weights[tensor.class] or weights[module_of(tensor)])
+    return found and found.weight / found.tensors
+  end
   local items, fixed = items_of(tensors, weight_of, kit, o.mtp)
   local room = budget_bytes(goal, tensors, o.mtp) - fixed
   local choice, bytes, damage = allocate.solve(items, room)
@@ -144,19 +146,19 @@ function budget.solve(given)
     return nil, ("budget cannot be that small: its least is %s"):format(
       plan.size_text(bytes + fixed)), "range"
   end
-  local lines, weights = json.array {}, 0 -- of matrices
+  local lines, n_weights = json.array {}, 0
   for i, item in ipairs(items) do
     lines[i] = choice_text(item, choice[i])
-    weights = weights + item.tensor.rows * item.tensor.cols
+    n_weights = n_weights + item.tensor.rows * item.tensor.cols
   end
   local frontier = json.array {}
   for i, point in ipairs(allocate.frontier(items)) do
     frontier[i] = json.object({ bytes = point.bytes + fixed,
-      bits_per_weight = point.bytes * 8 / weights, damage = math.max(point.damage, 0.0) },
+      bits_per_weight = point.bytes * 8 / n_weights, damage = math.max(point.damage, 0.0) },
       { "bytes", "bits_per_weight", "damage" })
   end
   return { recipe = "budget", options = { choice = lines, mtp = o.mtp }, bytes = bytes + fixed,
-    damage = damage, frontier = frontier }
+    damage = damage, frontier = frontier, weights = weights }
 end
 
 ---The frontier as lines, thinned out.
