@@ -1,7 +1,7 @@
 local checkpoint = require "spec.support.checkpoint"
 local json = require "moonlet.json"
 local plan = require "moonlet.plan"
-local snapshots = require "spec.golden.plan.make"
+local plans = require "spec.support.plans"
 
 local DENSE = "spec/golden/configs/qwen3.6-27b.json"
 local MOE = "spec/golden/configs/qwen3.6-35b-a3b.json"
@@ -142,8 +142,57 @@ describe("plan", function()
     assert.equal(0, p.classes.mtp.bytes)
   end)
 
-  it("decides as it did when the snapshots were reviewed", function()
-    snapshots.each(function(path, text) assert.equal(checkpoint.slurp(path), text, path) end)
+  for _, model in ipairs { "qwen3.6-27b", "qwen3.6-35b-a3b" } do
+    it("decides as the tools that recipes are named after do: " .. model, function()
+      local n, text = 0, checkpoint.slurp(("spec/golden/plan/%s.txt"):format(model))
+      for heading, section in (text .. "\n"):gmatch("## ([^\n]*)\n(.-\n)\n") do
+        local name, options = plans.options(heading)
+        local p = assert(plan(name, ("spec/golden/configs/%s.json"):format(model), options))
+        assert.equal(section, plans.text(p), heading)
+        n = n + 1
+      end
+      assert.is_true(n > 40)
+    end)
+  end
+
+  -- TurboQuant's converter, per class: bytes / 10^6 in the boundary layers and in the others.
+  it("gives Config-I its published size, class by class", function()
+    local published = { experts_in = { 2281.7, 6039.8 }, expert_down = { 1140.9, 4227.9 },
+      router = 41.9, shared_in = { 8.9, 23.6 }, shared_down_proj = { 4.5, 16.5 },
+      shared_gate = 0.05, delta_in = { 80.2, 382.2 }, out_proj = { 26.7, 127.4 },
+      delta_small = { 0.4, 2.0 }, attention = { 29.0, 138.0 }, embed = 540.3, lm_head = 540.3 }
+    local names = { expert_gate = "experts_in", expert_up = "experts_in",
+      shared_gate_proj = "shared_in", shared_up_proj = "shared_in", in_proj_qkv = "delta_in",
+      in_proj_z = "delta_in", in_proj_a = "delta_small", in_proj_b = "delta_small",
+      q_proj = "attention", k_proj = "attention", v_proj = "attention", o_proj = "attention" }
+    local p = assert(plan("config_i", MOE))
+    assert.equal("3.6132", ("%.4f"):format(p.bits_per_weight))
+    assert.equal(15655, math.floor(p.total_bytes / 1e6 + 0.5))
+    local sums = {}
+    for _, t in ipairs(p.tensors) do
+      local name, layer = names[t.class] or t.class, tonumber(t.name:match("layers%.(%d+)"))
+      sums[name] = sums[name] or { 0, 0 }
+      local i = layer and (layer < 2 or layer >= 38) and 1 or 2
+      sums[name][i] = sums[name][i] + t.bytes / 1e6
+    end
+    for name, want in pairs(published) do
+      local got = sums[name]
+      if type(want) == "number" then got, want = { got[1] + got[2] }, { want } end
+      for i in ipairs(want) do assert.near(want[i], got[i], 0.051, name .. i) end
+    end
+  end)
+
+  it("counts as many matrices in the fixed maps as the tool reports", function()
+    for config, want in pairs { [MOE] = { 192, 179 }, [DENSE] = { 168, 233 } } do
+      for mode, high in pairs { mxfp4 = "mxfp8", nvfp4 = "fp8" } do
+        local n = {}
+        for _, t in ipairs(assert(plan("unsloth_fixed", config, { mode = mode })).tensors) do
+          local m = t.decision.mode or "dense"
+          n[m] = (n[m] or 0) + 1
+        end
+        assert.same({ want[1], want[2], nil }, { n[mode], n[high], n.affine })
+      end
+    end
   end)
 
   it("prints and encodes", function()
