@@ -16,7 +16,7 @@ describe("target.parse", function()
   end)
 
   it("refuses what is none", function()
-    for _, text in ipairs { "", "x", "3 parsec", "-1GB", "0", "1e3GB" } do
+    for _, text in ipairs { "", "x", "3 parsec", "-1GB", "0", "1e3GB", "4.5", "999" } do
       local got, message = target.parse(text)
       assert.is_nil(got)
       assert.matches("is no size", message)
@@ -63,7 +63,7 @@ describe("recipe moonlet", function()
     assert.matches("no option 'bits'; there are: level mtp", message)
     got, message = target.level("unsloth", DEMO, { bytes = 1e9 })
     assert.is_nil(got)
-    assert.matches("no option 'level'", message)
+    assert.matches("recipe unsloth has no sizes; moonlet and budget have", message)
   end)
 end)
 

@@ -10,7 +10,7 @@ local UNITS <const> = { [""] = 1, B = 1, KB = 1e3, MB = 1e6, GB = 1e9, KIB = 2 ^
   GIB = 2 ^ 30 }
 
 ---A size as people write it: "15.7GB" and "14.6GiB" are bytes, "3.6bpw" is bits per weight of the
----text stack.
+---text stack. Below 1000, a number alone is rather bits than bytes, so it has to say.
 ---@param text string
 ---@return { bytes: number?, bits_per_weight: number? }? target
 ---@return string? message
@@ -18,7 +18,7 @@ function target.parse(text)
   local number, unit = tostring(text):match("^%s*([%d.]+)%s*(%a*)%s*$")
   local value = tonumber(number)
   unit = unit and unit:upper()
-  if value and value > 0 then
+  if value and value > 0 and not (unit == "" and value < 1000) then
     if unit == "BPW" then return { bits_per_weight = value } end
     if UNITS[unit] then return { bytes = value * UNITS[unit] } end
   end
@@ -52,6 +52,9 @@ function target.level(name, path, goal, given)
     local all = { level = level }
     for key, value in pairs(given or {}) do all[key] = value end
     local rule, why, kind = recipe.load(name, all)
+    if not rule and why:find("no option 'level'", 1, true) then
+      return nil, ("recipe %s has no sizes; moonlet and budget have"):format(name), kind
+    end
     if not rule then return nil, why, kind end
     local p
     p, why, kind = plan.decide(rule, inventory.source.tensors)

@@ -16,7 +16,12 @@ function target.define(command)
   command:option("--file", "text for --sensitivity kld"):argname("TEXT")
 end
 
-local function check(args)
+local function check(args, options)
+  for _, name in ipairs { "level", "choice" } do
+    if args.target and options[name] ~= nil then
+      output.misuse(("--set %s is what --target finds out: give one of them"):format(name))
+    end
+  end
   if not args.target then
     for _, name in ipairs { "sensitivity", "by", "chat", "dialogues", "file" } do
       if args[name] then output.misuse(("--%s goes with --target"):format(name)) end
@@ -50,7 +55,7 @@ end
 ---@return table|string|nil frontier_or_message  of recipe budget
 ---@return string? code
 function target.apply(args, source, options)
-  check(args)
+  check(args, options)
   if not args.target then return true end
   local moonlet = require "moonlet"
   local goal, problem = moonlet.target.parse(args.target)
