@@ -10,6 +10,7 @@ local layout = require "moonlet.layout"
 local options = require "moonlet.options"
 local sequences = require "moonlet.sequences"
 local sites = require "moonlet.sites"
+local sys = require "moonlet.sys"
 
 local calibrate = {}
 
@@ -31,6 +32,7 @@ local function check_options(opts)
   end
   if opts.file and opts.text then options.misuse("one of file and text expected") end
   if not (opts.out or opts.hessians) then options.misuse("option 'out' or 'hessians' expected") end
+  if opts.out == opts.hessians then options.misuse("options 'out' and 'hessians' are one file") end
   for _, key in ipairs { "chunk", "chunks", "hessian_cols" } do
     local least = key == "chunk" and 2 or 1
     if opts[key] and opts[key] < least then
@@ -71,19 +73,14 @@ local function directory(path)
   return path:match("^(.*)/[^/]*$") or "."
 end
 
--- A result that cannot be written should be known before hours of work.
-local function check_place(path)
-  local file, message = io.open(path .. ".partial", "wb")
-  if not file then return nil, message, "io" end
-  file:close()
-  os.remove(path .. ".partial")
-  return true
-end
-
 local function open_calibration(model, list, n_tokens, opts)
   local place = opts.out or opts.hessians
-  local ok, message, code = check_place(place)
-  if not ok then return nil, message, code end
+  for _, key in ipairs { "out", "hessians" } do
+    if opts[key] then
+      local ok, message, code = sys.check_place(opts[key])
+      if not ok then return nil, message, code end
+    end
+  end
   local stream = n_tokens * model.core:info().config.hidden_size * 4
   return model.core:calibrate(list, {
     scratch = stream > STREAM_BYTES and directory(place) or nil,

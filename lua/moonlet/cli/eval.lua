@@ -234,11 +234,20 @@ local function check_kld(args)
       output.misuse(("--%s belongs to --per-tensor"):format(name))
     end
   end
+  if args.fit == "imatrix" and not args.imatrix then
+    output.misuse("--fit imatrix needs --imatrix")
+  end
   if #args.sets > 0 and not args.recipe then output.misuse("--set belongs to --recipe") end
 end
 
 local function run_kld(args)
   check_kld(args)
+  for _, name in ipairs { "report", "per_position" } do
+    if args[name] then
+      local ok, message, code = sys.check_place(args[name])
+      if not ok then return nil, message, code end
+    end
+  end
   if args.save_logits then return save_logits(args) end
   if args.per_tensor then return per_tensor(args) end
   if not args.reference then return compare(args) end

@@ -24,6 +24,7 @@ end
 local function check(args)
   if not (args.text or args.chat) then output.misuse("give --text or --chat, or both") end
   if not (args.out or args.hessians) then output.misuse("give -o or --hessians, or both") end
+  if args.out == args.hessians then output.misuse("-o and --hessians are one file") end
   if (args.chunk or args.chunks) and not args.text then
     output.misuse("--chunk and --chunks belong to --text")
   end
