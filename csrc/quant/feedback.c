@@ -36,6 +36,10 @@ err_code feedback_check(const quant_job *job, err_info *e)
                        "%s: tensor %s is %s %s; %s has rows of %lld, which need F32 %lld x %lld",
                        t->file, t->name, st_dtype_name(t->dtype), shape, job->parts[0].name,
                        (long long)job->cols, (long long)job->cols, (long long)job->cols);
+    if (job->cols % KERN_ROWS)
+        return err_set(e, ERR_UNSUPPORTED,
+                       "%s: error feedback takes rows of a multiple of %d, not of %lld",
+                       job->parts[0].name, KERN_ROWS, (long long)job->cols);
     if (n < 1 || h->expert >= n || (h->expert < 0 && count_rows(job) % n != 0))
         return err_set(e, ERR_RANGE, "%s: tensor %s has matrices of %lld experts; %s has others",
                        t->file, t->name, (long long)n, job->parts[0].name);

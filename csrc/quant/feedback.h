@@ -13,7 +13,8 @@ typedef struct feedback_range { /* rows [begin, end) of the output tensor */
     hess_inputs inputs;
 } feedback_range;
 
-/* ERR_RANGE when the job's Hessian is none of its columns, naming tensor and sizes. */
+/* ERR_RANGE when the job's Hessian is none of its columns, naming tensor and sizes; ERR_UNSUPPORTED
+ * when the columns are no multiple of KERN_ROWS, which rows of fp8 need not be. */
 err_code feedback_check(const quant_job *job, err_info *e);
 
 /* The range that begins at row `begin`. */

@@ -19,7 +19,7 @@ typedef struct gptq_job { /* all borrowed */
     const kern_ops *ops;
     const num_format *format; /* checked for h->n columns */
     num_fit fit;
-    const float *importance;    /* [h->n] of the plain fit, or NULL */
+    const float *importance; /* [h->n] of the plain fit, or NULL */
 } gptq_job;
 
 /* Bytes that one call needs at a 64-byte boundary. */

@@ -272,6 +272,16 @@ describe("encoding with error feedback", function()
         { expert = 2 }))
     assert.matches("^range: .*tensor inputs.counts is not I64 %[1%]$",
       failure { data = zeros, counts = counts(1, 1) })
+    local dir <close> = checkpoint.scope()
+    checkpoint.write(dir.path .. "/h.safetensors", {
+      inputs = { dtype = "F32", shape = { 12, 12 }, data = ("\0"):rep(4 * 12 * 12) },
+      ["inputs.counts"] = { dtype = "I64", shape = { 1 }, data = counts(1) },
+      w = { dtype = "F32", shape = { 2, 12 }, data = ("\0"):rep(4 * 24) } })
+    local writer <close> = assert(core.quant_open(dir.path .. "/h.safetensors", 1))
+    assert(writer:hessians(dir.path .. "/h.safetensors"))
+    assert.same({ nil, "w: error feedback takes rows of a multiple of 8, not of 12",
+      "unsupported" }, { writer:try({ op = "encode", mode = "fp8", cols = 12, part_rows = 2,
+        hessian = "inputs", parts = { { name = "w", first_row = 0 } } }, 2) })
     for _, bad in ipairs { 0 / 0, -1, math.huge } do
       local H = chain(64, 0.5)
       H[65 * 7 + 1] = bad
