@@ -88,6 +88,13 @@ num_fit lml_check_fit(lua_State *L, int arg, int *imatrix)
     return fits[word];
 }
 
+void lml_check_importance(lua_State *L, const float *h, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        if (!(h[i] >= 0 && h[i] <= FLT_MAX))
+            luaL_error(L, "option 'importance': weight %I is %f", (LUAI_UACINT)i, (double)h[i]);
+}
+
 static const uint8_t *check_bytes(lua_State *L, int arg, const char *what, int64_t expected)
 {
     size_t n;
@@ -133,9 +140,7 @@ static const float *check_importance(lua_State *L, int64_t rows, int64_t cols, i
                    (LUAI_UACINT)cols, (LUAI_UACINT)(rows * cols), (LUAI_UACINT)n_bytes);
     float *h = (float *)new_bytes(L, n * 4);
     memcpy(h, bytes, n_bytes);
-    for (int64_t i = 0; i < n; i++)
-        if (!(h[i] >= 0 && h[i] <= FLT_MAX))
-            luaL_error(L, "option 'importance': weight %I is %f", (LUAI_UACINT)i, (double)h[i]);
+    lml_check_importance(L, h, n);
     *stride = n == cols ? 0 : cols;
     return h;
 }

@@ -140,7 +140,7 @@ static const float *opt_floats(lua_State *L, int keep, const char *key, int64_t 
     const char *text = lua_tolstring(L, -1, &bytes);
     lua_pop(L, 1);
     if (!text) return NULL;
-    if (n < 1 || bytes != (size_t)n * sizeof(float))
+    if (n < 1 || bytes % sizeof(float) || (size_t)n != bytes / sizeof(float))
         luaL_error(L, "field '%s': %I floats expected, got %I bytes", key, (lua_Integer)n,
                    (lua_Integer)bytes);
     float *copy = lua_newuserdatauv(L, bytes, 0);
@@ -153,7 +153,7 @@ static const float *opt_floats(lua_State *L, int keep, const char *key, int64_t 
 static void view_tensor(lua_State *L, const st_tensor *t, int64_t cols, quant_part *part)
 {
     num_matrix *m = &part->matrix;
-    if (cols < 1 || st_elements(t) % cols)
+    if (cols < 1 || cols > st_elements(t) || st_elements(t) % cols)
         luaL_error(L, "tensor %s has no rows of %I", t->name, (lua_Integer)cols);
     m->mode = t->dtype == ST_BF16 ? NUM_BF16 : t->dtype == ST_F16 ? NUM_F16 : NUM_F32;
     m->bits = 8 * st_dtype_bytes(t->dtype);
@@ -205,6 +205,7 @@ static void read_parts(lua_State *L, int job_table, quant_job *job)
         read_matrix(L, job->cols, &parts[i]);
         parts[i].first_row = get_int(L, -1, "first_row");
         parts[i].importance = opt_floats(L, keep, "importance", job->cols);
+        if (parts[i].importance) lml_check_importance(L, parts[i].importance, job->cols);
         parts[i].col_scale = opt_floats(L, keep, "col_scale", job->cols);
         parts[i].row_scale = opt_floats(L, keep, "row_scale", job->part_rows);
         lua_pop(L, 1);
@@ -213,11 +214,10 @@ static void read_parts(lua_State *L, int job_table, quant_job *job)
 }
 
 /* Index of the first of n_arrays entries that take the job's output. */
-static int64_t read_entries(lua_State *L, int job_table, const quantizer *q, int n_arrays)
+static int64_t check_entries(lua_State *L, const quantizer *q, lua_Integer entry, int n_arrays)
 {
-    int64_t first = get_int(L, job_table, "entry") - 1;
-    if (first < 0 || first > q->n_entries - n_arrays) luaL_error(L, "no such entry");
-    return first;
+    if (entry < 1 || entry > q->n_entries - n_arrays + 1) luaL_error(L, "no such entry");
+    return entry - 1;
 }
 
 static num_fit read_fit(lua_State *L, int table, const quant_job *job)
@@ -247,6 +247,16 @@ static const quant_hessian *read_hessian(lua_State *L, int job_table, quant_hess
     return h;
 }
 
+static quant_op read_op(lua_State *L, int table)
+{
+    static const char *const ops[] = {"copy", "bf16", "f32", "encode"}; /* as quant_op */
+    const char *name = get_string(L, table, "op");
+    for (int i = 0; i < (int)(sizeof ops / sizeof *ops); i++)
+        if (strcmp(name, ops[i]) == 0) return (quant_op)i;
+    luaL_error(L, "field 'op': unknown value '%s'", name);
+    return QUANT_COPY;
+}
+
 /* Number of arrays that the job's output consists of; 0 and *e if there is no such format. */
 static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, err_info *e)
 {
@@ -254,12 +264,10 @@ static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, e
         "op",       "parts",   "part_rows", "cols",       "entry",        "mode",        "bits",
         "group",    "flavour", "mx_rule",   "zero_point", "global_scale", "least_scale", "add",
         "subtract", "fit",     "hessian",   "expert",     "exact",        "scale_dtype", NULL};
-    static const char *const ops[] = {"copy", "bf16", "f32", "encode", NULL};
     int n_arrays = 1;
     luaL_checktype(L, table, LUA_TTABLE);
     lml_check_keys(L, table, keys);
-    lml_get(L, table, "op");
-    job->op = (quant_op)luaL_checkoption(L, -1, NULL, ops);
+    job->op = read_op(L, table);
     job->part_rows = get_int(L, table, "part_rows");
     job->cols = get_int(L, table, "cols");
     job->add = (float)lml_opt_number(L, table, "add", 0);
@@ -293,8 +301,9 @@ static int quant_put(lua_State *L)
     quant_hessian hessian;
     int n_arrays = read_job(L, 2, &job, &hessian, &e);
     if (!n_arrays) return lml_fail(L, &e);
+    lua_Integer entry = get_int(L, 2, "entry");
     const quantizer *q = check_writing(L);
-    job.weight = read_entries(L, 2, q, n_arrays);
+    job.weight = check_entries(L, q, entry, n_arrays);
     if (n_arrays > 1) job.scales = job.weight + 1;
     if (n_arrays > 2) job.biases = job.weight + 2;
     if (quant_run(&job, q->writer, q->pool, lml_cancel_flag(), &e)) return lml_fail(L, &e);
@@ -316,11 +325,11 @@ static int quant_put_data(lua_State *L)
 {
     err_info e = {0};
     size_t n;
-    const quantizer *q = check_writing(L);
     lua_Integer entry = luaL_checkinteger(L, 2);
     const char *bytes = luaL_checklstring(L, 3, &n);
-    luaL_argcheck(L, entry >= 1 && entry <= q->n_entries, 2, "no such entry");
-    if (st_writer_put(q->writer, entry - 1, 0, bytes, (int64_t)n, &e)) return lml_fail(L, &e);
+    const quantizer *q = check_writing(L);
+    int64_t i = check_entries(L, q, entry, 1);
+    if (st_writer_put(q->writer, i, 0, bytes, (int64_t)n, &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;
 }
@@ -388,9 +397,9 @@ static int quant_values_of(lua_State *L)
     if (__builtin_mul_overflow(job.n_parts, job.part_rows, &n) ||
         __builtin_mul_overflow(n, job.cols, &n) || n < 0 || n > INT32_MAX)
         return luaL_error(L, "too many values");
-    check_open(L);
     luaL_Buffer b;
     float *out = (float *)(void *)luaL_buffinitsize(L, &b, (size_t)n * sizeof *out);
+    check_open(L);
     if (quant_values(&job, out, &e)) return lml_fail(L, &e);
     luaL_pushresultsize(&b, (size_t)n * sizeof *out);
     return 1;
@@ -411,18 +420,12 @@ static int quant_finish(lua_State *L)
 void lml_open_quant(lua_State *L)
 {
     static const luaL_Reg methods[] = {
-        {"create", quant_create},
-        {"put", quant_put},
-        {"put_data", quant_put_data},
-        {"try", quant_try_put},
-        {"largest", quant_largest_of},
-        {"hessians", quant_hessians},
-        {"values", quant_values_of},
-        {"damage", quant_damage_of},
-        {"sync", quant_sync},
-        {"finish", quant_finish},
-        {"close", quant_close},
-        {NULL, NULL},
+        {"create", quant_create},      {"put", quant_put},
+        {"put_data", quant_put_data},  {"try", quant_try_put},
+        {"largest", quant_largest_of}, {"hessians", quant_hessians},
+        {"values", quant_values_of},   {"damage", quant_damage_of},
+        {"sync", quant_sync},          {"finish", quant_finish},
+        {"close", quant_close},        {NULL, NULL},
     };
     static const luaL_Reg functions[] = {{"quant_open", quant_open}, {NULL, NULL}};
     lml_class(L, QUANT, methods, quant_close);

@@ -90,7 +90,7 @@ err_code quant_damage(const quant_job *job, int64_t max_rows, pool *p, const can
         return err_set(e, ERR_RANGE, "%s: tensor %s is not encoded", job->parts[0].file,
                        job->parts[0].name);
     measure m = {.job = job, .out = rows_sizes_of(job)};
-    m.stride = (n_rows + max_rows - 1) / max_rows;
+    m.stride = (n_rows - 1) / max_rows + 1;
     n_rows = (n_rows + m.stride - 1) / m.stride;
     m.scratch_bytes = (job->cols * 8 + m.out.weight + m.out.scales + m.out.biases + 63) / 64 * 64;
     m.losses = mem_array((size_t)n_rows, sizeof *m.losses, e);

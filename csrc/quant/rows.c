@@ -180,9 +180,9 @@ static err_code check_part(const quant_job *job, const quant_part *part, err_inf
     const num_matrix *m = &part->matrix, *other = &job->parts[0].matrix;
     int64_t first = part->first_row;
     if (m->cols != job->cols || first < 0 || first > m->rows || job->part_rows > m->rows - first)
-        return err_set(e, ERR_RANGE, "%s: tensor %s has no rows %lld to %lld of %lld", part->file,
-                       part->name, (long long)first, (long long)(first + job->part_rows - 1),
-                       (long long)job->cols);
+        return err_set(e, ERR_RANGE, "%s: tensor %s has no %lld rows of %lld from row %lld on",
+                       part->file, part->name, (long long)job->part_rows, (long long)job->cols,
+                       (long long)first);
     if (job->op != QUANT_COPY && part->opaque)
         return err_set(e, ERR_UNSUPPORTED, "%s: tensor %s is not BF16, F16 or F32", part->file,
                        part->name);

@@ -95,6 +95,11 @@ describe("the damage of a put", function()
     near(size, all[1])
   end)
 
+  it("is that of all rows when more are asked for than there are", function()
+    local f = { mode = "mxfp4", bits = 4, group = 32 }
+    assert.same({ damage(f) }, { damage(f, math.maxinteger) })
+  end)
+
   it("is the same to the bit for every number of threads", function()
     local one, two = { damage { mode = "affine", bits = 3, group = 64 } },
       { damage({ mode = "affine", bits = 3, group = 64 }, nil, 2) }

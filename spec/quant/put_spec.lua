@@ -89,6 +89,38 @@ describe("one tensor's put", function()
     end, "string of floats expected, got number")
   end)
 
+  it("raises on importance that is no mean square", function()
+    for _, bad in ipairs { math.huge, 0 / 0, -1 } do
+      assert.error_matches(function()
+        put(VALUES, 2, { { name = "out", dtype = "BF16", shape = { 4, 2 } } }, { op = "bf16",
+          part_rows = 4, parts = { { name = "w", first_row = 0, importance = f32(1, bad) } } })
+      end, "option 'importance': weight 1 is ")
+    end
+  end)
+
+  it("raises on sizes and entries that are not there, however large", function()
+    for _, n in ipairs { math.mininteger, -1, 0, 3, (1 << 62) + 2, math.maxinteger } do
+      for _, field in ipairs { "part_rows", "cols", "first_row", "entry" } do
+        local dir <close> = checkpoint.scope()
+        checkpoint.write(dir.path .. "/in.safetensors", { w = { dtype = "F32",
+          shape = { 2, 2 }, data = f32(1, 2, 3, 4) } })
+        local writer <close> = assert(core.quant_open(dir.path .. "/in.safetensors", 1))
+        assert(writer:create(dir.path .. "/out.safetensors",
+          { { name = "out", dtype = "F32", shape = { 2, 2 } } }, "mlx"))
+        local part = { name = "w", first_row = 0, col_scale = f32(1, 2) }
+        local job = { op = "f32", part_rows = 2, cols = 2, entry = 1, parts = { part } }
+        local into = field == "first_row" and part or job
+        local valid = into[field] == n
+        into[field] = n
+        local done, result = pcall(writer.put, writer, job)
+        assert.equal(valid, done and result == true, field .. " " .. n)
+      end
+    end
+    assert.error_matches(function()
+      put(VALUES, 2, {}, { op = "nothing", part_rows = 2, parts = {} })
+    end, "field 'op': unknown value 'nothing'")
+  end)
+
   it("does not let a copy be changed", function()
     local got, message = put(VALUES, 2, { { name = "out", dtype = "F32", shape = { 4, 2 } } },
       { op = "copy", part_rows = 4,
