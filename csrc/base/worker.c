@@ -74,19 +74,20 @@ void worker_close(worker *w)
     mem_free(w);
 }
 
-void worker_start(worker *w, void (*fn)(void *ctx), void *ctx)
-{
-    pthread_mutex_lock(&w->lock);
-    w->fn = fn;
-    w->ctx = ctx;
-    pthread_cond_broadcast(&w->changed);
-    pthread_mutex_unlock(&w->lock);
-}
-
 static void clear_fd(worker *w)
 {
     uint64_t n;
     while (read(w->fd, &n, sizeof n) < 0 && errno == EINTR) continue;
+}
+
+void worker_start(worker *w, void (*fn)(void *ctx), void *ctx)
+{
+    pthread_mutex_lock(&w->lock);
+    clear_fd(w);
+    w->fn = fn;
+    w->ctx = ctx;
+    pthread_cond_broadcast(&w->changed);
+    pthread_mutex_unlock(&w->lock);
 }
 
 int worker_is_idle(worker *w)
@@ -102,7 +103,6 @@ void worker_wait(worker *w)
 {
     pthread_mutex_lock(&w->lock);
     while (w->fn) pthread_cond_wait(&w->changed, &w->lock);
-    clear_fd(w);
     pthread_mutex_unlock(&w->lock);
 }
 

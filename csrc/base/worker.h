@@ -18,9 +18,9 @@ void worker_close(worker *w);
 void worker_start(worker *w, void (*fn)(void *ctx), void *ctx);
 /* False while a task is running; clears the descriptor when it is not. */
 int worker_is_idle(worker *w);
-/* Returns when no task is running. */
+/* Returns when no task is running; the descriptor still tells of the end. */
 void worker_wait(worker *w);
-/* Readable once a task is done, until worker_is_idle or worker_wait has been told. */
+/* Readable once a task is done, until worker_is_idle has told or the next one starts. */
 int worker_fd(const worker *w);
 
 #endif

@@ -16,7 +16,7 @@ static calib_box *check_calib(lua_State *L)
 {
     calib_box *box = luaL_checkudata(L, 1, CLASS);
     if (!box->c) luaL_error(L, "closed calibration");
-    if (box->owner->closed) luaL_error(L, "closed model");
+    lmodel_check_box(L, box->owner);
     return box;
 }
 
@@ -24,6 +24,7 @@ static int close_calib(lua_State *L)
 {
     calib_box *box = luaL_checkudata(L, 1, CLASS);
     if (box->c) {
+        ljob_end(box->owner); /* it and this share the cache's pages */
         calib_close(box->c);
         box->c = NULL;
         lmodel_release(box->owner);

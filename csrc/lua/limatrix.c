@@ -12,6 +12,7 @@ static imx_set **to_set(lua_State *L)
     return luaL_checkudata(L, 1, SET);
 }
 
+/* Asked for again after whatever may run a finalizer, which may close it. */
 static const imx_set *check_set(lua_State *L)
 {
     imx_set **set = to_set(L);
@@ -62,10 +63,9 @@ static int set_close(lua_State *L)
 /* set:names() -> sorted array */
 static int set_names(lua_State *L)
 {
-    const imx_set *set = check_set(L);
     lua_newtable(L);
-    for (int64_t i = 0; i < imx_count(set); i++) {
-        lua_pushstring(L, imx_at(set, i)->name);
+    for (int64_t i = 0; i < imx_count(check_set(L)); i++) {
+        lua_pushstring(L, imx_at(check_set(L), i)->name);
         lua_rawseti(L, -2, i + 1);
     }
     return 1;
@@ -80,16 +80,15 @@ static void set_int(lua_State *L, const char *key, int64_t n)
 /* set:info() -> {datasets={...}, chunk_count=, chunk_size=} */
 static int set_info(lua_State *L)
 {
-    const imx_set *set = check_set(L);
     lua_createtable(L, 0, 3);
     lua_newtable(L);
-    for (int64_t i = 0; i < imx_n_datasets(set); i++) {
-        lua_pushstring(L, imx_dataset(set, i));
+    for (int64_t i = 0; i < imx_n_datasets(check_set(L)); i++) {
+        lua_pushstring(L, imx_dataset(check_set(L), i));
         lua_rawseti(L, -2, i + 1);
     }
     lua_setfield(L, -2, "datasets");
-    set_int(L, "chunk_count", imx_chunk_count(set));
-    set_int(L, "chunk_size", imx_chunk_size(set));
+    set_int(L, "chunk_count", imx_chunk_count(check_set(L)));
+    set_int(L, "chunk_size", imx_chunk_size(check_set(L)));
     return 1;
 }
 
@@ -123,8 +122,9 @@ static const imx_entry *check_fitting(lua_State *L, lua_Integer *n_mat)
 static int set_tokens(lua_State *L)
 {
     lua_Integer n_mat;
+    check_fitting(L, &n_mat);
+    lua_createtable(L, n_mat < INT32_MAX ? (int)n_mat : 0, 0);
     const imx_entry *t = check_fitting(L, &n_mat);
-    lua_createtable(L, (int)n_mat, 0);
     for (lua_Integer m = 0; m < n_mat; m++) {
         lua_pushnumber(L, imx_tokens(t, n_mat, m));
         lua_rawseti(L, -2, m + 1);
@@ -141,6 +141,7 @@ static int set_mean_squares(lua_State *L)
     luaL_Buffer b;
     size_t bytes = (size_t)(t->n_values / n_mat) * sizeof(float);
     float *out = (float *)(void *)luaL_buffinitsize(L, &b, bytes);
+    t = check_fitting(L, &n_mat);
     double tokens = imx_mean_squares(t, n_mat, mat, out);
     luaL_pushresultsize(&b, bytes);
     lua_pushnumber(L, tokens);

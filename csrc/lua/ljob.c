@@ -83,11 +83,19 @@ static int fd(lua_State *L)
     return 1;
 }
 
+/* The script has been told. Where something else ended the job (a closed session), the descriptor
+ * was left readable, or whoever waits for it would wait for ever. */
+static void see_end(job_box *job)
+{
+    if (job->is_running) take_end(job);
+    if (job->owner->worker && !job->owner->job) worker_is_idle(job->owner->worker);
+}
+
 /* job:is_done() -> boolean */
 static int is_done(lua_State *L)
 {
     job_box *job = check_job(L);
-    if (job->is_running && worker_is_idle(job->owner->worker)) take_end(job);
+    if (!job->is_running || worker_is_idle(job->owner->worker)) see_end(job);
     lua_pushboolean(L, !job->is_running);
     return 1;
 }
@@ -96,7 +104,7 @@ static int is_done(lua_State *L)
 static int result(lua_State *L)
 {
     job_box *job = check_job(L);
-    if (job->is_running) take_end(job);
+    see_end(job);
     if (job->error.code) return lml_fail(L, &job->error);
     lua_pushboolean(L, 1);
     return 1;

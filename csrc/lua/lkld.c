@@ -1,6 +1,7 @@
 /* Predictions compared: model with model, model with a file of reference log-probabilities. */
 #include "lua/lmodel.h"
 
+#include <stddef.h>
 #include <string.h>
 
 #include "model/kld.h"
@@ -44,10 +45,14 @@ static int file_open(lua_State *L)
     return kld_file_open(f, path, &e) ? lml_fail(L, &e) : 1;
 }
 
-static void push_ints(lua_State *L, const st_tensor *t)
+/* Tensor `which` of the file at argument 1; a finalizer may close that while the table is made. */
+static void push_ints(lua_State *L, size_t which)
 {
+    const st_tensor *t;
+    memcpy(&t, (const char *)check_file(L, 1) + which, sizeof t);
     int64_t n = st_elements(t);
     lua_createtable(L, n > INT32_MAX ? INT32_MAX : (int)n, 0);
+    check_file(L, 1);
     for (int64_t i = 0; i < n; i++) {
         int32_t v;
         memcpy(&v, t->data + i * (int64_t)sizeof v, sizeof v);
@@ -59,15 +64,14 @@ static void push_ints(lua_State *L, const st_tensor *t)
 /* file:info() -> {positions=, vocab=, model=, words=} */
 static int file_info(lua_State *L)
 {
-    const kld_file *f = check_file(L, 1);
     lua_createtable(L, 0, 4);
-    lua_pushinteger(L, f->n);
+    lua_pushinteger(L, check_file(L, 1)->n);
     lua_setfield(L, -2, "positions");
-    lua_pushinteger(L, f->vocab);
+    lua_pushinteger(L, check_file(L, 1)->vocab);
     lua_setfield(L, -2, "vocab");
-    lua_pushstring(L, st_metadata(f->set, "model"));
+    lua_pushstring(L, st_metadata(check_file(L, 1)->set, "model"));
     lua_setfield(L, -2, "model");
-    lua_pushstring(L, st_metadata(f->set, "words"));
+    lua_pushstring(L, st_metadata(check_file(L, 1)->set, "words"));
     lua_setfield(L, -2, "words");
     return 1;
 }
@@ -75,10 +79,9 @@ static int file_info(lua_State *L)
 /* file:texts() -> ids, targets, lengths: sequences one after the other */
 static int file_texts(lua_State *L)
 {
-    const kld_file *f = check_file(L, 1);
-    push_ints(L, f->ids);
-    push_ints(L, f->targets);
-    push_ints(L, f->lengths);
+    push_ints(L, offsetof(kld_file, ids));
+    push_ints(L, offsetof(kld_file, targets));
+    push_ints(L, offsetof(kld_file, lengths));
     return 3;
 }
 

@@ -19,7 +19,7 @@ static layers_box *check_layers_at(lua_State *L, int arg)
 {
     layers_box *box = luaL_checkudata(L, arg, CLASS);
     if (!box->r) luaL_error(L, "closed layers");
-    if (box->owner->closed) luaL_error(L, "closed model");
+    lmodel_check_box(L, box->owner);
     return box;
 }
 
@@ -32,6 +32,7 @@ static int close_layers(lua_State *L)
 {
     layers_box *box = luaL_checkudata(L, 1, CLASS);
     if (box->r) {
+        ljob_end(box->owner); /* it and this share the cache's pages */
         layers_close(box->r);
         box->r = NULL;
         lmodel_release(box->owner);

@@ -21,8 +21,9 @@ static const char CLASS[] = "moonlet.logits";
 void lml_push_logits(lua_State *L, float *data, int64_t n, const uint64_t *epoch, int owner)
 {
     owner = lua_absindex(L, owner);
+    uint64_t born = *epoch; /* before anything that may run a finalizer */
     logits *v = lua_newuserdatauv(L, sizeof *v, 1);
-    *v = (logits){data, n, epoch, *epoch};
+    *v = (logits){data, n, epoch, born};
     lua_pushvalue(L, owner);
     lua_setiuservalue(L, -2, 1);
     luaL_setmetatable(L, CLASS);

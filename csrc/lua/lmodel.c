@@ -1,7 +1,6 @@
 /* Model handles: opening, configuration, and the forward pass of a fresh sequence. */
 #include "lua/lmodel.h"
 
-#include <float.h>
 #include <string.h>
 
 #include "base/worker.h"
@@ -13,11 +12,16 @@ static model_box *to_box(lua_State *L, int arg)
     return luaL_checkudata(L, arg, LMODEL_CLASS);
 }
 
+void lmodel_check_box(lua_State *L, const model_box *box)
+{
+    if (box->closed) luaL_error(L, "closed model");
+    if (box->job) luaL_error(L, "the model is computing");
+}
+
 model_box *lmodel_check(lua_State *L, int arg)
 {
     model_box *box = to_box(L, arg);
-    if (box->closed) luaL_error(L, "closed model");
-    if (box->job) luaL_error(L, "the model is computing");
+    lmodel_check_box(L, box);
     return box;
 }
 
@@ -65,16 +69,28 @@ static int open_model(lua_State *L)
     return 1;
 }
 
-/* model:info() -> what it holds, and threads and kernels that run it. */
-static int info(lua_State *L)
+static int push_info(lua_State *L)
 {
-    const model *m = lmodel_check(L, 1)->m;
+    const model *m = lua_touserdata(L, 1);
     llayout_push(L, &m->config, &m->weights, m->files);
     lua_pushinteger(L, pool_n_threads(m->pool));
     lua_setfield(L, -2, "threads");
     lua_pushstring(L, m->ops->name);
     lua_setfield(L, -2, "kernels");
     return 1;
+}
+
+/* model:info() -> what it holds, and threads and kernels that run it. A finalizer may close the
+ * model meanwhile: its memory is held as by a session. */
+static int info(lua_State *L)
+{
+    model_box *box = lmodel_check(L, 1);
+    lua_pushcfunction(L, push_info);
+    lua_pushlightuserdata(L, box->m);
+    box->n_sessions++;
+    int status = lua_pcall(L, 1, 1, 0);
+    lmodel_release(box);
+    return status ? lua_error(L) : 1;
 }
 
 /* model:kv_bytes() -> bytes of key and value pages that sessions and snapshots hold, shared ones
@@ -126,9 +142,7 @@ static const float *opt_importance(lua_State *L, int64_t *n)
     float *copy = lua_newuserdatauv(L, bytes + 1, 0); /* strings are aligned for bytes only */
     memcpy(copy, text, bytes);
     *n = (int64_t)(bytes / sizeof *copy);
-    for (int64_t i = 0; i < *n; i++)
-        if (!(copy[i] >= 0 && copy[i] <= FLT_MAX))
-            luaL_error(L, "option 'importance': weight %I is %f", (LUAI_UACINT)i, (double)copy[i]);
+    lml_check_importance(L, copy, *n);
     return copy;
 }
 

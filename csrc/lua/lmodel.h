@@ -23,7 +23,9 @@ typedef struct model_box {
     struct job_box *job;   /* that is running, or NULL */
 } model_box;
 
-/* The model at `arg`; raises when it is closed or computing in the background. */
+/* Raises when the model is closed or computing in the background. */
+void lmodel_check_box(lua_State *L, const model_box *box);
+/* The model at `arg`, checked so. */
 model_box *lmodel_check(lua_State *L, int arg);
 
 /* One session less; frees a closed model that has no more. */

@@ -18,8 +18,7 @@ static session_box *check_session(lua_State *L, int arg)
 {
     session_box *box = luaL_checkudata(L, arg, LSESSION_CLASS);
     if (!box->s) luaL_error(L, "closed session");
-    if (box->owner->closed) luaL_error(L, "closed model");
-    if (box->owner->job) luaL_error(L, "the model is computing");
+    lmodel_check_box(L, box->owner);
     return box;
 }
 
@@ -51,7 +50,7 @@ int lsession_new(lua_State *L)
     ses_options options = {.n_ctx = lml_opt_int(L, 2, "ctx", 0), .codec = (kv_codec)codec};
 
     session_box *box = lua_newuserdatauv(L, sizeof *box, 1);
-    *box = (session_box){.owner = owner};
+    *box = (session_box){.owner = lmodel_check(L, 1)};
     luaL_setmetatable(L, LSESSION_CLASS);
     lua_pushvalue(L, 1);
     lua_setiuservalue(L, -2, 1);
@@ -199,8 +198,14 @@ static int n_ctx(lua_State *L)
 
 static int push_past_ids(lua_State *L)
 {
-    const ses *s = check_session(L, 1)->s;
-    lml_push_ids(L, ses_ids(s), ses_n_past(s));
+    int64_t n = ses_n_past(check_session(L, 1)->s);
+    lua_createtable(L, n < INT32_MAX ? (int)n : 0, 0);
+    const ses *s = check_session(L, 1)->s; /* again: a finalizer may have closed or reset it */
+    n = ses_n_past(s);
+    for (int64_t i = 0; i < n; i++) {
+        lua_pushinteger(L, ses_ids(s)[i]);
+        lua_rawseti(L, -2, i + 1);
+    }
     return 1;
 }
 
@@ -231,17 +236,18 @@ static int reset(lua_State *L)
 
 static int stats(lua_State *L)
 {
-    const ses *s = check_session(L, 1)->s;
     lua_createtable(L, 0, 5);
+    const ses *s = check_session(L, 1)->s;
+    int64_t sizes[] = {ses_kv_bytes(s), ses_state_bytes(s), ses_n_past(s), ses_n_ctx(s)};
     lua_pushstring(L, kv_codec_name(ses_codec(s)));
     lua_setfield(L, -2, "codec");
-    lua_pushinteger(L, ses_kv_bytes(s));
+    lua_pushinteger(L, sizes[0]);
     lua_setfield(L, -2, "kv_bytes");
-    lua_pushinteger(L, ses_state_bytes(s));
+    lua_pushinteger(L, sizes[1]);
     lua_setfield(L, -2, "state_bytes");
-    lua_pushinteger(L, ses_n_past(s));
+    lua_pushinteger(L, sizes[2]);
     lua_setfield(L, -2, "n_past");
-    lua_pushinteger(L, ses_n_ctx(s));
+    lua_pushinteger(L, sizes[3]);
     lua_setfield(L, -2, "n_ctx");
     return 1;
 }
@@ -269,8 +275,8 @@ static snap_box *check_snap(lua_State *L, int arg)
 
 static int snapshot(lua_State *L)
 {
-    session_box *box = check_session(L, 1);
     snap_box *out = lua_newuserdatauv(L, sizeof *out, 1);
+    session_box *box = check_session(L, 1);
     *out = (snap_box){.owner = box->owner};
     luaL_setmetatable(L, LSNAP_CLASS);
     lua_getiuservalue(L, 1, 1);
@@ -319,9 +325,10 @@ static int linear_state(lua_State *L)
     int64_t shape[] = {c->lin_v_heads, c->lin_v_dim, c->lin_k_dim};
     int64_t conv_shape[] = {c->conv_kernel - 1, config_conv_width(c)};
     float *S = lml_push_tensor(L, 'f', 3, shape);
-    const float *from = ses_recurrent(box->s, layer);
+    float *conv = lml_push_tensor(L, 'f', 2, conv_shape);
+    const float *from = ses_recurrent(check_session(L, 1)->s, layer);
     for (int64_t i = 0; i < shape[0] * shape[1] * shape[2]; i++) S[i] = from[i];
-    ses_conv_rows(box->s, layer, lml_push_tensor(L, 'f', 2, conv_shape));
+    ses_conv_rows(box->s, layer, conv);
     return 2;
 }
 
@@ -332,10 +339,12 @@ static int kv_row(lua_State *L)
     const model_config *c = &box->owner->m->config;
     int layer = check_layer(L, box, 1);
     lua_Integer pos = luaL_checkinteger(L, 3);
-    luaL_argcheck(L, pos >= 0 && pos < ses_n_past(box->s), 3, "position was not evaluated");
+    luaL_argcheck(L, pos >= 0, 3, "position was not evaluated");
     int64_t shape[] = {c->n_kv_heads, c->head_dim};
     float *key = lml_push_tensor(L, 'f', 2, shape), *value = lml_push_tensor(L, 'f', 2, shape);
-    ses_kv_row(box->s, layer, pos, key, value);
+    const ses *s = check_session(L, 1)->s;
+    luaL_argcheck(L, pos < ses_n_past(s), 3, "position was not evaluated");
+    ses_kv_row(s, layer, pos, key, value);
     return 2;
 }
 

@@ -54,6 +54,21 @@ describe("a job", function()
     assert(ses:eval { 1 })
   end)
 
+  it("keeps passes by layers off it, too, and closing one of them ends it", function()
+    for _, kind in ipairs { "layers", "calibrate" } do
+      local pass = assert(model[kind](model, { ids_from(1, 40) }))
+      local net <close> = assert(core.net_open {})
+      local job = assert(model:start_parts { { session = ses, ids = ids_from(1, 200) } })
+      assert(net:watch(job:fd()))
+      assert.error_matches(function() pass:step() end, "the model is computing")
+      pass:close()
+      assert.equal("ready", (net:wait(10))) -- whoever waits for the job hears of its end
+      assert.is_true(job:is_done())
+      assert.is_nil(net:wait(0))
+      ses:reset()
+    end
+  end)
+
   it("fails as the foreground does", function()
     local job = assert(model:start_parts { { session = ses, ids = { 1, 999 } } })
     local ok, message, code = job:result()
