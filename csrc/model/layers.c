@@ -16,6 +16,7 @@ struct layers {
     float *x; /* [n_tokens][H] pages, or a scratch file's */
     int64_t n_done;
     const tap *tap;
+    int is_cancelled; /* in a step, which left part of a sequence a layer further */
 };
 
 static size_t stream_bytes(const layers *r)
@@ -155,12 +156,15 @@ int64_t layers_n_done(const layers *r)
 err_code layers_step(layers *r, const cancel_flag *cancel, err_info *e)
 {
     if (r->n_done == layers_n_steps(r)) return ERR_NONE;
+    if (r->is_cancelled) return err_set(e, ERR_CANCELLED, "cancelled before");
     int64_t layer = r->n_done / r->n_sequences, sequence = r->n_done % r->n_sequences;
     int64_t begin = r->first[sequence], end = r->first[sequence + 1];
     begin_sequence(r, layer, begin, end);
     for (int64_t row = begin; row < end; row += SES_BATCH) {
-        if (cancel_raised(cancel))
+        if (cancel_raised(cancel)) {
+            r->is_cancelled = 1;
             return err_set(e, ERR_CANCELLED, "cancelled in layer %lld", (long long)layer);
+        }
         run_rows(r, layer, row, row - begin, end - row < SES_BATCH ? end - row : SES_BATCH);
     }
     r->n_done++;

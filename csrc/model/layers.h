@@ -34,7 +34,7 @@ int64_t layers_n_steps(const layers *r);
 int64_t layers_n_done(const layers *r);
 
 /* The next step; nothing when all are done. `cancel` is looked at every SES_BATCH tokens; after
- * ERR_CANCELLED only closing is left. */
+ * ERR_CANCELLED only closing is left, and further steps say so. */
 err_code layers_step(layers *r, const cancel_flag *cancel, err_info *e);
 
 /* The residual stream of all sequences, [n_tokens][H], borrowed: after L * n_sequences steps it is

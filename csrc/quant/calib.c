@@ -29,6 +29,7 @@ struct calib {
     blas_gram_job *jobs; /* [most matrices of a site] */
     st_writer *out;      /* of Hessians; NULL if none are wanted */
     int64_t n_entries;   /* put so far */
+    err_info failure;    /* of the step that ended it; ERR_NONE until then */
 };
 
 /* ---- sites ---------------------------------------------------------------------------------- */
@@ -309,13 +310,20 @@ static err_code end_layer(calib *c, err_info *e)
     return ERR_NONE;
 }
 
-err_code calib_step(calib *c, const cancel_flag *cancel, err_info *e)
+static err_code run_step(calib *c, const cancel_flag *cancel, err_info *e)
 {
     int64_t done = calib_n_done(c), n = calib_n_steps(c) / (c->m->config.n_layers + 1);
     if (done == calib_n_steps(c)) return ERR_NONE;
     if (done % n == 0 && begin_layer(c, done / n, e)) return e->code;
     if (layers_step(c->run, cancel, e)) return e->code;
     return calib_n_done(c) % n == 0 ? end_layer(c, e) : ERR_NONE;
+}
+
+err_code calib_step(calib *c, const cancel_flag *cancel, err_info *e)
+{
+    if (!c->failure.code) run_step(c, cancel, &c->failure);
+    if (c->failure.code && e) *e = c->failure;
+    return c->failure.code;
 }
 
 /* ---- opening and closing -------------------------------------------------------------------- */

@@ -49,7 +49,7 @@ calib *calib_open(model *m, const int32_t *ids, const int64_t *first, int64_t n_
 void calib_close(calib *c);
 
 /* One sequence through one layer; as layers_step. ERR_RANGE names a site whose inputs are not
- * finite. */
+ * finite. After an error only closing is left: further steps say the same. */
 err_code calib_step(calib *c, const cancel_flag *cancel, err_info *e);
 int64_t calib_n_steps(const calib *c);
 int64_t calib_n_done(const calib *c);
