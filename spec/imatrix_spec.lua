@@ -243,6 +243,19 @@ describe("imatrix", function()
       os.remove(path)
     end)
 
+    it("no name or number that would not be read again", function()
+      local path = os.tmpname()
+      for _, bad in ipairs { { name = "a\nb" }, { name = ("n"):rep(300) }, { name = "" },
+          { sums2 = floats(1, -1) }, { counts = floats(0.5) }, { counts = floats(-1) } } do
+        local entry = { name = bad.name or "a", n_in = 2, n_mat = 1,
+          sums2 = bad.sums2 or floats(1, 2), counts = bad.counts or floats(1) }
+        local ok, _, code = core.imatrix_write(path, { entry }, { datasets = {} })
+        assert.is_nil(ok)
+        assert.equal("range", code)
+      end
+      os.remove(path)
+    end)
+
     it("nothing when a number is not finite, and leaves the old file", function()
       local path = os.tmpname()
       checkpoint.spit(path, "old")

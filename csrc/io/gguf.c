@@ -1,14 +1,13 @@
 #include "io/gguf.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/map.h"
 #include "base/mem.h"
 
-/* Longest key in the format's definition, and a name that keeps error texts readable. */
-enum { KEY_LIMIT = 65535, NAME_LIMIT = 255, DEFAULT_ALIGNMENT = 32, MAX_ALIGNMENT = 1 << 20 };
+/* KEY_LIMIT is the format's. */
+enum { KEY_LIMIT = 65535, DEFAULT_ALIGNMENT = 32, MAX_ALIGNMENT = 1 << 20 };
 
 struct gguf_file {
     char *path;
@@ -181,7 +180,7 @@ static err_code take_dims(cursor *c, gguf_tensor *t)
 static err_code take_tensor(cursor *c, gguf_tensor *t)
 {
     char *name = NULL;
-    if (take_name(c, NAME_LIMIT, &name, "the name of a tensor")) return c->e->code;
+    if (take_name(c, GGUF_NAME_LIMIT, &name, "the name of a tensor")) return c->e->code;
     t->name = name;
     if (take_dims(c, t) || take(c, &t->type, 4, "the type of a tensor") ||
         take(c, &t->offset, 8, "the offset of a tensor"))
@@ -326,12 +325,11 @@ void gguf_close(gguf_file *f)
 
 int gguf_is(const char *path)
 {
-    char magic[4] = {0};
-    FILE *file = fopen(path, "rb");
-    if (!file) return 0;
-    size_t n = fread(magic, 1, sizeof magic, file);
-    fclose(file);
-    return n == sizeof magic && memcmp(magic, "GGUF", 4) == 0;
+    map_file m; /* which does not wait for a pipe to be written to */
+    if (map_open(&m, path, NULL)) return 0;
+    int is = m.n_bytes >= 4 && memcmp(m.data, "GGUF", 4) == 0;
+    map_close(&m);
+    return is;
 }
 
 /* ---- looking up ------------------------------------------------------------------------- */

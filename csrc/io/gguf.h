@@ -22,7 +22,8 @@ typedef enum gguf_kind {
 /* Element types of tensors that moonlet has to name; the others are numbers as well. */
 enum { GGUF_TYPE_F32 = 0, GGUF_TYPE_F16 = 1, GGUF_TYPE_BF16 = 30 };
 
-enum { GGUF_MAX_DIMS = 4 };
+/* Of tensors; a longer name would fill an error text. */
+enum { GGUF_MAX_DIMS = 4, GGUF_NAME_LIMIT = 255 };
 
 typedef struct gguf_value {
     const char *key;

@@ -79,13 +79,21 @@ static void put_header(out *o, const gguf_out_value *values, int64_t n_values,
     }
 }
 
+/* What gguf_open takes. */
+static int is_plain(const char *name)
+{
+    size_t n = 0;
+    while ((unsigned char)name[n] >= 0x20 && name[n] != 0x7f) n++;
+    return n > 0 && n <= GGUF_NAME_LIMIT && !name[n];
+}
+
 static err_code check(const char *path, const gguf_out_tensor *tensors, int64_t n, err_info *e)
 {
     int64_t total = 0;
     for (int64_t i = 0; i < n; i++) {
         const gguf_out_tensor *t = &tensors[i];
         int64_t bytes = 4;
-        int bad = !*t->name || t->n_dims < 1 || t->n_dims > GGUF_MAX_DIMS;
+        int bad = !is_plain(t->name) || t->n_dims < 1 || t->n_dims > GGUF_MAX_DIMS;
         for (int d = 0; d < t->n_dims && !bad; d++)
             bad = t->dims[d] < 1 || __builtin_mul_overflow(bytes, t->dims[d], &bytes);
         if (bad || __builtin_add_overflow(total, bytes, &total) || total > INT64_MAX / 2)

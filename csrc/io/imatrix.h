@@ -71,8 +71,8 @@ typedef struct imx_meta {
 } imx_meta;
 
 /* Replaces `path` by a GGUF with these entries, sorted by name; n_in and n_counts (= n_mat) as
- * above. ERR_RANGE names an entry that is impossible or given twice, or has a number that is not
- * finite. */
+ * above. ERR_RANGE names an entry that is impossible or given twice, or has a number that imx_open
+ * would refuse. */
 err_code imx_write(const char *path, const imx_entry *entries, int64_t n_entries,
                    const imx_meta *meta, err_info *e);
 

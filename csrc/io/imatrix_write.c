@@ -22,6 +22,16 @@ static int all_finite(const float *x, int64_t n)
     return 1;
 }
 
+/* What imx_entry says of sums of squares and of counts. */
+static int are_possible(const imx_entry *t)
+{
+    for (int64_t i = 0; i < t->n_values; i++)
+        if (t->sums2[i] < 0) return 0;
+    for (int64_t i = 0; i < t->n_counts; i++)
+        if (t->counts[i] < 1 && t->counts[i] != 0) return 0;
+    return 1;
+}
+
 /* sorted[n]: in the order of names. */
 static err_code check(const char *path, const imx_entry *const *sorted, int64_t n, err_info *e)
 {
@@ -29,6 +39,7 @@ static err_code check(const char *path, const imx_entry *const *sorted, int64_t 
         const imx_entry *t = sorted[i];
         if (i > 0 && strcmp(sorted[i - 1]->name, t->name) == 0)
             return err_set(e, ERR_RANGE, "%s: entry %s is given twice", path, t->name);
+        if (!*t->name) return err_set(e, ERR_RANGE, "%s: an entry has no name", path);
         if (t->n_in < 1 || t->n_counts < 1 || !imx_fits(t, t->n_in, t->n_counts))
             return err_set(e, ERR_RANGE, "%s: entry %s: %lld numbers are not %lld x %lld", path,
                            t->name, (long long)t->n_values, (long long)t->n_in,
@@ -37,6 +48,9 @@ static err_code check(const char *path, const imx_entry *const *sorted, int64_t 
             (t->sums && !all_finite(t->sums, t->n_values)))
             return err_set(e, ERR_RANGE, "%s: entry %s has numbers that are not finite", path,
                            t->name);
+        if (!are_possible(t))
+            return err_set(e, ERR_RANGE, "%s: entry %s has a square below 0, or a count below 1",
+                           path, t->name);
     }
     return ERR_NONE;
 }
