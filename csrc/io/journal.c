@@ -95,16 +95,24 @@ const char *journal_text(const journal *j, size_t *n_bytes)
     return j->text;
 }
 
+/* Half a line would make one with the next. */
+static err_code take_back(const journal *j, off_t end, err_info *e)
+{
+    errno = ENOSPC;
+    fail(j, "write", e);
+    if (ftruncate(j->fd, end) != 0) return fail(j, "truncate", e);
+    return ERR_IO;
+}
+
 err_code journal_append(journal *j, const char *line, size_t n_bytes, err_info *e)
 {
     struct iovec parts[] = {{(void *)(uintptr_t)line, n_bytes}, {"\n", 1}};
+    off_t end = lseek(j->fd, 0, SEEK_END);
     ssize_t n;
+    if (end < 0) return fail(j, "measure", e);
     do n = writev(j->fd, parts, 2);
     while (n < 0 && errno == EINTR);
-    if (n >= 0 && (size_t)n != n_bytes + 1) {
-        errno = ENOSPC;
-        n = -1;
-    }
+    if (n >= 0 && (size_t)n != n_bytes + 1) return take_back(j, end, e);
     if (n < 0 || fdatasync(j->fd) != 0) return fail(j, "write", e);
     return ERR_NONE;
 }

@@ -1,6 +1,8 @@
 /* Journals: what a long piece of work has done so far, for the process that goes on with it. */
 #include "lua/lml.h"
 
+#include <string.h>
+
 #include "io/journal.h"
 
 #define JOURNAL "moonlet.journal"
@@ -50,6 +52,7 @@ static int append(lua_State *L)
     size_t n;
     err_info e = {0};
     const char *line = luaL_checklstring(L, 2, &n);
+    luaL_argcheck(L, !memchr(line, '\n', n), 2, "one line expected");
     if (journal_append(check_journal(L), line, n, &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;

@@ -65,6 +65,12 @@ describe("a journal", function()
     assert.same({ nil, "/dev/full: not a journal", "format" }, { core.journal_open "/dev/full" })
   end)
 
+  it("takes one line at a time", function()
+    local j <close> = assert(core.journal_create(path))
+    assert.error_matches(function() j:append "one\ntwo" end, "one line expected")
+    assert.is_true(j:append "")
+  end)
+
   it("raises when closed", function()
     local j = assert(core.journal_create(path))
     j:close()
