@@ -14,7 +14,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 
-enum { SWEEP_SECONDS = 1 };
+enum { SWEEP_SECONDS = 1, LONGEST_WAIT = 1 << 30 };
 
 /* ---- events ---------------------------------------------------------------------------------- */
 
@@ -85,10 +85,10 @@ static int is_let_go(const net_connection *c)
     return !read && !write && !event;
 }
 
-void net_drop(const net_connection *c)
+void net_drop(struct bufferevent *bev)
 {
     /* libevent sees the end of the stream and frees what belongs to the connection. */
-    evutil_socket_t fd = bufferevent_getfd(c->bev);
+    evutil_socket_t fd = bufferevent_getfd(bev);
     if (fd >= 0) shutdown(fd, SHUT_RDWR);
 }
 
@@ -117,7 +117,7 @@ static void sweep(net *n)
             n->n_connections--;
             continue;
         }
-        if (is_late(n, c, now)) net_drop(c);
+        if (is_late(n, c, now)) net_drop(c->bev);
         at = &c->next;
     }
     int full = n->n_connections >= n->limits.connections;
@@ -256,6 +256,7 @@ err_code net_wait(net *n, double seconds, net_event *event, err_info *e)
 {
     int over = 0;
     struct event *timer = NULL;
+    if (seconds > LONGEST_WAIT) seconds = LONGEST_WAIT; /* a time_t holds that */
     if (seconds >= 0 && n->n_events == 0) {
         struct timeval time = {.tv_sec = (time_t)seconds};
         time.tv_usec = (suseconds_t)((seconds - (double)time.tv_sec) * 1e6);

@@ -45,7 +45,7 @@ struct net_request {
 void net_push(net *n, net_kind kind, net_request *request, int fd);
 void net_forget_events(net *n, const net_request *r);
 net_connection *net_connection_of(net *n, const struct bufferevent *bev);
-void net_drop(const net_connection *c);
+void net_drop(struct bufferevent *bev);
 /* evhttp's callback for every request. */
 void net_on_request(struct evhttp_request *req, void *arg);
 /* The request is over; its client is not heard of any more. */

@@ -176,7 +176,7 @@ err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e
     }
     if (pending + n_bytes > (size_t)r->net->limits.pending_bytes) {
         evbuffer_free(piece);
-        net_drop(net_connection_of(r->net, bev_of(r)));
+        net_drop(bev_of(r));
         return err_set(e, ERR_LIMIT, "the client does not read: %zu bytes wait", pending);
     }
     evhttp_send_reply_chunk(r->req, piece);
