@@ -1,6 +1,7 @@
 /* Vectors of scales for moonlet.awq: strings of f32 in, strings of f32 out. */
 #include "lua/lml.h"
 
+#include <float.h>
 #include <string.h>
 
 #include "quant/awq.h"
@@ -53,7 +54,7 @@ static int scales(lua_State *L)
     awq_span span = check_span(L, 2, &n);
     float alpha = (float)luaL_checknumber(L, 5), gain = (float)luaL_checknumber(L, 6);
     awq_floor quiet = {(float)luaL_checknumber(L, 7), (float)luaL_checknumber(L, 8)};
-    luaL_argcheck(L, gain > 0, 6, "positive number expected");
+    luaL_argcheck(L, gain > 0 && gain <= FLT_MAX, 6, "positive number expected");
     const float *importance = check_n_floats(L, 1, n * span.repeat);
     luaL_Buffer b;
     awq_scales(importance, span, alpha, gain, quiet, start(L, &b, n));

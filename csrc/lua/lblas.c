@@ -43,7 +43,8 @@ static int gram(lua_State *L)
     blas_gram_job *jobs = lua_newuserdatauv(L, (size_t)n_jobs * sizeof *jobs + 1, 0);
     lua_createtable(L, n_jobs, 0);
     for (int j = 0; j < n_jobs; j++) {
-        lua_rawgeti(L, 1, j + 1);
+        if (lua_rawgeti(L, 1, j + 1) != LUA_TTABLE)
+            return luaL_error(L, "job %d: not a table", j + 1);
         int at = lua_absindex(L, -1);
         int64_t n = lml_opt_int(L, at, "n", 0), cols = lml_opt_int(L, at, "cols", 0);
         size_t n_bytes;

@@ -74,6 +74,10 @@ describe("OpenBLAS", function()
     end
   end)
 
+  it("raises on what is no job", function()
+    assert.error_matches(function() core.blas_gram({ 5 }, 1) end, "job 1: not a table")
+  end)
+
   it("cuts wide sums into the same tiles for one thread and for three", function()
     local n, cols = 5, 1100
     local x = f32(numbers.rng(9).floats(n * cols))
