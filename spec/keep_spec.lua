@@ -1,6 +1,7 @@
 -- Recipe keep: from one form of checkpoint to another without loss.
 local checkpoint = require "spec.support.checkpoint"
 local quantize = require "moonlet.quantize"
+local recipes = require "moonlet.recipe"
 local rules = require "spec.support.rules"
 local written = require "spec.support.written"
 
@@ -144,6 +145,26 @@ describe("keep", function()
           .. "be kept as a whole zero point")
       end)
     end
+  end)
+
+  it("undoes the modes it is told to, and keeps the others", function()
+    written.quantized({ source = WRAPPED, recipe = function(t)
+      if t.class == "router" then return { mode = "affine", bits = 8, group = 64 } end
+      return only { mode = "mxfp4" }(t)
+    end }, function(mlx)
+      refused(mlx, "compressed-tensors", "mlp.gate row 0 column 0: the group's bias")
+      written.quantized({ source = mlx, recipe = "keep", format = "compressed-tensors",
+        recipe_options = { undo = { "affine" } } }, function(ct)
+          local before, after = written.modules(mlx), written.modules(ct)
+          for name, m in pairs(before) do
+            assert.equal(m.mode == "affine" and "bf16" or m.mode, after[name].mode, name)
+            if m.mode ~= "affine" then assert.is_true(m.values == after[name].values, name) end
+          end
+        end)
+    end)
+    local rule, message = recipes.load("keep", { undo = { "q4_k" } })
+    assert.is_nil(rule)
+    assert.matches("undo: there is no mode q4_k", message)
   end)
 
   it("refuses what the other form does not have, naming the tensor", function()
