@@ -92,8 +92,8 @@ num_format lml_check_format(lua_State *L, int arg);
  * has to be an importance: *imatrix is 1), qstream or qstream-amax. */
 num_fit lml_check_fit(lua_State *L, int arg, int *imatrix);
 
-/* Raises unless h[n], the option or field importance, can be mean squares: the searches of num/fit.h
- * rely on it. */
+/* Raises unless h[n], the option or field importance, can be mean squares: the searches of
+ * num/fit.h rely on it. */
 void lml_check_importance(lua_State *L, const float *h, int64_t n);
 
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
