@@ -136,15 +136,9 @@ static int sha256_file(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_info", info},
-        {"file_write", write_whole},
-        {"free_bytes", free_bytes},
-        {"list_dir", list_dir},
-        {"make_dir", make_dir},
-        {"real_path", real_path},
-        {"sha256", sha256},
-        {"sha256_file", sha256_file},
-        {"sync_dir", sync_dir},
+        {"file_info", info},    {"file_write", write_whole},  {"free_bytes", free_bytes},
+        {"list_dir", list_dir}, {"make_dir", make_dir},       {"real_path", real_path},
+        {"sha256", sha256},     {"sha256_file", sha256_file}, {"sync_dir", sync_dir},
         {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);

@@ -176,7 +176,7 @@ static int order_heads(lua_State *L)
 static const float *entry_floats(lua_State *L, int entry, int keep, const char *key, int64_t n,
                                  int needed)
 {
-    size_t bytes;
+    size_t bytes = 0;
     int type = lml_get(L, entry, key);
     if (type == LUA_TNIL && !needed) {
         lua_pop(L, 1);
