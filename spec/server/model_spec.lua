@@ -109,40 +109,49 @@ describe("a served model", function()
       cut.choices[1].finish_reason, cut.choices[1].stop_reason })
   end)
 
-  -- Seconds until nothing is being worked on, once the client has gone.
-  local function seconds_to_idle(body, leave_after)
-    local sys = require "moonlet.sys"
-    local left, idle
-    local gone = server.loop.on_gone
+  -- Batches begun or under way between a client's leaving and nothing being worked on. It leaves
+  -- when `is_time(engine)`.
+  local function batches_after_leaving(body, is_time)
+    local engine, gone, go = server.engine, server.loop.on_gone, os.tmpname()
+    os.remove(go)
+    local at_leaving
     server.loop.on_gone = function(request)
-      left = sys.seconds()
+      at_leaving = engine.stats.batches
       gone(request)
     end
-    local c = client.start(server.port, ('cat "$0.in" >&3; sleep %g'):format(leave_after),
+    local c = client.start(server.port,
+      ('cat "$0.in" >&3; while [ ! -e %s ]; do sleep 0.01; done'):format(go),
       client.bytes("POST", PATH, body))
     server.loop:spawn(function()
-      while not left do server.loop:sleep(0.001) end
-      server.engine:drain()
+      while not is_time(engine) do server.loop:sleep(0.001) end
+      assert(io.open(go, "w")):close()
+      while not at_leaving do server.loop:sleep(0.001) end
+      engine:drain()
       while next(server.exchanges) do server.loop:sleep(0.001) end
-      idle = sys.seconds()
       server.loop:stop()
     end)
     assert(server:run())
     while not c.is_done() do os.execute("sleep 0.02") end
     c.output()
-    return idle - left
+    os.remove(go)
+    return engine.stats.batches - at_leaving
   end
 
   it("frees the engine when a client leaves, and keeps what was read", function()
     server = served.model(model, { ctx = 4096 })
     local long = user(("The cat sat on the mat. "):rep(300))
-    for _, body in ipairs {
-      { messages = user "Tell me a story.", ignore_eos = true },
-      { messages = user "Tell me a story.", ignore_eos = true, stream = true },
-      { messages = long, stream = true },
+    local function generates(engine) return engine.stats.generated_tokens >= 3 end
+    local function reads(engine)
+      local ticket = engine.active[1]
+      return ticket and ticket.evaluated >= 64
+    end
+    for _, case in ipairs {
+      { { messages = user "Tell me a story.", ignore_eos = true }, generates },
+      { { messages = user "Tell me a story.", ignore_eos = true, stream = true }, generates },
+      { { messages = long, stream = true }, reads },
     } do
-      local seconds = seconds_to_idle(body, 0.3)
-      assert(seconds < 0.2, seconds .. " s")
+      server.engine.stats.generated_tokens = 0
+      assert.is_true(batches_after_leaving(table.unpack(case)) <= 1)
       assert.same({}, server.exchanges)
     end
     local again = ask { messages = long, max_tokens = 1 }
