@@ -44,19 +44,25 @@ function Events:data(value)
   write(self, "data: " .. text .. "\n\n")
 end
 
+---An event that says its name, which its value has as `type`.
+---@param value { type: string }
+function Events:event(value)
+  write(self, ("event: %s\ndata: %s\n\n"):format(value.type, json.encode(value, COMPACT)))
+end
+
 ---Keeps clients waiting that give up on silence. Some count comments as life and some only data
 ---(qwen-code), so these take turns.
 ---@param seconds number of silence that is allowed
----@param empty fun(): any  a value that says nothing new
+---@param send_empty fun() sends what says nothing new
 ---@return number seconds until this should be called again
-function Events:beat(seconds, empty)
+function Events:beat(seconds, send_empty)
   local rest = self.written + seconds - sys.seconds()
   if rest > 0.001 then return rest end
   self.beats = self.beats + 1
   if self.beats % 2 == 1 then
     write(self, ": waiting\n\n")
   else
-    self:data(empty())
+    send_empty()
   end
   return seconds
 end

@@ -24,6 +24,11 @@ function Fields:refuse(name, what)
   refusal.raise(400, ("%s: %s"):format(place, what), { param = place })
 end
 
+---Answers 400 for what this server cannot make a model keep to.
+function Fields:refuse_constraint(name, what)
+  self:refuse(name, what .. " needs constrained decoding, which this server does not have yet")
+end
+
 ---@return any value nil when it is absent or null
 function Fields:get(name)
   local value = self.body[name]
@@ -44,6 +49,29 @@ Fields.boolean = reader("true or false", function(v) return type(v) == "boolean"
 Fields.number = reader("a number", function(v) return type(v) == "number" and v == v end)
 Fields.array = reader("a list", json.is_array)
 Fields.object = reader("an object", json.is_object)
+
+---A list of at most so many.
+---@param max integer
+---@return table?
+function Fields:list(name, max)
+  local list = self:array(name)
+  if list and #list > max then self:refuse(name, ("at most %d are possible"):format(max)) end
+  return list
+end
+
+---A list of objects, each as fields of its own.
+---@param max integer?
+---@return moonlet.server.Fields[]?
+function Fields:objects(name, max)
+  local list = self:list(name, max or math.maxinteger)
+  local objects = list and {}
+  for i, given in ipairs(list or {}) do
+    local place = ("%s[%d]"):format(name, i - 1)
+    if not json.is_object(given) then self:refuse(place, "an object expected") end
+    objects[i] = fields.of(given, ("%s%s."):format(self.path, place))
+  end
+  return objects
+end
 
 ---An integer, also one that is spelled 1.0.
 ---@param name string

@@ -270,6 +270,29 @@ function Run:cancel()
   self.changed:notify()
 end
 
+---The failure of a choice, as a refusal.
+---@param part table of kind "end"
+---@param is_closing boolean
+function generation.raise_failure(part, is_closing)
+  if is_closing then refusal.raise(503, "the server is shutting down") end
+  refusal.raise(500, part.message)
+end
+
+---An id that no other reply has.
+---@param prefix string
+---@return string
+function generation.new_id(prefix)
+  return ("%s%016x%08x"):format(prefix, math.random(0), math.random(0, 0xFFFFFFFF))
+end
+
+---What a client calls the model; one is served whatever its name.
+---@param f moonlet.server.Fields
+---@param server moonlet.Server
+---@return string
+function generation.model_name(f, server)
+  return f:string("model") or server.name
+end
+
 ---@class moonlet.server.Usage
 ---@field prompt integer
 ---@field cached integer

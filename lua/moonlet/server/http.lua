@@ -18,6 +18,8 @@ local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing
 ---@field path string decoded, without the query
 ---@field rest string? what stands for the "*" of the route
 ---@field on_gone fun()? called when the client has left
+---@field end_stream fun(body: table, r: moonlet.server.Refusal)? ends a stream that fails, where a
+---  dialect has its own way
 ---@field status integer? of the reply, once there is one
 local Exchange = {}
 Exchange.__index = Exchange
@@ -40,13 +42,14 @@ end
 ---@param r moonlet.server.Refusal
 function Exchange:refuse(r)
   local body = (self.route and self.route.error_body or http.openai_error)(r)
-  if self.stream then
+  if not self.stream then return self:reply(r.status, body, r.fields) end
+  if self.end_stream then
+    self.end_stream(body, r)
+  else
     self.stream:data(body)
     self.stream:data("[DONE]")
-    self.stream:finish()
-  else
-    self:reply(r.status, body, r.fields)
   end
+  self.stream:finish()
 end
 
 -- ---- replies -----------------------------------------------------------------------------------
@@ -193,8 +196,8 @@ local function preflight(self)
 end
 
 local function handle(self)
-  check_site(self)
   self.route, self.rest = find_route(self.server.routes, self.path)
+  check_site(self)
   if not self.route then refusal.raise(404, "there is no " .. self.path) end
   if self.method == "OPTIONS" then return preflight(self) end
   check_key(self)

@@ -19,21 +19,6 @@ function openai.usage(usage)
     "completion_tokens_details" })
 end
 
----An id that no other reply has.
----@param prefix string
----@return string
-function openai.new_id(prefix)
-  return ("%s-%016x%08x"):format(prefix, math.random(0), math.random(0, 0xFFFFFFFF))
-end
-
----What a client calls the model; one is served whatever its name.
----@param f moonlet.server.Fields
----@param server moonlet.Server
----@return string
-function openai.model_name(f, server)
-  return f:string("model") or server.name
-end
-
 ---stream and stream_options.
 ---@param f moonlet.server.Fields
 ---@return boolean stream, boolean include_usage, boolean continuous
@@ -44,20 +29,6 @@ function openai.stream_options(f)
   if not stream then f:refuse("stream_options", "only with stream") end
   local o = fields.of(given, "stream_options.")
   return stream, o:boolean("include_usage") or false, o:boolean("continuous_usage_stats") or false
-end
-
----The prompt of a conversation. What its template refuses is the fault of the request; where it
----lies is left out.
----@param server moonlet.Server
----@param messages table
----@param variables table
----@return moonlet.Prompt
-function openai.conversation(server, messages, variables)
-  local prompt, message, code = server.prompts:make(messages, variables)
-  if not prompt and message:sub(1, #server.model.dir + 1) == server.model.dir .. "/" then
-    message = message:sub(#server.model.dir + 2)
-  end
-  return (refusal.check(prompt, message, code))
 end
 
 -- One prompt: a text, or token ids.
@@ -86,13 +57,6 @@ function openai.prompts(f, name, server)
   local list = {}
   for i, one in ipairs(given) do list[i] = read_prompt(f, name, one, server.model) end
   return list
-end
-
----The failure of a choice, as a refusal.
----@param part table of kind "end"
-function openai.raise_failure(part, is_closing)
-  if is_closing then refusal.raise(503, "the server is shutting down") end
-  refusal.raise(500, part.message)
 end
 
 ---@param tokenizer moonlet.Tokenizer

@@ -2,6 +2,7 @@
 ---
 --- A reply is a sequence of deltas; a reply that is not streamed is the same deltas put together.
 
+local conversation = require "moonlet.server.conversation"
 local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
@@ -16,31 +17,16 @@ local FINGERPRINT <const> = "moonlet-" .. version
 
 -- ---- reading a request -------------------------------------------------------------------------
 
-local EFFORTS <const> = { none = false, minimal = true, low = true, medium = true, high = true,
-  xhigh = true, max = true }
 -- What the server says to a template itself.
 local RESERVED <const> = { messages = true, tools = true, add_generation_prompt = true }
-
-local function check_count(f, name, max)
-  local list = f:array(name)
-  if list and #list > max then f:refuse(name, ("at most %d are possible"):format(max)) end
-  return list
-end
 
 ---Variables of the template. What is said directly comes before what an effort implies.
 ---@param f moonlet.server.Fields
 ---@param server moonlet.Server
 ---@return table
 function chat.template_variables(f, server)
-  local variables = {}
-  for name, value in pairs(server.template_variables) do variables[name] = value end
-  local effort = f:string("reasoning_effort")
-  if effort then
-    if EFFORTS[effort] == nil then
-      f:refuse("reasoning_effort", "none, minimal, low, medium, high, xhigh or max expected")
-    end
-    variables.reasoning_effort, variables.enable_thinking = effort, EFFORTS[effort]
-  end
+  local variables = conversation.variables(server)
+  conversation.read_effort(f, "reasoning_effort", variables)
   for _, name in ipairs { "enable_thinking", "preserve_thinking" } do
     local value = f:boolean(name)
     if value ~= nil then variables[name] = value end
@@ -48,12 +34,8 @@ function chat.template_variables(f, server)
   for name, value in pairs(f:object("chat_template_kwargs") or {}) do
     if not RESERVED[name] and value ~= json.null then variables[name] = value end
   end
-  variables.tools = check_count(f, "tools", server.limits.tools)
+  variables.tools = f:list("tools", server.limits.tools)
   return variables
-end
-
-local function refuse_constraint(f, name, what)
-  f:refuse(name, what .. " needs constrained decoding, which this server does not have yet")
 end
 
 local function names_tool(tools, name)
@@ -75,7 +57,7 @@ local function read_tool_choice(f, tools)
     if choice == "auto" then return true end
     f:refuse("tool_choice", "only with tools")
   end
-  if choice == "required" then refuse_constraint(f, "tool_choice", "'required'") end
+  if choice == "required" then f:refuse_constraint("tool_choice", "'required'") end
   local named = json.is_object(choice) and json.is_object(choice["function"])
     and choice["function"].name
   if type(named) ~= "string" then
@@ -84,7 +66,7 @@ local function read_tool_choice(f, tools)
   if not names_tool(tools, named) then
     f:refuse("tool_choice", ("there is no tool '%s'"):format(named))
   end
-  return refuse_constraint(f, "tool_choice", "a named tool")
+  return f:refuse_constraint("tool_choice", "a named tool")
 end
 
 local function read_format(f)
@@ -96,7 +78,7 @@ local function read_format(f)
   if given.type ~= "json_object" and given.type ~= "json_schema" then
     f:refuse("response_format", "type text, json_object or json_schema expected")
   end
-  refuse_constraint(f, "response_format", given.type)
+  f:refuse_constraint("response_format", given.type)
 end
 
 local function read_logprobs(f)
@@ -107,7 +89,7 @@ end
 
 -- Fields that change what is generated in ways that are not offered.
 local function refuse_unserved(f)
-  if f:get("structured_outputs") then refuse_constraint(f, "structured_outputs", "this") end
+  if f:get("structured_outputs") then f:refuse_constraint("structured_outputs", "this") end
   if f:boolean("continue_final_message") then
     f:refuse("continue_final_message", "a turn cannot be continued")
   end
@@ -124,13 +106,13 @@ end
 local function read(exchange)
   local server = exchange.server
   local f = fields.of(exchange:body())
-  local messages = check_count(f, "messages", server.limits.messages)
+  local messages = f:list("messages", server.limits.messages)
   if not messages then f:refuse("messages", "a list expected") end
   local variables = chat.template_variables(f, server)
   local calls = read_tool_choice(f, variables.tools)
   read_format(f)
   refuse_unserved(f)
-  local r = { f = f, model = openai.model_name(f, server) }
+  local r = { f = f, model = generation.model_name(f, server) }
   r.stream, r.include_usage, r.continuous = openai.stream_options(f)
   r.include_reasoning = f:boolean("include_reasoning") ~= false
   r.token_ids = f:boolean("return_token_ids") or false
@@ -142,10 +124,8 @@ local function read(exchange)
     thinking_budget = f:integer("thinking_token_budget", 0),
     hide_reasoning = not r.include_reasoning,
   }
-  wanted.prompt = openai.conversation(server, messages, variables)
-  wanted.reading = { tools = wanted.prompt.tools, reasoning = wanted.prompt.reasoning,
-    calls = calls, parallel = f:boolean("parallel_tool_calls") ~= false,
-    stream_arguments = server.stream_arguments }
+  conversation.fill(wanted, server, messages, variables,
+    { calls = calls, parallel = f:boolean("parallel_tool_calls") ~= false })
   r.wanted = wanted
   return r
 end
@@ -282,7 +262,7 @@ local function reply_whole(exchange, run, r)
   if exchange:is_over() then return end
   for _, choice in ipairs(run.choices) do
     if choice.ended.reason == "error" then
-      openai.raise_failure(choice.ended, exchange.server.is_closing)
+      generation.raise_failure(choice.ended, exchange.server.is_closing)
     end
   end
   exchange:reply(200, json.object({ id = r.id, object = "chat.completion", created = r.created,
@@ -335,11 +315,11 @@ local function reply_stream(exchange, run, r)
     end
   end, function()
     return stream:beat(exchange.server.heartbeat, function()
-      return choice_chunk(r, 0, { content = "" }, json.null)
+      stream:data(choice_chunk(r, 0, { content = "" }, json.null))
     end)
   end)
   if exchange:is_over() then return end
-  if failure then openai.raise_failure(failure, exchange.server.is_closing) end
+  if failure then generation.raise_failure(failure, exchange.server.is_closing) end
   if r.include_usage then
     local last = chunk(r, {})
     last.usage = openai.usage(run:usage())
@@ -352,7 +332,7 @@ end
 ---@param exchange moonlet.server.Exchange
 function chat.post(exchange)
   local r = read(exchange)
-  r.id, r.created = openai.new_id("chatcmpl"), os.time()
+  r.id, r.created = generation.new_id("chatcmpl-"), os.time()
   r.reasoning_field = exchange.server.reasoning_field
   local run = generation.begin(exchange.server, { r.wanted })
   exchange.on_gone = function() run:cancel() end

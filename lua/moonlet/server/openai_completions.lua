@@ -16,7 +16,7 @@ local MAX_LOGPROBS <const> = 20
 local function read(exchange)
   local server = exchange.server
   local f = fields.of(exchange:body())
-  local r = { f = f, model = openai.model_name(f, server), id = openai.new_id("cmpl"),
+  local r = { f = f, model = generation.model_name(f, server), id = generation.new_id("cmpl-"),
     created = os.time(), server = server }
   r.stream, r.include_usage, r.continuous = openai.stream_options(f)
   r.echo = f:boolean("echo") or false
@@ -188,7 +188,7 @@ local function each_piece(exchange, run, r, idle, emit)
     emit(choice.index, piece)
   end, idle)
   if failure and not exchange:is_over() then
-    openai.raise_failure(failure, exchange.server.is_closing)
+    generation.raise_failure(failure, exchange.server.is_closing)
   end
 end
 
@@ -230,7 +230,7 @@ local function reply_stream(exchange, run, r)
   local stream = exchange:events()
   each_piece(exchange, run, r, function()
     return stream:beat(exchange.server.heartbeat, function()
-      return reply_of(r, { choice_of(0, { text = "" }) })
+      stream:data(reply_of(r, { choice_of(0, { text = "" }) }))
     end)
   end, function(index, piece)
     if is_empty(piece) then return end

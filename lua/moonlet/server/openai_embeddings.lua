@@ -43,7 +43,7 @@ function embeddings.post(exchange)
       embedding = encode(cut(values, dimensions), format) }, { "object", "index", "embedding" })
   end
   exchange:reply(200, json.object({ object = "list", data = list,
-    model = openai.model_name(f, server),
+    model = generation.model_name(f, server),
     usage = { prompt_tokens = n_tokens, total_tokens = n_tokens } },
     { "object", "data", "model", "usage" }))
 end

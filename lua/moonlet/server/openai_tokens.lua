@@ -1,5 +1,6 @@
 --- /tokenize and /detokenize, as vLLM has them.
 
+local conversation = require "moonlet.server.conversation"
 local fields = require "moonlet.server.fields"
 local json = require "moonlet.json"
 local openai = require "moonlet.server.openai"
@@ -12,7 +13,7 @@ local tokens = {}
 local function ids_of(f, server)
   local messages = f:array("messages")
   if messages then
-    return openai.conversation(server, messages, openai_chat.template_variables(f, server)).ids
+    return conversation.prompt(server, messages, openai_chat.template_variables(f, server)).ids
   end
   local text = f:string("prompt")
   if not text then f:refuse("prompt", "a text, or messages, expected") end

@@ -1,0 +1,135 @@
+--- What all dialects make of a conversation: messages as OpenAI's chat API has them, variables of
+--- the template, and the prompt with what it takes to read its answer.
+
+local json = require "moonlet.json"
+local refusal = require "moonlet.server.refusal"
+
+local conversation = {}
+
+-- ---- messages ----------------------------------------------------------------------------------
+
+---@class moonlet.server.Conversation
+---@field messages table[]
+local Conversation = {}
+Conversation.__index = Conversation
+
+---@return moonlet.server.Conversation
+function conversation.new()
+  return setmetatable({ messages = json.array {} }, Conversation)
+end
+
+local function add(self, message)
+  self.messages[#self.messages + 1] = message
+  return message
+end
+
+-- An assistant's turn comes in pieces that belong together until somebody else speaks.
+local function turn(self)
+  local last = self.messages[#self.messages]
+  if last and last.role == "assistant" then return last end
+  return add(self, { role = "assistant", content = "" })
+end
+
+---What another than the assistant says.
+---@param role string
+---@param text string
+function Conversation:heard(role, text)
+  add(self, { role = role, content = text })
+end
+
+---@param text string
+function Conversation:said(text)
+  local message = turn(self)
+  message.content = message.content .. text
+end
+
+---@param text string
+function Conversation:thought(text)
+  local message = turn(self)
+  message.reasoning_content = (message.reasoning_content or "") .. text
+end
+
+---@param id string?
+---@param name string
+---@param arguments any an object, or JSON that may be broken
+function Conversation:called(id, name, arguments)
+  local message = turn(self)
+  message.tool_calls = message.tool_calls or json.array {}
+  message.tool_calls[#message.tool_calls + 1] = { id = id, type = "function",
+    ["function"] = { name = name, arguments = arguments } }
+end
+
+---@param id string?
+---@param text string
+function Conversation:answered(id, text)
+  add(self, { role = "tool", tool_call_id = id, content = text })
+end
+
+---A tool as templates take it. What dialects add (cache_control, strict) says nothing to a model,
+---and may change from one request to the next.
+---@param name string
+---@param description string?
+---@param parameters table? JSON schema
+---@return table
+function conversation.tool(name, description, parameters)
+  return json.object({ type = "function", ["function"] = json.object({ name = name,
+    description = description, parameters = parameters },
+    { "name", "description", "parameters" }) }, { "type", "function" })
+end
+
+-- ---- variables ---------------------------------------------------------------------------------
+
+local EFFORTS <const> = { none = false, minimal = true, low = true, medium = true, high = true,
+  xhigh = true, max = true }
+
+---The server's own, to be added to.
+---@param server moonlet.Server
+---@return table
+function conversation.variables(server)
+  local variables = {}
+  for name, value in pairs(server.template_variables) do variables[name] = value end
+  return variables
+end
+
+---An effort of reasoning, and that there is to be any.
+---@param f moonlet.server.Fields
+---@param name string
+---@param variables table
+function conversation.read_effort(f, name, variables)
+  local effort = f:string(name)
+  if not effort then return end
+  if EFFORTS[effort] == nil then
+    f:refuse(name, "none, minimal, low, medium, high, xhigh or max expected")
+  end
+  variables.reasoning_effort, variables.enable_thinking = effort, EFFORTS[effort]
+end
+
+-- ---- prompts -----------------------------------------------------------------------------------
+
+---What a template refuses is the fault of the request; where it lies is left out.
+---@param server moonlet.Server
+---@param messages table
+---@param variables table
+---@return moonlet.Prompt
+function conversation.prompt(server, messages, variables)
+  local prompt, message, code = server.prompts:make(messages, variables)
+  if not prompt and message:sub(1, #server.model.dir + 1) == server.model.dir .. "/" then
+    message = message:sub(#server.model.dir + 2)
+  end
+  return (refusal.check(prompt, message, code))
+end
+
+---Sets the prompt of what is wanted, and how its answer is read.
+---@param wanted moonlet.server.Wanted
+---@param server moonlet.Server
+---@param messages table
+---@param variables table
+---@param reading moonlet.turn.options what the request says of it
+function conversation.fill(wanted, server, messages, variables, reading)
+  local prompt = conversation.prompt(server, messages, variables)
+  reading.tools, reading.reasoning = prompt.tools, prompt.reasoning
+  reading.stream_arguments = server.stream_arguments
+  wanted.prompt, wanted.reading = prompt, reading
+end
+
+return conversation
