@@ -252,6 +252,37 @@ static int stats(lua_State *L)
     return 1;
 }
 
+/* session:profile(true) counts from zero, profile(false) stops;
+ * profile() -> {batches=, tokens=, {op=, calls=, seconds=, bytes=}, ...} */
+static int profile_session(lua_State *L)
+{
+    if (!lua_isnoneornil(L, 2)) {
+        luaL_checktype(L, 2, LUA_TBOOLEAN);
+        ses_profile(check_session(L, 1)->s, lua_toboolean(L, 2));
+        return 0;
+    }
+    profile f = *ses_profiled(check_session(L, 1)->s);
+    lua_createtable(L, PROFILE_N_OPS, 2);
+    lua_pushinteger(L, f.n_batches);
+    lua_setfield(L, -2, "batches");
+    lua_pushinteger(L, f.n_tokens);
+    lua_setfield(L, -2, "tokens");
+    for (int op = 0, n = 0; op < PROFILE_N_OPS; op++) {
+        if (!f.rows[op].calls) continue;
+        lua_createtable(L, 0, 4);
+        lua_pushstring(L, profile_op_name((profile_op)op));
+        lua_setfield(L, -2, "op");
+        lua_pushinteger(L, f.rows[op].calls);
+        lua_setfield(L, -2, "calls");
+        lua_pushnumber(L, f.rows[op].seconds);
+        lua_setfield(L, -2, "seconds");
+        lua_pushinteger(L, f.rows[op].bytes);
+        lua_setfield(L, -2, "bytes");
+        lua_rawseti(L, -2, ++n);
+    }
+    return 1;
+}
+
 /* ---- snapshots ------------------------------------------------------------------------------ */
 
 static int close_snap(lua_State *L)
@@ -351,12 +382,24 @@ static int kv_row(lua_State *L)
 void lsession_open(lua_State *L)
 {
     static const luaL_Reg session_methods[] = {
-        {"close", close_session}, {"eval", eval},     {"final", final},
-        {"ids", push_past_ids},   {"kv_row", kv_row}, {"linear_state", linear_state},
-        {"logits", logits},       {"mtp", mtp},       {"n_ctx", n_ctx},
-        {"n_past", n_past},       {"reset", reset},   {"restore", restore},
-        {"reusable", reusable},   {"score", score},   {"snapshot", snapshot},
-        {"stats", stats},         {NULL, NULL},
+        {"close", close_session},
+        {"eval", eval},
+        {"final", final},
+        {"ids", push_past_ids},
+        {"kv_row", kv_row},
+        {"linear_state", linear_state},
+        {"logits", logits},
+        {"mtp", mtp},
+        {"n_ctx", n_ctx},
+        {"n_past", n_past},
+        {"profile", profile_session},
+        {"reset", reset},
+        {"restore", restore},
+        {"reusable", reusable},
+        {"score", score},
+        {"snapshot", snapshot},
+        {"stats", stats},
+        {NULL, NULL},
     };
     static const luaL_Reg snap_methods[] = {
         {"close", close_snap}, {"n_past", snap_n_past}, {NULL, NULL}};

@@ -128,9 +128,10 @@ void attn_mix(pass *p, const attn_weights *w, int slot, int64_t n)
         {&w->k_proj, p->u, p->k, H, n, w->k_proj.rows},
         {&w->v_proj, p->u, p->v, H, n, w->v_proj.rows},
     };
-    kern_linear_jobs(p->m->pool, p->m->ops, jobs, 3, p->kern_cols, p->kern);
+    pass_linear_jobs(p, PROFILE_QKV_PROJ, jobs, 3);
     pool_for(p->m->pool, n, 8, place_tokens, &l);
     pool_for(p->m->pool, n * c->n_kv_heads, 1, attend, &l);
+    pass_lap(p, PROFILE_ATTEND, p->kv_bytes);
     pass_show(p, TAP_MIXER_OUT, p->heads, n, w->o_proj.cols, NULL);
-    pass_linear(p, &w->o_proj, p->heads, n, p->y);
+    pass_linear(p, PROFILE_O_PROJ, &w->o_proj, p->heads, n, p->y);
 }

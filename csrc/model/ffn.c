@@ -97,11 +97,11 @@ static void dense_mix(pass *p, const mlp_weights *w, int64_t n)
     int64_t H = p->m->config.hidden_size, I = p->m->config.intermediate_size;
     kern_job jobs[] = {{&w->gate_proj, p->u, p->gate, H, n, I},
                        {&w->up_proj, p->u, p->up, H, n, I}};
-    kern_linear_jobs(p->m->pool, p->m->ops, jobs, 2, p->kern_cols, p->kern);
+    pass_linear_jobs(p, PROFILE_GATE_UP, jobs, 2);
     row_loop l = {p, I, 0};
     pool_for(p->m->pool, n, 4, gate_rows, &l);
     pass_show(p, TAP_FFN_DOWN, p->gate, n, I, NULL);
-    pass_linear(p, &w->down_proj, p->gate, n, p->y);
+    pass_linear(p, PROFILE_DOWN, &w->down_proj, p->gate, n, p->y);
 }
 
 static void moe_mix(pass *p, const layer_weights *w, int64_t n)
@@ -112,10 +112,11 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
     kern_job route[] = {{&w->router, p->u, p->router, H, n, c->n_experts},
                         {&w->shared_gate, p->u, p->shared, H, n, 1}};
 
-    kern_linear_jobs(p->m->pool, p->m->ops, route, 2, p->kern_cols, p->kern);
+    pass_linear_jobs(p, PROFILE_ROUTER, route, 2);
     pool_for(p->m->pool, n, 4, choose_loop, p);
     sort_by_expert(p, n);
     pool_for(p->m->pool, n, 4, gather_inputs, p);
+    pass_lap(p, PROFILE_DISPATCH, 0);
 
     pass_show(p, TAP_EXPERT_IN, p->xe, routed, H, p->expert_first);
 
@@ -131,7 +132,7 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
     }
     p->jobs[n_jobs++] = (kern_job){&w->mlp.gate_proj, p->u, shared_gate, H, n, Is};
     p->jobs[n_jobs++] = (kern_job){&w->mlp.up_proj, p->u, shared_up, H, n, Is};
-    kern_linear_jobs(p->m->pool, p->m->ops, p->jobs, n_jobs, p->kern_cols, p->kern);
+    pass_linear_jobs(p, PROFILE_GATE_UP, p->jobs, n_jobs);
 
     row_loop l = {p, I, routed};
     pool_for(p->m->pool, routed, 8, gate_rows, &l);
@@ -148,8 +149,9 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
             &w->experts[e].down_proj, p->gate + first * I, p->down + first * H, I, count, H};
     }
     p->jobs[n_jobs++] = (kern_job){&w->mlp.down_proj, shared_gate, p->down + routed * H, Is, n, H};
-    kern_linear_jobs(p->m->pool, p->m->ops, p->jobs, n_jobs, p->kern_cols, p->kern);
+    pass_linear_jobs(p, PROFILE_DOWN, p->jobs, n_jobs);
     pool_for(p->m->pool, n, 4, combine_outputs, &l);
+    pass_lap(p, PROFILE_COMBINE, 0);
 }
 
 void ffn_mix(pass *p, const layer_weights *w, int64_t n)

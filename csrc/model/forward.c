@@ -68,7 +68,7 @@ void pass_score(pass *p, const float *x, int64_t n, const int32_t *targets, floa
             rows[count++] = i;
         }
         if (count == SES_SCORE_ROWS || (i == n - 1 && count)) {
-            pass_linear(p, &p->m->weights.lm_head, p->y, count, p->scored);
+            pass_linear(p, PROFILE_LM_HEAD, &p->m->weights.lm_head, p->y, count, p->scored);
             pool_for(p->m->pool, count, 1, score_rows, &l);
             count = 0;
         }
@@ -112,11 +112,11 @@ static void read_out(pass *p, ses *s, const wanted *w, int64_t n)
 
     if (final || logits || last || want->nll) pass_norm(p, p->x, m->weights.norm, n, p->u);
     if (final) memcpy(final, p->u, (size_t)(n * H) * sizeof *final);
-    if (logits) pass_linear(p, &m->weights.lm_head, p->u, n, logits);
+    if (logits) pass_linear(p, PROFILE_LM_HEAD, &m->weights.lm_head, p->u, n, logits);
     if (last && logits)
         memcpy(s->logits, logits + (n - 1) * V, (size_t)V * sizeof *logits);
     else if (last)
-        pass_linear(p, &m->weights.lm_head, p->u + (n - 1) * H, 1, s->logits);
+        pass_linear(p, PROFILE_LM_HEAD, &m->weights.lm_head, p->u + (n - 1) * H, 1, s->logits);
     if (want->nll) pass_score(p, p->u, n, want->targets + w->t0, want->nll + w->t0);
 }
 
@@ -133,7 +133,7 @@ static void read_out_parts(pass *p, int64_t n)
         for (int i = 0; i < count; i++)
             memcpy(p->y + i * H, p->u + (spans[i].first + spans[i].n - 1) * H,
                    (size_t)H * sizeof *p->y);
-        pass_linear(p, &m->weights.lm_head, p->y, count, p->scored);
+        pass_linear(p, PROFILE_LM_HEAD, &m->weights.lm_head, p->y, count, p->scored);
         for (int i = 0; i < count; i++)
             memcpy(spans[i].s->logits, p->scored + i * V, (size_t)V * sizeof *p->scored);
     }
@@ -144,6 +144,7 @@ static void embed(pass *p, int64_t row, const int32_t *ids, int64_t n)
     const num_matrix *w = &p->m->weights.embed;
     for (int64_t i = 0; i < n; i++)
         p->m->ops->decode[w->mode](w, ids[i], p->x + (row + i) * w->cols);
+    pass_lap(p, PROFILE_EMBED, n * (num_matrix_bytes(w) / w->rows));
 }
 
 /* The batch's rows through all layers. False if it was cancelled, and then no session has changed.
@@ -154,7 +155,10 @@ static int run_layers(pass *p, int64_t n, const wanted *w, const cancel_flag *ca
     const model_config *c = &m->config;
 
     if (n == p->n_spans) cancel = NULL;
-    for (int i = 0; cancel && i < p->n_spans; i++) ses_save_state(p->spans[i].s);
+    for (int i = 0; cancel && i < p->n_spans; i++) {
+        ses_save_state(p->spans[i].s);
+        pass_lap(p, PROFILE_SAVE, 2 * ses_state_bytes(p->spans[i].s));
+    }
     if (w) take_hidden(p, w, 0, n);
     for (int layer = 0; layer < c->n_layers; layer++) {
         if (cancel_raised(cancel)) {
@@ -184,11 +188,14 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, const wanted *w,
 
     pass_begin(p, &sp, 1);
     embed(p, 0, ids, n);
-    if (!run_layers(p, n, w, cancel)) return 0;
-    read_out(p, s, w, n);
-    append(&sp, ids);
-    if (w->t0 + n == w->total) s->logits_at = s->n_past;
-    return 1;
+    int done = run_layers(p, n, w, cancel);
+    if (done) {
+        read_out(p, s, w, n);
+        append(&sp, ids);
+        if (w->t0 + n == w->total) s->logits_at = s->n_past;
+    }
+    pass_end(p);
+    return done;
 }
 
 static err_code check_ids(const model_config *c, const int32_t *ids, int64_t n, err_info *e)
@@ -259,9 +266,10 @@ err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *c
         spans[i] = (span){parts[i].s, parts[i].s->n_past, n, parts[i].n};
     pass_begin(p, spans, n_parts);
     for (int i = 0; i < n_parts; i++) embed(p, spans[i].first, parts[i].ids, parts[i].n);
-    if (!run_layers(p, n, NULL, cancel))
-        return err_set(e, ERR_CANCELLED, "cancelled a batch of %lld tokens", (long long)n);
-    read_out_parts(p, n);
+    int done = run_layers(p, n, NULL, cancel);
+    if (done) read_out_parts(p, n);
+    pass_end(p);
+    if (!done) return err_set(e, ERR_CANCELLED, "cancelled a batch of %lld tokens", (long long)n);
     for (int i = 0; i < n_parts; i++) {
         append(&spans[i], parts[i].ids);
         parts[i].s->logits_at = parts[i].s->n_past;
@@ -288,11 +296,12 @@ static void run_mtp(ses *s, int64_t pos, const float *final, const int32_t *next
         m->ops->rms_norm(final + i * H, w->norm_hidden, H, c->rms_eps, in + H);
     }
     pass_begin(p, &sp, 1);
-    pass_linear(p, &w->fc, p->mtp_in, n, p->x);
+    pass_linear(p, PROFILE_MTP_FC, &w->fc, p->mtp_in, n, p->x);
     pass_layer(p, &w->layer, c->n_layers, 1, kv_mtp_slot(m), n);
     pass_norm(p, p->x, w->norm, n, p->u);
     if (hidden) memcpy(hidden, p->u, (size_t)(n * H) * sizeof *hidden);
-    if (logits) pass_linear(p, &m->weights.lm_head, p->u, n, logits);
+    if (logits) pass_linear(p, PROFILE_LM_HEAD, &m->weights.lm_head, p->u, n, logits);
+    pass_end(p);
 }
 
 err_code ses_mtp(ses *s, int64_t first, const float *final, const int32_t *next_ids, int64_t n,

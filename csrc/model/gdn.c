@@ -108,7 +108,7 @@ static void keep_rows(const gdn_loop *l)
 void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
 {
     const model_config *c = &p->m->config;
-    int64_t Nk = c->lin_k_heads, Nv = c->lin_v_heads, C = config_conv_width(c);
+    int64_t Nk = c->lin_k_heads, Nv = c->lin_v_heads, C = config_conv_width(c), f = sizeof(float);
     gdn_loop l = {p, w, slot};
 
     kern_job jobs[] = {
@@ -117,10 +117,12 @@ void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
         {&w->in_proj_b, p->u, p->b, c->hidden_size, n, Nv},
         {&w->in_proj_a, p->u, p->a, c->hidden_size, n, Nv},
     };
-    kern_linear_jobs(p->m->pool, p->m->ops, jobs, 4, p->kern_cols, p->kern);
+    pass_linear_jobs(p, PROFILE_IN_PROJ, jobs, 4);
     pool_for(p->m->pool, 2 * Nk + Nv, 4, prepare_heads, &l);
     keep_rows(&l);
+    pass_lap(p, PROFILE_CONV, 2 * p->n_spans * (c->conv_kernel - 1) * C * f);
     pool_for(p->m->pool, p->n_spans * Nv, 1, run_heads, &l);
+    pass_lap(p, PROFILE_DELTA, 2 * p->n_spans * Nv * c->lin_v_dim * c->lin_k_dim * f);
     pass_show(p, TAP_MIXER_OUT, p->z, n, w->out_proj.cols, NULL);
-    pass_linear(p, &w->out_proj, p->z, n, p->y);
+    pass_linear(p, PROFILE_OUT_PROJ, &w->out_proj, p->z, n, p->y);
 }

@@ -135,6 +135,7 @@ static void run_rows(layers *r, int64_t layer, int64_t row, int64_t pos, int64_t
         memcpy(p->x, x, n_bytes);
         pass_layer(p, &m->weights.layers[layer], (int)layer, c->is_full[layer], 0, n);
         memcpy(x, p->x, n_bytes);
+        pass_end(p);
     } else {
         p->layer = c->n_layers;
         pass_norm(p, x, m->weights.norm, n, x);

@@ -19,6 +19,7 @@
 #include "io/st.h"
 #include "kern/kern.h"
 #include "model/config.h"
+#include "model/profile.h"
 #include "model/weights.h"
 
 typedef enum kv_codec { KV_F32, KV_F16, KV_N_CODECS } kv_codec;
@@ -127,6 +128,11 @@ ses_snap *ses_snapshot(const ses *s, err_info *e);
 err_code ses_restore(ses *s, const ses_snap *snap, err_info *e);
 void ses_snap_close(ses_snap *snap);
 int64_t ses_snap_n_past(const ses_snap *snap);
+
+/* Counts from zero what later evaluations of the session do, or stops counting. A batch of several
+ * sessions counts as a whole, for the first of them that is profiled. */
+void ses_profile(ses *s, int on);
+const profile *ses_profiled(const ses *s); /* counted so far; stays after the end */
 
 /* Raw state for specs: the recurrent state [v_heads][v_dim][k_dim], the convolution rows
  * [conv_kernel-1][conv_width] (oldest first) of a linear layer, key and value rows

@@ -126,12 +126,27 @@ void pass_close(pass *p)
     mem_free(p);
 }
 
+/* The first of the batch's sessions that is profiled counts it. */
+static void begin_profile(pass *p)
+{
+    int64_t n = 0;
+    for (int i = 0; i < p->n_spans; i++) {
+        ses *s = p->spans[i].s;
+        if (!p->profile && s->is_profiled) p->profile = &s->profile;
+        n += p->spans[i].n;
+    }
+    if (p->profile) profile_begin(p->profile, n);
+}
+
 int64_t pass_begin(pass *p, const span *spans, int n_spans)
 {
     int64_t n = 0;
     p->spans = spans;
     p->n_spans = n_spans;
+    begin_profile(p);
+    p->kv_bytes = 0;
     for (int i = 0; i < n_spans; i++) {
+        p->kv_bytes += 2 * kv_row_bytes(p->m, spans[i].s->codec) * (spans[i].pos + spans[i].n);
         kv_own(spans[i].s, spans[i].pos, spans[i].n);
         for (int64_t j = 0; j < spans[i].n; j++, n++) {
             p->row_span[n] = &spans[i];
@@ -141,9 +156,24 @@ int64_t pass_begin(pass *p, const span *spans, int n_spans)
     return n;
 }
 
-void pass_linear(pass *p, const num_matrix *w, const float *x, int64_t n, float *y)
+void pass_end(pass *p)
 {
-    kern_linear(p->m->pool, p->m->ops, w, x, w->cols, n, y, w->rows, p->kern);
+    pass_lap(p, PROFILE_OTHER, 0);
+    p->profile = NULL;
+}
+
+void pass_linear(pass *p, profile_op op, const num_matrix *w, const float *x, int64_t n, float *y)
+{
+    kern_job job = {.w = w, .x = x, .y = y, .ldx = w->cols, .n_x = n, .ldy = w->rows};
+    pass_linear_jobs(p, op, &job, 1);
+}
+
+void pass_linear_jobs(pass *p, profile_op op, const kern_job *jobs, int64_t n_jobs)
+{
+    int64_t bytes = 0;
+    kern_linear_jobs(p->m->pool, p->m->ops, jobs, n_jobs, p->kern_cols, p->kern);
+    for (int64_t i = 0; p->profile && i < n_jobs; i++) bytes += num_matrix_bytes(jobs[i].w);
+    pass_lap(p, op, bytes);
 }
 
 typedef struct norm_loop {
@@ -166,4 +196,5 @@ void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *o
 {
     norm_loop l = {p, x, weight, out};
     pool_for(p->m->pool, n, 8, norm_rows, &l);
+    pass_lap(p, PROFILE_NORM, 0);
 }

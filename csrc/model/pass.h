@@ -59,6 +59,8 @@ struct pass {
     int64_t n_scores;      /* positions: the longest context the model takes, padded */
     int64_t kern_cols;     /* widest matrix */
     const tap *tap;        /* NULL: nobody looks */
+    profile *profile;      /* of the batch; NULL: nobody counts */
+    int64_t kv_bytes;      /* cached keys and values that the batch reads in one layer */
     int layer;             /* being computed, for the tap */
     void *arena;           /* everything but pages, one allocation */
 };
@@ -83,6 +85,8 @@ struct ses {
     float *logits; /* [V] after logits_at tokens */
     int64_t logits_at;
     float *saved; /* S and conv before a batch that may be cancelled; pages */
+    int is_profiled;
+    profile profile;
 };
 
 /* A session whose layers all share slot 0: its state and cache serve one layer after the other. */
@@ -111,8 +115,9 @@ const float *kv_head_rows(const ses *s, int slot, kv_which which, int64_t pos, i
                           float *tmp, int64_t *ld);
 
 /* Begins a batch of these spans, whose rows follow one another from 0: positions, and pages that
- * can be written. The spans stay the caller's and must last for the batch. Returns the rows. */
+ * can be written. The spans stay the caller's and must last until pass_end. Returns the rows. */
 int64_t pass_begin(pass *p, const span *spans, int n_spans);
+void pass_end(pass *p);
 
 /* x += mixer(norm(x)), x += FFN(norm(x)) for the n rows of the batch. */
 void pass_layer(pass *p, const layer_weights *w, int layer, int is_full, int slot, int64_t n);
@@ -130,9 +135,17 @@ void ffn_mix(pass *p, const layer_weights *w, int64_t n);
 void rope_prepare(pass *p, int64_t i, int64_t pos);
 
 /* y = W x for n rows of the batch. */
-void pass_linear(pass *p, const num_matrix *w, const float *x, int64_t n, float *y);
+void pass_linear(pass *p, profile_op op, const num_matrix *w, const float *x, int64_t n, float *y);
+/* Several products at once. */
+void pass_linear_jobs(pass *p, profile_op op, const kern_job *jobs, int64_t n_jobs);
 /* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
 void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *out);
+
+/* `op` has ended and moved so many bytes. */
+static inline void pass_lap(pass *p, profile_op op, int64_t bytes)
+{
+    if (p->profile) profile_lap(p->profile, op, bytes);
+}
 
 static inline void pass_show(const pass *p, tap_site site, const float *x, int64_t n, int64_t cols,
                              const int32_t *first)

@@ -154,6 +154,17 @@ void ses_kv_row(const ses *s, int layer, int64_t pos, float *key, float *value)
     }
 }
 
+void ses_profile(ses *s, int on)
+{
+    if (on) s->profile = (profile){0};
+    s->is_profiled = on;
+}
+
+const profile *ses_profiled(const ses *s)
+{
+    return &s->profile;
+}
+
 /* ---- rewinding ------------------------------------------------------------------------------ */
 
 void ses_drop_pages(ses *s)

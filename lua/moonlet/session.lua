@@ -125,6 +125,15 @@ function Session:fork()
   return other
 end
 
+---Where time goes. profile(true) counts from zero, profile(false) stops, profile() answers.
+---@param on? boolean
+---@return table? profile batches, tokens, and a list of { op, calls, seconds, bytes }
+function Session:profile(on)
+  if on == nil then return self.core:profile() end
+  if type(on) ~= "boolean" then options.misuse("true or false expected, got " .. type(on)) end
+  self.core:profile(on)
+end
+
 ---@return table stats codec, kv_bytes and state_bytes in use, n_past, n_ctx
 function Session:stats()
   return self.core:stats()
