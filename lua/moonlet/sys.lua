@@ -6,6 +6,7 @@ local sys = {
   interrupted = core.interrupted,
   isatty = core.isatty,
   same_secret = core.same_secret,
+  sha256 = core.sha256,
   seconds = core.seconds,
   wait_input = core.wait_input,
 }

@@ -29,6 +29,30 @@ describe("server", function()
     assert.equal(moonlet._VERSION, client.ask(server, "GET", "/version").json.version)
   end)
 
+  it("has a page that runs its own script and style and loads nothing else", function()
+    server = served.replay({ "x" }, { api_keys = { "k" } })
+    local reply = client.ask(server, "GET", "/")
+    assert.equal(200, reply.status)
+    assert.equal("text/html; charset=utf-8", reply.fields["content-type"])
+    local policy = reply.fields["content-security-policy"]
+    assert.matches("^default%-src 'none';", policy)
+    assert.is_nil(policy:find("unsafe", 1, true))
+    for _, element in ipairs { "script", "style" } do
+      local text = reply.body:match("<" .. element .. ">(.-)</" .. element .. ">")
+      local path = os.tmpname()
+      local file = assert(io.open(path, "wb"))
+      file:write(text)
+      file:close()
+      local pipe = assert(io.popen(([[bash -c 'printf "$(sha256sum %s | cut -c-64 | ]]
+        .. [[sed "s/../\\\\x&/g")" | base64']]):format(path)))
+      assert.equal(pipe:read("l"), policy:match(element .. "%-src 'sha256%-([^']+)'"))
+      pipe:close()
+      os.remove(path)
+    end
+    assert.is_nil(reply.body:find("https?://[^w]")) -- http://www.w3.org names SVG
+    assert.is_nil(reply.body:find("innerHTML", 1, true))
+  end)
+
   it("answers what it does not have in OpenAI's shape", function()
     server = served.replay({ "x" }, { limits = { body_bytes = 1000 } })
     local rows = {

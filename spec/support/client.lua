@@ -1,7 +1,9 @@
 -- A raw HTTP client: bash's /dev/tcp in a process of its own, so that every byte on the wire is
 -- known and the server can run in this one.
 
+local conforms = require "spec.support.conforms"
 local json = require "moonlet.json"
+local openapi = require "moonlet.server.openapi"
 
 local client = {}
 
@@ -128,6 +130,16 @@ function client.send(server, method, path, body, fields)
     client.bytes(method, path, body, fields))
 end
 
+-- Every reply is as the server describes itself.
+local function checked(server, method, path, reply)
+  local document = openapi.document(server.limits, server.has_keys())
+  local ok, why = conforms.reply(document, method, path, reply, client.events)
+  if not ok then
+    error(("%s %s: %s\n%s"):format(method, path, why, reply.body), 0)
+  end
+  return reply
+end
+
 -- Sends requests { method, path, body, fields }, all at once, and takes the replies apart.
 function client.all(server, requests)
   local script, path = {}, os.tmpname()
@@ -141,8 +153,8 @@ function client.all(server, requests)
   client.wait(server, { c })
   c.output()
   local replies = {}
-  for i in ipairs(requests) do
-    replies[i] = client.parse(read_file(path .. ".out" .. i))
+  for i, r in ipairs(requests) do
+    replies[i] = checked(server, r[1], r[2], client.parse(read_file(path .. ".out" .. i)))
     os.remove(path .. ".in" .. i)
     os.remove(path .. ".out" .. i)
   end
@@ -150,10 +162,10 @@ function client.all(server, requests)
   return replies
 end
 
-function client.ask(server, ...)
-  local c = client.send(server, ...)
+function client.ask(server, method, path, ...)
+  local c = client.send(server, method, path, ...)
   client.wait(server, { c })
-  return client.parse(c.output())
+  return checked(server, method, path, client.parse(c.output()))
 end
 
 return client

@@ -15,7 +15,9 @@ local openai_chat = require "moonlet.server.openai_chat"
 local openai_completions = require "moonlet.server.openai_completions"
 local openai_embeddings = require "moonlet.server.openai_embeddings"
 local openai_tokens = require "moonlet.server.openai_tokens"
+local openapi = require "moonlet.server.openapi"
 local options = require "moonlet.options"
+local page = require "moonlet.server.page"
 local prompt = require "moonlet.prompt"
 local replay = require "moonlet.server.replay"
 local sched = require "moonlet.sched"
@@ -67,6 +69,8 @@ Server.__index = Server
 -- ---- routes ------------------------------------------------------------------------------------
 
 local ROUTES <const> = {
+  ["/"] = { GET = page.get, open = true },
+  ["/openapi.json"] = { GET = openapi.get, open = true },
   ["/v1/chat/completions"] = { POST = openai_chat.post },
   ["/v1/completions"] = { POST = openai_completions.post },
   ["/v1/embeddings"] = { POST = openai_embeddings.post },

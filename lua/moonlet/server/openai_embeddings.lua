@@ -29,7 +29,7 @@ function embeddings.post(exchange)
   if format ~= "float" and format ~= "base64" then
     f:refuse("encoding_format", "float or base64 expected")
   end
-  local dimensions = f:integer("dimensions", 1)
+  local dimensions, model_name = f:integer("dimensions", 1), generation.model_name(f, server)
   local list, n_tokens = json.array {}, 0
   for _, input in ipairs(inputs) do generation.check_room(server, input.ids) end
   for i, input in ipairs(inputs) do
@@ -43,7 +43,7 @@ function embeddings.post(exchange)
       embedding = encode(cut(values, dimensions), format) }, { "object", "index", "embedding" })
   end
   exchange:reply(200, json.object({ object = "list", data = list,
-    model = generation.model_name(f, server),
+    model = model_name,
     usage = { prompt_tokens = n_tokens, total_tokens = n_tokens } },
     { "object", "data", "model", "usage" }))
 end
