@@ -4,8 +4,8 @@
 --   lua5.4 bench/quantize.lua DIR OUT recipe=uniform mode=mxfp4 threads=2
 --
 -- Options are those of moonlet.quantize. The rate is that of the weights as BF16, whatever the
--- source holds. Memory is what the process allocated ("own" in bench/model.lua) at its most, looked
--- at after every tensor; mapped files come and go. OUT stays, for you to look at and remove.
+-- source holds. Memory is what the process allocated at its most, looked at after every tensor;
+-- mapped files come and go. OUT stays, for you to look at and remove.
 local core = require "moonlet.core"
 local moonlet = require "moonlet"
 
@@ -20,17 +20,10 @@ if not (options.out and options.recipe) then
   os.exit(2)
 end
 
-local function own_bytes()
-  local file = assert(io.open("/proc/self/status"))
-  local status = file:read("a")
-  file:close()
-  return tonumber(status:match("RssAnon:%s*(%d+)")) * 1024
-end
-
 local peak, bytes = 0, 0
 function options.on_progress(done, _, _, stage)
   if not stage then bytes = done end
-  peak = math.max(peak, own_bytes())
+  peak = math.max(peak, moonlet.bench.memory().own)
 end
 
 local start, cpu = core.seconds(), os.clock()

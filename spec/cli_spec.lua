@@ -90,6 +90,11 @@ describe("misuse exits with 2", function()
     { "render --messages D/hi.json --set x", 2, "NAME=VALUE expected" },
     { "forward --ids 1,x --out D/f", 2, "'x' is not a token id" },
     { "forward --ids 1 --out D/f --want nosuch", 2, "'nosuch' is none of" },
+    { "bench --depth 0,x", 2, "'%-%-depth': tokens as 0,4096 expected, got '0,x'" },
+    { "bench --depth ''", 2, "'%-%-depth'" },
+    { "bench --prompt 0 --gen 0", 2, "%-%-prompt and %-%-gen are both 0" },
+    { "bench --rounds 0", 2, "'%-%-rounds': 1 or more" },
+    { "bench --probe fast", 2, "'%-%-probe': a size" },
     { "forward --ids 1 --out D/f --want ''", 2, "%-%-want: names nothing" },
     { "generate", 2, "give one of %-p, %-%-chat and %-%-file" },
     { "generate -p a --chat b", 2, "give one of %-p, %-%-chat and %-%-file" },
@@ -171,6 +176,8 @@ describe("a failure of the work exits with 1", function()
     { "render --messages D/latin1.json", 1, "latin1%.json: byte 30: invalid UTF%-8" },
     { "render --messages D/late.json", 1, "The system message must come first" },
     { "render --messages D/hi.json --tools D/number.json", 1, "a JSON array of tools" },
+    { "bench --depth 99999999", 1, "context of 100000511 tokens: this model takes" },
+    { "bench /nosuch", 1, "/nosuch/config.json" },
     { "forward --ids '' --out D/f", 1, "no tokens to evaluate" },
     { "forward --ids 1,999999 --out D/f", 1, "999999 at position 1" },
     { "forward --ids 1 --out /nosuch/f", 1, "/nosuch/f" },
@@ -328,7 +335,7 @@ describe("success exits with 0", function()
   end
 
   for _, command in ipairs { "inspect", "plan", "quantize", "tokenize", "render", "forward",
-    "generate", "chat", "eval", "eval kld", "eval ppl", "eval report" } do
+    "generate", "chat", "bench", "eval", "eval kld", "eval ppl", "eval report" } do
     it(command .. " --help", function()
       assert.matches("^Usage: moonlet " .. command .. " ", succeeds(command .. " --help"))
       assert.matches("\n   " .. command:match("%w+"), succeeds("--help"))
@@ -337,6 +344,31 @@ describe("success exits with 0", function()
 
   it("quantize --help shows both places", function()
     assert.matches("quantize %[DIR%] OUT %-%-recipe", succeeds "quantize --help")
+  end)
+
+  it("bench, as text and as JSON", function()
+    local few = "bench --prompt 4 --gen 2 --depth 3,0 --rounds 1 --probe 4M --threads 2 "
+    local text = succeeds(few .. "--profile")
+    local rows = { "prefill", "0", "decode", "0", "prefill", "3", "decode", "3" }
+    local seen, tables = {}, 0
+    for kind, depth in text:gmatch("\n(%l+) +(%d+) +%d+ ") do
+      seen[#seen + 1], seen[#seen + 2] = kind, depth
+    end
+    assert.same(rows, seen)
+    for _ in text:gmatch("\nlm_head ") do tables = tables + 1 end
+    assert.equal(4, tables)
+    local report = assert(json.decode(succeeds(few .. "--json")))
+    for i, row in ipairs(report.rows) do
+      assert.same({ rows[2 * i - 1], rows[2 * i] }, { row.kind, tostring(row.depth) })
+      assert.is_true(row.tokens_per_second > 0 and row.bytes_per_token > 0)
+      assert.is_number(row.bandwidth_share)
+    end
+    assert.equal(2, report.threads)
+    assert.is_true(report.bandwidth_bytes_per_second > 0 and report.open_seconds > 0)
+  end)
+
+  it("bench of a model without a tokenizer", function()
+    succeeds "bench spec/golden/models/dense-text/hf --prompt 2 --gen 1 --rounds 1 --probe 4M"
   end)
 
   it("--version", function() assert.matches("^moonlet %d", succeeds "--version") end)

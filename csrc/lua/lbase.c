@@ -1,6 +1,7 @@
-/* moonlet.core: a window on the base room, for specs. */
+/* moonlet.core: a window on the base room, for specs and measurements. */
 #include "lua/lml.h"
 
+#include "base/bandwidth.h"
 #include "base/pool.h"
 
 typedef struct count {
@@ -36,8 +37,35 @@ static int pool_counts(lua_State *L)
     return 1;
 }
 
+/* core.bandwidth(threads, {bytes=, passes=}) -> bytes per second of each pass, a list */
+static int measure_bandwidth(lua_State *L)
+{
+    static const char *const keys[] = {"bytes", "passes", NULL};
+    enum { MAX_PASSES = 100 };
+    double speeds[MAX_PASSES];
+    lua_Integer threads = luaL_checkinteger(L, 1);
+    lml_check_keys(L, 2, keys);
+    lua_Integer n_bytes = lml_opt_int(L, 2, "bytes", 1 << 30);
+    lua_Integer n_passes = lml_opt_int(L, 2, "passes", 5);
+    luaL_argcheck(L, threads >= 1 && threads <= POOL_MAX_THREADS, 1, "out of range");
+    luaL_argcheck(L, n_passes >= 1 && n_passes <= MAX_PASSES, 2, "passes: out of range");
+    err_info e;
+    pool *p = pool_open((int)threads, &e);
+    if (!p) return lml_fail(L, &e);
+    err_code code = bandwidth_measure(p, n_bytes, (int)n_passes, speeds, &e);
+    pool_close(p);
+    if (code) return lml_fail(L, &e);
+    lua_createtable(L, (int)n_passes, 0);
+    for (int i = 0; i < (int)n_passes; i++) {
+        lua_pushnumber(L, speeds[i]);
+        lua_rawseti(L, -2, i + 1);
+    }
+    return 1;
+}
+
 void lml_open_base(lua_State *L)
 {
-    static const luaL_Reg functions[] = {{"pool_counts", pool_counts}, {NULL, NULL}};
+    static const luaL_Reg functions[] = {
+        {"bandwidth", measure_bandwidth}, {"pool_counts", pool_counts}, {NULL, NULL}};
     luaL_setfuncs(L, functions, 0);
 }

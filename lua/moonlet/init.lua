@@ -26,6 +26,7 @@ end
 
 -- The rest is loaded when first used: a script that only plans needs no engine.
 local parts = {
+  bench = "moonlet.bench",
   budget = "moonlet.eval.budget",
   eval = "moonlet.eval",
   imatrix = "moonlet.imatrix",
