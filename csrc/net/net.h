@@ -6,7 +6,8 @@
  * Sizes, waiting times and the number of connections are bounded: headers and bodies beyond their
  * limits are refused while they arrive, a client that takes too long to send a request or to read
  * its reply is dropped, and beyond the limit of connections nobody is accepted until one ends.
- * Malformed HTTP is answered by libevent itself (400, or the connection is closed). */
+ * Malformed HTTP is answered by libevent itself (400, or the connection is closed); so is what two
+ * programs could read differently: several lengths, hosts or origins, names that are no tokens. */
 #ifndef NET_NET_H
 #define NET_NET_H
 

@@ -1,6 +1,9 @@
 /* request: one request and its reply. */
 #include "net/net_impl.h"
 
+#include <event2/http_struct.h>
+#include <event2/keyvalq_struct.h>
+#include <event2/util.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
@@ -55,10 +58,59 @@ static void on_leaving(evutil_socket_t fd, short what, void *arg)
     evhttp_connection_free(evcon);
 }
 
+/* ---- what proxies could read in another way (RFC 9112, 3.2, 5.1, 6.3) -------------------------
+ */
+
+static int is_token(const char *name)
+{
+    static const char *const others = "!#$%&'*+-.^_`|~";
+    if (!*name) return 0;
+    for (const char *c = name; *c; c++) {
+        int is_alphanumeric =
+            (*c >= '0' && *c <= '9') || (*c >= 'a' && *c <= 'z') || (*c >= 'A' && *c <= 'Z');
+        if (!is_alphanumeric && !strchr(others, *c)) return 0;
+    }
+    return 1;
+}
+
+static int is_number(const char *text)
+{
+    size_t n = strspn(text, "0123456789");
+    return n > 0 && n + strspn(text + n, " \t") == strlen(text);
+}
+
+/* Fields that are read here or by what stands in front of this server, and of which there may be
+ * one: with several, or a body whose length two rules give, each might go by another one. */
+static int is_unambiguous(struct evhttp_request *req)
+{
+    static const char *const single[] = {"Host",   "Content-Length", "Transfer-Encoding",
+                                         "Origin", "Authorization",  "Content-Type"};
+    enum { HOST, LENGTH, ENCODING, N_SINGLE = sizeof single / sizeof *single };
+    int seen[N_SINGLE] = {0};
+    const struct evkeyvalq *fields = evhttp_request_get_input_headers(req);
+    for (const struct evkeyval *f = fields->tqh_first; f; f = f->next.tqe_next) {
+        if (!is_token(f->key)) return 0;
+        for (int i = 0; i < N_SINGLE; i++)
+            if (evutil_ascii_strcasecmp(f->key, single[i]) == 0 && seen[i]++) return 0;
+        if (evutil_ascii_strcasecmp(f->key, "Content-Length") == 0 && !is_number(f->value))
+            return 0;
+        if (evutil_ascii_strcasecmp(f->key, "Transfer-Encoding") == 0 &&
+            evutil_ascii_strcasecmp(f->value, "chunked") != 0)
+            return 0;
+    }
+    if (seen[LENGTH] && seen[ENCODING]) return 0;
+    return seen[HOST] || req->minor == 0;
+}
+
 void net_on_request(struct evhttp_request *req, void *arg)
 {
     net *n = arg;
     struct evhttp_connection *evcon = evhttp_request_get_connection(req);
+    if (req->minor > 1) req->minor = 1; /* the version that is answered with */
+    if (!is_unambiguous(req)) {
+        evhttp_send_error(req, 400, NULL); /* and the connection is closed */
+        return;
+    }
     net_request *r = mem_array(1, sizeof *r, NULL);
     if (!r) {
         evhttp_send_error(req, 503, "Out of memory");

@@ -118,6 +118,56 @@ describe("net", function()
     assert.matches("hi$", out)
   end)
 
+  it("refuses what a proxy in front of it could read differently, and closes", function()
+    open()
+    local function post(fields, body)
+      return ("printf 'POST / HTTP/1.1\\r\\n%s\\r\\n%s' >&3;"):format(fields, body) .. READ_ALL
+    end
+    local hidden <const> = "GET /hidden HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n"
+    local host <const> = "Host: x\\r\\n"
+    for _, script in ipairs {
+      post(host .. "Content-Length: 0\\r\\nContent-Length: 33\\r\\n", hidden),
+      post(host .. "Content-Length: 33\\r\\nContent-Length: 33\\r\\n", hidden),
+      post(host .. "Content-Length: +5\\r\\n", "hello"),
+      post(host .. "Content-Length: 5, 5\\r\\n", "hello"),
+      post(host .. "Content-Length : 33\\r\\n", hidden),
+      post(host .. "Transfer-Encoding: chunked\\r\\nContent-Length: 6\\r\\n",
+        "0\\r\\n\\r\\n" .. hidden),
+      post(host .. "Transfer-Encoding: chunked\\r\\nTransfer-Encoding: identity\\r\\n",
+        "0\\r\\n\\r\\n" .. hidden),
+      post(host .. "Transfer-Encoding: identity, chunked\\r\\n", "0\\r\\n\\r\\n" .. hidden),
+      post(host .. "Transfer-Encoding: xchunked\\r\\nContent-Length: 0\\r\\n", hidden),
+      post("Content-Length: 0\\r\\n", hidden),
+      post(host .. "Host: y\\r\\nContent-Length: 0\\r\\n", hidden),
+      post(host .. "Origin: http://a\\r\\nOrigin: http://b\\r\\nContent-Length: 0\\r\\n", hidden),
+      post(host .. "Transfer-Encoding: chunked\\r\\n", "-5\\r\\nhello\\r\\n0\\r\\n\\r\\n" .. hidden),
+    } do
+      local out, seen = serve(script)
+      assert.same({}, seen, script)
+      local _, n = out:gsub("HTTP/1.1 4%d%d ", "")
+      assert.is_true(n <= 1, out) -- what is refused at its head may lose the answer
+      assert.is_nil(out:find("HTTP/1.1 [^4]"))
+    end
+    assert.equal(0, net:n_connections())
+  end)
+
+  it("answers requests that come at once one after the other, whatever their minor version",
+  function()
+    open()
+    local targets = {}
+    local out = serve([[printf 'GET /1 HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc]]
+      .. [[HEAD /2 HTTP/1.1\r\nHost: x\r\n\r\nGET /3 HTTP/1.7\r\nHost: x\r\n]]
+      .. [[Connection: close\r\n\r\n' >&3; cat <&3]], function(kind, r)
+        if kind ~= "request" then return end
+        targets[#targets + 1] = r:target()
+        r:reply(200, {}, r:method() == "HEAD" and "" or "ok")
+      end)
+    assert.same({ "/1", "/2", "/3" }, targets)
+    local _, n = out:gsub("HTTP/1.1 200 OK\r\n", "")
+    assert.equal(3, n)
+    assert.matches("\r\n\r\nok$", out)
+  end)
+
   it("refuses headers, bodies and methods beyond its limits", function()
     open { header_bytes = 1000, body_bytes = 1000 }
     for _, script in ipairs {
