@@ -19,8 +19,14 @@ struct json_doc {
 json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth,
                      err_info *e)
 {
+    return json_parse_some(text, n_bytes, name, max_depth, SIZE_MAX, e);
+}
+
+json_doc *json_parse_some(const char *text, size_t n_bytes, const char *name, int max_depth,
+                          size_t max_values, err_info *e)
+{
     json_facts facts;
-    if (json_check(text, n_bytes, name, max_depth, &facts, e)) return NULL;
+    if (json_check(text, n_bytes, name, max_depth, max_values, &facts, e)) return NULL;
     if (facts.longest_leaf > INT32_MAX) {
         err_set(e, ERR_LIMIT, "%s: a string of %zu bytes, more than 2 GiB", name,
                 facts.longest_leaf);

@@ -21,6 +21,10 @@ typedef struct json_object json_value; /* json-c's own object; NULL is JSON null
  * not end in NUL and is not kept. NULL on failure. */
 json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth,
                      err_info *e);
+/* The same of text that may not be trusted: at most `max_values` values (ERR_LIMIT), as each takes
+ * a thousand times the bytes it is written in. */
+json_doc *json_parse_some(const char *text, size_t n_bytes, const char *name, int max_depth,
+                          size_t max_values, err_info *e);
 json_doc *json_read_file(const char *path, err_info *e);
 void json_close(json_doc *doc);
 json_value *json_root(const json_doc *doc);

@@ -179,13 +179,17 @@ static err_code check_next(scanner *s, const char *closers, int *depth)
 }
 
 /* One value with everything inside it; an explicit stack, so that nesting costs one byte. */
-static err_code check_value(scanner *s, int max_depth)
+static err_code check_value(scanner *s, int max_depth, size_t max_values)
 {
     char closers[JSON_MAX_DEPTH];
     int depth = 0;
+    size_t n_values = 0;
     do {
         err_code code;
         if (s->p == s->end) return fail_here(s, "");
+        if (n_values++ == max_values)
+            return err_set(s->e, ERR_LIMIT, "%s: byte %zu: more than %zu values", s->name,
+                           (size_t)(s->p - s->begin), max_values);
         if (*s->p == '{' || *s->p == '[') {
             if (depth == max_depth)
                 return err_set(s->e, ERR_LIMIT, "%s: byte %zu: nested deeper than %d levels",
@@ -209,7 +213,7 @@ static err_code check_value(scanner *s, int max_depth)
 }
 
 err_code json_check(const char *text, size_t n_bytes, const char *name, int max_depth,
-                    json_facts *facts, err_info *e)
+                    size_t max_values, json_facts *facts, err_info *e)
 {
     const uint8_t *begin = (const uint8_t *)text;
     scanner s = {begin, begin, begin + n_bytes, name, e, facts};
@@ -219,7 +223,7 @@ err_code json_check(const char *text, size_t n_bytes, const char *name, int max_
                        max_depth, JSON_MAX_DEPTH);
     skip_space(&s);
     facts->begin = (size_t)(s.p - begin);
-    err_code code = check_value(&s, max_depth);
+    err_code code = check_value(&s, max_depth, max_values);
     if (code) return code;
     skip_space(&s);
     return s.p < s.end ? fail(&s, s.p, "text behind the JSON value") : ERR_NONE;

@@ -19,7 +19,7 @@ typedef struct json_facts {
 } json_facts;
 
 err_code json_check(const char *text, size_t n_bytes, const char *name, int max_depth,
-                    json_facts *facts, err_info *e);
+                    size_t max_values, json_facts *facts, err_info *e);
 
 /* The value of \uXXXX at p, -1 if it is not there. */
 int json_escape_value(const uint8_t *p, const uint8_t *end);

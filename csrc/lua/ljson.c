@@ -8,7 +8,7 @@
 #define DOC "moonlet.json_doc"
 
 /* Stack slots of json_decode's arguments. */
-enum { TEXT = 1, NAME, DEPTH, ARRAY_META, OBJECT_META, ORDERS };
+enum { TEXT = 1, NAME, DEPTH, VALUES, ARRAY_META, OBJECT_META, ORDERS };
 
 /* The document is a userdata while tables are built from it: Lua may run out of memory there. */
 static int doc_gc(lua_State *L)
@@ -82,7 +82,7 @@ static void push_value(lua_State *L, const json_value *v)
     }
 }
 
-/* json_decode(text, name, max_depth, array_meta, object_meta, orders) -> value
+/* json_decode(text, name, max_depth, max_values, array_meta, object_meta, orders) -> value
  *
  * Every array gets array_meta; every object gets object_meta and orders[object] = {key, ...}. null
  * is the light userdata core.json_null. */
@@ -91,13 +91,15 @@ static int json_decode(lua_State *L)
     size_t n;
     err_info e = {0};
     const char *text = luaL_checklstring(L, TEXT, &n), *name = luaL_checkstring(L, NAME);
-    lua_Integer depth = luaL_checkinteger(L, DEPTH);
+    lua_Integer depth = luaL_checkinteger(L, DEPTH), values = luaL_checkinteger(L, VALUES);
+    luaL_argcheck(L, values > 0, VALUES, "a positive number expected");
     for (int i = ARRAY_META; i <= ORDERS; i++) luaL_checktype(L, i, LUA_TTABLE);
     lua_settop(L, ORDERS);
     json_doc **d = lua_newuserdatauv(L, sizeof *d, 0);
     *d = NULL;
     luaL_setmetatable(L, DOC);
-    *d = json_parse(text, n, name, depth < 0 || depth > INT32_MAX ? 0 : (int)depth, &e);
+    *d = json_parse_some(text, n, name, depth < 0 || depth > INT32_MAX ? 0 : (int)depth,
+                         (size_t)values, &e);
     if (!*d) return lml_fail(L, &e);
     push_value(L, json_root(*d));
     json_close(*d);

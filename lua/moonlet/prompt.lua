@@ -93,13 +93,7 @@ end
 local function mask(strings, map, text)
   if not text:find("<", 1, true) then return text end
   for _, s in ipairs(strings) do
-    local from = 1
-    while true do
-      local first, last = text:find(s, from, true)
-      if not first then break end
-      text = text:sub(1, first - 1) .. map[s] .. text:sub(last + 1)
-      from = first + #map[s]
-    end
+    text = text:gsub(s:gsub("%p", "%%%0"), map[s])
   end
   return text
 end

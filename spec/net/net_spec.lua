@@ -140,7 +140,8 @@ describe("net", function()
       post("Content-Length: 0\\r\\n", hidden),
       post(host .. "Host: y\\r\\nContent-Length: 0\\r\\n", hidden),
       post(host .. "Origin: http://a\\r\\nOrigin: http://b\\r\\nContent-Length: 0\\r\\n", hidden),
-      post(host .. "Transfer-Encoding: chunked\\r\\n", "-5\\r\\nhello\\r\\n0\\r\\n\\r\\n" .. hidden),
+      post(host .. "Transfer-Encoding: chunked\\r\\n",
+        "-5\\r\\nhello\\r\\n0\\r\\n\\r\\n" .. hidden),
     } do
       local out, seen = serve(script)
       assert.same({}, seen, script)

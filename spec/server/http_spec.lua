@@ -54,14 +54,14 @@ describe("server", function()
   end)
 
   it("answers what it does not have in OpenAI's shape", function()
-    server = served.replay({ "x" }, { limits = { body_bytes = 1000 } })
+    server = served.replay({ "x" }, { limits = { body_bytes = 2 << 20 } })
     local rows = {
       { 404, "not_found_error", "GET", "/v1/nothing" },
       { 404, "not_found_error", "GET", "/v1/models/" .. ("x"):rep(50) },
       { 405, "invalid_request_error", "GET", "/v1/chat/completions" },
       { 405, "invalid_request_error", "POST", "/v1/models", {} },
       { 405, "invalid_request_error", "DELETE", "/v1/models" },
-      { 413, "invalid_request_error", "POST", "/v1/chat/completions", { a = ("x"):rep(1000) } },
+      { 413, "invalid_request_error", "POST", "/v1/chat/completions", { a = ("x"):rep(2 << 20) } },
       { 415, "invalid_request_error", "POST", "/v1/chat/completions", "a=b",
         { ["Content-Type"] = "application/x-www-form-urlencoded" } },
       { 400, "invalid_request_error", "POST", "/v1/chat/completions", '{"messages": [' },
@@ -70,6 +70,8 @@ describe("server", function()
       { 400, "invalid_request_error", "POST", "/v1/chat/completions", '{"a":"\xff"}' },
       { 400, "invalid_request_error", "POST", "/v1/chat/completions",
         '{"a":' .. ("["):rep(200) .. ("]"):rep(200) .. "}" },
+      { 400, "invalid_request_error", "POST", "/v1/chat/completions",
+        '{"a": [' .. ("1,"):rep(1 << 19) .. "1]}" },
     }
     for _, row in ipairs(rows) do
       local reply = client.ask(server, table.unpack(row, 3))

@@ -10,6 +10,8 @@ local sys = require "moonlet.sys"
 local http = {}
 
 local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing sent
+-- Of JSON: twice the ids of the longest prompt. Each takes up to a kilobyte while it is worked on.
+local MAX_VALUES <const> = 1 << 19
 
 ---@class moonlet.server.Exchange
 ---@field server moonlet.Server
@@ -102,7 +104,8 @@ function Exchange:body()
     refusal.raise(413, ("the body has %d bytes, more than %d"):format(#text,
       self.server.limits.body_bytes))
   end
-  local body, message = json.decode(text, { name = "body", max_depth = MAX_DEPTH })
+  local body, message = json.decode(text, { name = "body", max_depth = MAX_DEPTH,
+    max_values = MAX_VALUES })
   if body == nil then refusal.raise(400, message) end
   if not json.is_object(body) then refusal.raise(400, "body: an object expected") end
   return body
