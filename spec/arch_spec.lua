@@ -29,7 +29,14 @@ local LIBRARIES = {
 }
 
 -- Lua modules that orchestrate: they may not reach into the C module
-local ORCHESTRATION = { "eval", "cli", "server" }
+local ORCHESTRATION = { "^eval$", "^eval/", "^cli/", "^server/", "^quantize$" }
+
+local function orchestrates(module)
+  for _, pattern in ipairs(ORCHESTRATION) do
+    if module:find(pattern) then return true end
+  end
+  return false
+end
 
 local function list(command)
   local pipe <close> = assert(io.popen(command))
@@ -86,15 +93,14 @@ describe("source", function()
     local bad = {}
     for _, path in ipairs(lua_files) do
       local module = path:match("^lua/moonlet/(.+)%.lua$")
-      local head = module and module:match("^[^/]+")
       each_line(path, function(line, n)
         local target = line:match('require%s*%(?%s*["\']([%w_.]+)["\']')
         local wrong = target and (
           path:match("^recipes/")
-          or contains(ORCHESTRATION, head) and target == "moonlet.core"
+          or module and orchestrates(module) and target == "moonlet.core"
           or path:match("^examples/") and target == "moonlet.core"
-          or module and not contains(ORCHESTRATION, head) and head ~= "init"
-            and contains(ORCHESTRATION, target:match("^moonlet%.(%w+)")))
+          or module and not orchestrates(module) and module ~= "init"
+            and orchestrates((target:gsub("^moonlet%.", ""):gsub("%.", "/"))))
         if wrong then bad[#bad + 1] = ("%s:%d requires %s"):format(path, n, target) end
       end)
     end

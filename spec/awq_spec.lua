@@ -2,37 +2,21 @@
 -- every group far from 1, gives the same logits. Which scales are best is measured elsewhere.
 
 local awq = require "moonlet.awq"
+local calibration = require "spec.support.calibration"
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
 local golden = require "spec.support.golden"
 local hf = require "moonlet.hf"
 local imatrix = require "moonlet.imatrix"
+local json = require "moonlet.json"
 local mlx = require "moonlet.mlx"
 local names = require "moonlet.gguf_names"
-local numbers = require "spec.support.numbers"
 local plan = require "moonlet.plan"
 local quantize = require "moonlet.quantize"
 local shards = require "moonlet.shards"
 local source = require "moonlet.source"
 
 local MODELS = "spec/golden/models/"
-
--- An imatrix in which inputs of every matrix differ by a factor of up to 400.
-local function loud_imatrix(inventory, path)
-  local entries, rng = {}, numbers.rng(7)
-  for _, t in ipairs(inventory.source.tensors) do
-    if t.part == "text" and t.matrix and t.layer then
-      local n_mat = #t.shape == 3 and t.shape[1] or 1
-      local sums, counts = {}, {}
-      for i = 1, n_mat * t.cols do sums[i] = 10 * math.exp(6 * rng.uniform() - 3) end
-      for i = 1, n_mat do counts[i] = 10 end
-      entries[#entries + 1] = { name = t.name, n_in = t.cols, n_mat = n_mat,
-        sums2 = numbers.pack(sums), counts = numbers.pack(counts) }
-    end
-  end
-  assert(imatrix.write(path, entries, { numbers = inventory.numbers }))
-  return assert(imatrix.read(path, inventory.numbers))
-end
 
 -- A bit of everything: quantized in several formats, and readers that stay.
 local function mixed(t)
@@ -92,7 +76,7 @@ local function folded(dir, o, fn, edit)
   if form.adapt then form.adapt(inventory.source) end
   source.by_expert(inventory.source.tensors)
   local decided = decide_all(inventory.source.tensors)
-  local read <close> = loud_imatrix(inventory, out .. "/imatrix.gguf")
+  local read <close> = calibration.loud_imatrix(inventory, out .. "/imatrix.gguf")
   local writer <close> = assert(core.quant_open(dir, 1))
   local results = assert(awq.fold { how = o.how, numbers = inventory.numbers, decided = decided,
     zero_centred = inventory.source.zero_centred, imatrix = read, writer = writer, form = form })
@@ -176,7 +160,7 @@ describe("awq", function()
   local function quantizing(dir, fn)
     local place, n = checkpoint.directory(), 0
     local inventory = assert(plan.inventory(dir))
-    loud_imatrix(inventory, place .. "/imatrix.gguf"):close()
+    calibration.loud_imatrix(inventory, place .. "/imatrix.gguf"):close()
     fn(function(o)
       n = n + 1
       o.source, o.out, o.recipe = dir, place .. "/" .. n, o.recipe or mixed
@@ -304,6 +288,20 @@ describe("awq", function()
       assert.error_matches(function()
         quantize { source = MOE, out = "/tmp/never", recipe = mixed, awq = "search" }
       end, "option 'awq': search needs an imatrix")
+    end)
+
+    it("is left out, with a note, where only the recipe asks for it", function()
+      local scope <close> = checkpoint.scope()
+      local rule = scope.path .. "/rule.lua"
+      checkpoint.spit(rule, [[return function(_, kit)
+        local decide, base = kit.recipe "uniform"
+        return decide, base, { awq = "search" }
+      end]])
+      local p = assert(quantize { source = MOE, out = scope.path .. "/out", recipe = rule })
+      assert.same({ "the recipe's awq = search is left out: it needs an imatrix" },
+        { table.unpack(p.notes) })
+      local said = assert(json.read(scope.path .. "/out/moonlet.json"))
+      assert.equal("off", said.settings.awq)
     end)
   end)
 end)

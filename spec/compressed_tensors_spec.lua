@@ -186,6 +186,31 @@ describe("compressed-tensors output", function()
     end)
   end)
 
+  it("leaves in BF16 what the stock library could not unpack, and says so", function()
+    local function narrow(bits)
+      return function(t) -- 1 row and 4
+        local class = t.class == "shared_gate" or t.class == "in_proj_a"
+        return class and { mode = "affine", bits = bits, group = 32 } or { keep = "bf16" }
+      end
+    end
+    for bits, mode in pairs { [4] = "bf16", [5] = "affine" } do
+      as_ct(WRAPPED, narrow(bits), function(out, p)
+        local modules = written.modules(out)
+        assert.equal(mode, modules["layers.0.mlp.shared_expert_gate"].mode)
+        assert.equal(mode, modules["layers.0.linear_attn.in_proj_a"].mode)
+        assert.same({ bits == 4 and "compressed-tensors 0.20 cannot unpack the zero points of a "
+          .. "4-bit matrix of at most 8 rows: 7 matrices are written in BF16" or nil },
+          { table.unpack(p.notes) })
+        local total = 0
+        for _, t in pairs(written.tensors(out)) do total = total + #t.data end
+        assert.equal(total, p.total_bytes)
+      end)
+    end
+    written.quantized({ source = WRAPPED, recipe = narrow(4) }, function(out) -- MLX has no trouble
+      assert.equal("affine", written.modules(out)["layers.0.mlp.shared_expert_gate"].mode)
+    end)
+  end)
+
   it("gives the same bytes on any number of threads, in any shards", function()
     local o = { source = WRAPPED, recipe = rules.every_format, format = "compressed-tensors",
       threads = 1 }

@@ -545,6 +545,18 @@ describe("quantize", function()
     assert.equal("range", code)
   end)
 
+  it("says when a choice of scales concerns no matrix", function()
+    local function notes(o)
+      o.source, o.fit = MOE .. "hf", "qstream"
+      local scope <close> = checkpoint.scope()
+      o.out = scope.path .. "/out"
+      return { table.unpack(assert(quantize(o)).notes) }
+    end
+    assert.same({ "fit qstream changes nothing: no matrix is encoded in mxfp4" },
+      notes { recipe = "uniform" })
+    assert.same({}, notes { recipe = "unsloth", bits = 4, mxfp = true })
+  end)
+
   it("checks everything and writes nothing in a dry run", function()
     local o = { source = MOE .. "hf", recipe = "unsloth", bits = 4 }
     local plan_written

@@ -76,11 +76,13 @@ describe("recipe", function()
         ['{ mode = "mxfp4", fit = "best of three" }'] = "%(mxfp4%): unknown fit best of three; "
           .. "there are: minmax mse imatrix qstream best",
         ['{ mode = "mxfp8", fit = "qstream" }'] = "qstream chooses among exponents of mxfp4",
-        ['{ mode = "nvfp4", gptq = 1 }'] = "gptq must be true or false, got number",
-        ['{ mode = "affine" }'] = "affine has no nil%-bit form",
+        ['{ mode = "nvfp4", gptq = 1 }'] = "gptq: boolean expected, got number",
+        ['{ mode = "affine" }'] = "%(affine%): bits are missing",
         ['{ mode = "affine", bits = 7, group = 32 }'] =
           "%[512, 256%]: %(affine, 7 bits, group 32%): affine has no 7%-bit form",
-        ['{ mode = "affine", bits = "4" }'] = "affine has no 4%-bit form",
+        ['{ mode = "affine", bits = "4" }'] = "bits: number expected, got string",
+        ['{ mode = {}, bits = 4 }'] = "mode: string expected, got table",
+        ['{ mode = "affine", bits = 0/0 }'] = "affine has no %-?nan%-bit form",
         ['{ mode = "mxfp4", group = 64 }'] = "mxfp4 has no group of 64",
         ['{ mode = "mxfp4", bits = 8 }'] = "mxfp4 has no 8%-bit form",
         ['{ mode = "q4_k", bits = 4 }'] = "unknown mode q4_k",

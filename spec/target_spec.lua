@@ -1,3 +1,5 @@
+local calibration = require "spec.support.calibration"
+local checkpoint = require "spec.support.checkpoint"
 local moonlet = require "moonlet"
 local plan = require "moonlet.plan"
 local recipe = require "moonlet.recipe"
@@ -6,6 +8,7 @@ local target = require "moonlet.target"
 local DEMO <const> = "examples/demo-model"
 local MOE <const> = "spec/golden/configs/qwen3.6-35b-a3b.json"
 local DENSE <const> = "spec/golden/configs/qwen3.6-27b.json"
+local TINY <const> = "spec/golden/models/moe-wrapped/hf"
 
 describe("target.parse", function()
   it("reads sizes as people write them", function()
@@ -121,6 +124,76 @@ describe("budget", function()
     assert.not_same(by_experience.options.choice, solved.options.choice)
   end)
 
+  it("goes by the errors of this checkpoint where an imatrix is given", function()
+    local scope <close> = checkpoint.scope()
+    local path = scope.path .. "/imatrix.gguf"
+    calibration.loud_imatrix(assert(plan.inventory(TINY)), path):close()
+    local seen = {}
+    local function solve(o)
+      o.source, o.target = TINY, "5bpw"
+      return assert(moonlet.budget.solve(o))
+    end
+    local measured = solve { imatrix = path, threads = 1, on_progress = function(done, total, what)
+      seen[#seen + 1] = ("%d %d %s"):format(done, total, what)
+    end }
+    assert.equal(("%d %d errors"):format(#seen, #seen), seen[#seen])
+    assert.is_true(#seen > 40)
+    assert.same(measured.options, solve({ imatrix = { path }, threads = 3 }).options)
+    assert.not_same(measured.options, solve({}).options)
+
+    local stopped = { moonlet.budget.solve { source = TINY, target = "5bpw", imatrix = path,
+      on_progress = function() return false end } }
+    assert.same({ nil, "stopped", "cancelled" }, { stopped[1], stopped[2], stopped[3] })
+    local got, message = moonlet.budget.solve { source = MOE, target = "5bpw", imatrix = path }
+    assert.is_nil(got)
+    assert.matches("no weights in it to measure", message)
+  end)
+
+  -- Of the sizes at which the two allocations differ most.
+  it("is not worse by measured errors than by those of normal weights #slow", function()
+    local scope <close> = checkpoint.scope()
+    local place, dialogues = scope.path, DEMO .. "/eval.jsonl"
+    assert(moonlet.imatrix { model = DEMO, chat = dialogues, dialogues = { 151, 300 },
+      out = place .. "/i.gguf" })
+    local reference <close> = assert(moonlet.open(DEMO, { precision = "exact" }))
+    local function divergence(size, calibrated)
+      local out = ("%s/%s-%s"):format(place, size, calibrated)
+      local solved = assert(moonlet.budget.solve { source = DEMO, target = size, mtp = "drop",
+        imatrix = calibrated and place .. "/i.gguf" or nil })
+      assert(moonlet.quantize { source = DEMO, out = out, recipe = "budget",
+        recipe_options = solved.options, imatrix = place .. "/i.gguf" })
+      local model <close> = assert(moonlet.open(out, { precision = "exact" }))
+      return assert(moonlet.eval.kld(model, { reference = reference, chat = dialogues,
+        dialogues = { 1, 100 } })).mean
+    end
+    local product = 1
+    for _, size in ipairs { "3bpw", "4.5bpw", "5.5bpw" } do
+      product = product * divergence(size, true) / divergence(size, false)
+    end
+    assert.is_true(product < 1, "ratio of divergences, three sizes: " .. product)
+  end)
+
+  -- What a class does in 4 bits is known by experience or measured: errors, in whatever unit, only
+  -- share it out among its matrices and among formats.
+  it("expects of a class in 4 bits what is known of it, whatever its errors are", function()
+    local scope <close> = checkpoint.scope()
+    local path = scope.path .. "/imatrix.gguf"
+    calibration.loud_imatrix(assert(plan.inventory(TINY)), path):close()
+    local kit, known = recipe.kit(), 0
+    for _, t in ipairs(assert(plan.inventory(TINY)).source.tensors) do
+      if t.matrix then
+        known = known + kit.damage(t, { mode = "affine", bits = 4, group = 64 })
+      end
+    end
+    local four = assert(plan("uniform", TINY, { bits = 4, group = 64 }))
+    for _, o in ipairs { {}, { imatrix = path } } do
+      o.source, o.target = TINY, ("%.6fbpw"):format(four.bits_per_weight + 0.2)
+      assert.is_true(assert(moonlet.budget.solve(o)).damage < known)
+      o.target = ("%.6fbpw"):format(four.bits_per_weight - 1)
+      assert.is_true(assert(moonlet.budget.solve(o)).damage > known)
+    end
+  end)
+
   it("refuses what cannot be", function()
     local got, message = moonlet.budget.solve { source = DEMO, target = "1MB" }
     assert.is_nil(got)
@@ -137,5 +210,61 @@ describe("budget", function()
     got, message = plan("budget", DEMO, { choice = { "nonsense" } })
     assert.is_nil(got)
     assert.matches("choice 1: NAME MODE BITS GROUP expected", message)
+  end)
+end)
+
+describe("a target of quantize", function()
+  it("is met by both recipes that have sizes", function()
+    for _, name in ipairs { "moonlet", "budget" } do
+      local scope <close> = checkpoint.scope()
+      local p = assert(moonlet.quantize { source = TINY, out = scope.path .. "/out", recipe = name,
+        target = "400KB", recipe_options = { mtp = "drop" } })
+      assert.is_true(p.total_bytes <= 400000 and p.total_bytes > 380000)
+      assert.equal("drop", p.options.mtp)
+      assert.equal(name == "budget", p.frontier ~= nil)
+      local carried = assert(plan(name, TINY, p.options))
+      assert.equal(p.total_bytes, carried.total_bytes)
+    end
+  end)
+
+  it("measures on the way, and says so", function()
+    local scope <close> = checkpoint.scope()
+    local stages = {}
+    local p = assert(moonlet.quantize { source = DEMO, out = scope.path .. "/out",
+      recipe = "budget", target = "9MiB", sensitivity = "kld", chat = DEMO .. "/eval.jsonl",
+      dialogues = { 1, 1 }, threads = 2, dry_run = true,
+      on_progress = function(_, _, _, stage) stages[stage or "put"] = true end })
+    assert.is_true(p.total_bytes <= 9 * 2 ^ 20 and #p.frontier > 100)
+    assert.same({ kld = true }, stages)
+  end)
+
+  it("that cannot be met ends the run before it begins", function()
+    local function refused(o, pattern)
+      o.source, o.out = TINY, "/tmp/never"
+      local got, message = moonlet.quantize(o)
+      assert.is_nil(got)
+      assert.matches(pattern, message)
+    end
+    refused({ recipe = "budget", target = "1kB" }, "budget cannot be that small")
+    refused({ recipe = "moonlet", target = "1kB" }, "moonlet cannot be that small")
+    refused({ recipe = "uniform", target = "1GB" }, "recipe uniform has no sizes")
+    refused({ recipe = "budget", target = "9 stone" }, "'9 stone' is no size")
+  end)
+
+  it("raises on misuse", function()
+    local function raises(o, pattern)
+      o.source, o.out, o.recipe = TINY, "/tmp/never", o.recipe or "budget"
+      assert.error_matches(function() moonlet.quantize(o) end, pattern)
+    end
+    raises({ sensitivity = "kld" }, "'sensitivity' goes with 'target'")
+    raises({ target = "1MB", sensitivity = "kld" }, "goes with one of chat and file")
+    raises({ target = "1MB", chat = "x" }, "kld goes with one of chat and file")
+    raises({ target = "1MB", by = "class" }, "kld goes with one of chat and file")
+    raises({ target = "1MB", sensitivity = "much" }, "error or kld expected, got 'much'")
+    raises({ target = "1MB", recipe = "moonlet", sensitivity = "kld", chat = "x" },
+      "kld goes with recipe budget")
+    raises({ target = "1MB", recipe_options = { choice = {} } }, "'choice' is what 'target' finds")
+    raises({ target = "1MB", recipe = function() end }, "a function as a recipe has no sizes")
+    raises({ target = 5 }, "'target': string expected, got integer")
   end)
 end)

@@ -116,6 +116,27 @@ local function share_scale(item, module, groups)
   table.insert(groups[key].puts, item.put)
 end
 
+-- Zero points of this many rows and 4 bits are one word for each group, which compressed-tensors
+-- 0.20.0 cannot take apart (pack_quantized/helpers.py, unpack_from_int32: a transposed view whose
+-- last stride is not 1).
+local ROWS_OF_A_WORD = 8
+
+---The decision, or BF16 where the stock library could not read what it makes. Codes that are taken
+---over stay what they are.
+---@param tensor moonlet.Tensor
+---@param decision table
+---@return table decision
+---@return string? note
+function ct.suited(tensor, decision)
+  local rows = #tensor.shape == 3 and tensor.shape[2] or tensor.rows
+  if decision.mode ~= "affine" or decision.bits ~= 4 or decision.exact
+    or rows > ROWS_OF_A_WORD then
+    return decision
+  end
+  return { keep = "bf16" }, "compressed-tensors 0.20 cannot unpack the zero points of a 4-bit "
+    .. "matrix of at most 8 rows"
+end
+
 ---@param decided { tensor: moonlet.Tensor, decision: table }[]
 ---@param source moonlet.Source
 ---@return moonlet.FileSet[] sets

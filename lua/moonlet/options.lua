@@ -16,7 +16,8 @@ function options.misuse(message)
 end
 
 ---@param given table? what the caller passed
----@param known table<string, string> allowed keys and their types ("any" takes everything)
+---@param known table<string, string> allowed keys and their types ("any" takes everything,
+---  "string|table" either)
 ---@return table given the same table, or an empty one
 function options.check(given, known)
   if given == nil then return {} end
@@ -26,13 +27,25 @@ function options.check(given, known)
   for key, value in pairs(given) do
     local want = known[key]
     if not want then options.misuse(("unknown option '%s'"):format(tostring(key))) end
-    local got = math.type(value) or type(value)
-    local fits = want == "any" or got == want or type(value) == want
+    local got, fits = math.type(value) or type(value), want == "any"
+    for kind in want:gmatch("%a+") do fits = fits or kind == got or kind == type(value) end
     if not fits then
-      options.misuse(("option '%s': %s expected, got %s"):format(key, want, got))
+      options.misuse(("option '%s': %s expected, got %s"):format(key, want:gsub("|", " or "), got))
     end
   end
   return given
+end
+
+---Raises if an option is given and is none of the choices.
+---@param given table
+---@param key string
+---@param choices string[]
+function options.choice(given, key, choices)
+  for _, choice in ipairs(choices) do
+    if given[key] == nil or given[key] == choice then return end
+  end
+  options.misuse(("option '%s': %s expected, got '%s'"):format(key, table.concat(choices, " or "),
+    given[key]))
 end
 
 return options

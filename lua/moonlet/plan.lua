@@ -133,13 +133,13 @@ end
 ---Decides on every tensor. `decided` pairs each description with its decision, for the writer.
 ---@param rule moonlet.Recipe
 ---@param tensors moonlet.Tensor[]
----@param bytes_of? fun(tensor: moonlet.Tensor, decision: table): integer  of the form that is
----  written; default: MLX
+---@param form? { bytes: function, suited: function? }  that is written, see moonlet.shards;
+---  default: MLX
 ---@return moonlet.Plan? plan
----@return string|{ tensor: moonlet.Tensor, decision: table }[] decided_or_message
+---@return string|{ tensor: moonlet.Tensor, decision: table, note: string? }[] decided_or_message
 ---@return string? code
-function plan.decide(rule, tensors, bytes_of)
-  bytes_of = bytes_of or recipe.bytes
+function plan.decide(rule, tensors, form)
+  form = form or recipe
   local self = setmetatable({ recipe = rule.name, options = rule.options, parameters = 0,
     total_bytes = 0, part_bytes = {}, tensors = {}, classes = {} }, Plan)
   local decided = {}
@@ -149,9 +149,11 @@ function plan.decide(rule, tensors, bytes_of)
     if desc.unreadable and not decision.drop then
       return nil, desc.unreadable .. "; the recipe may drop it", "unsupported"
     end
-    decided[i] = { tensor = desc, decision = decision }
+    local note
+    if form.suited then decision, note = form.suited(desc, decision) end
+    decided[i] = { tensor = desc, decision = decision, note = note }
     add_row(self, { name = desc.name, shape = desc.shape, class = desc.class, decision = decision,
-      bytes = bytes_of(desc, decision) }, desc)
+      bytes = form.bytes(desc, decision) }, desc)
   end
   local ok, message, code = rule:finish()
   if not ok then return nil, message, code end

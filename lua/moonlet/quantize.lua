@@ -5,10 +5,12 @@
 -- callback's "stop" leaves it to be resumed. Memory is bounded by the threads' blocks of rows,
 -- whatever the size of a tensor.
 
+local budget = require "moonlet.eval.budget"
 local job = require "moonlet.quantize.job"
 local options = require "moonlet.options"
 local partial = require "moonlet.partial"
 local provenance = require "moonlet.provenance"
+local recipe = require "moonlet.recipe"
 local run = require "moonlet.quantize.run"
 local shards = require "moonlet.shards"
 
@@ -23,6 +25,13 @@ local quantize = {}
 ---@field mode string?
 ---@field mxfp boolean?
 ---@field recipe_options table?  further options of the recipe
+---@field target string?      size to keep to, see moonlet.target; with recipes that have sizes
+---@field sensitivity "error"|"kld"|nil  what recipe budget goes by, see moonlet.eval.budget; with
+---  "kld" one of `chat` and `file`, perhaps `dialogues`, and `by`
+---@field by "class"|"tensor"|nil
+---@field chat string?
+---@field file string?
+---@field dialogues integer[]?
 ---@field format "mlx"|"compressed-tensors"|"bf16"|nil  default mlx
 ---@field imatrix string|string[]|nil  what the inputs look like, see moonlet.imatrix
 ---@field fit "minmax"|"mse"|"imatrix"|"qstream"|"best"|nil  how scales are chosen where a decision
@@ -39,40 +48,45 @@ local quantize = {}
 ---@field command string?     recorded in moonlet.json
 ---@field on_progress fun(done: integer, total: integer, tensor: string): boolean?
 ---  before the first and after every tensor, in bytes of the weights as BF16; before that, while
----  scales are looked for, in groups of matrices and with "awq" as a fourth argument; returning
----  false stops
+---  scales are looked for, in groups of matrices and with "awq" as a fourth argument, and while
+---  recipe budget measures, in matrices with "errors" or in tokens with "kld"; returning false
+---  stops, but not the measuring of "kld"
 
-local KNOWN = { source = "string", out = "string", recipe = "any", bits = "integer",
-  group = "integer", mode = "string", mxfp = "boolean", recipe_options = "table",
-  format = "string", threads = "integer", fit = "string", imatrix = "any",
-  awq = "string", hessians = "string", gptq = "boolean", shard_bytes = "integer",
-  flavour = "string", mx_rule = "string", resume = "boolean", dry_run = "boolean",
-  command = "string", on_progress = "function" }
+-- What says how recipe budget measures.
+local MEASURING = { "sensitivity", "by", "chat", "file", "dialogues" }
+
+local KNOWN = { source = "string", out = "string", recipe = "string|function",
+  bits = "integer", group = "integer", mode = "string", mxfp = "boolean",
+  recipe_options = "table", target = "string", sensitivity = "string", by = "string",
+  chat = "string", file = "string", dialogues = "table", format = "string", threads = "integer",
+  fit = "string", imatrix = "string|table", awq = "string", hessians = "string",
+  gptq = "boolean", shard_bytes = "integer", flavour = "string", mx_rule = "string",
+  resume = "boolean", dry_run = "boolean", command = "string", on_progress = "function" }
 
 local DEFAULTS = { format = "mlx", shard_bytes = shards.LIMIT, flavour = "metal",
   mx_rule = "ceil" }
 
-local function check_choice(o, key, choices)
-  for _, choice in ipairs(choices) do
-    if o[key] == nil or o[key] == choice then return end
+local function check_target(o)
+  options.choice(o, "sensitivity", { "error", "kld" })
+  if not o.target then
+    for _, key in ipairs(MEASURING) do
+      if o[key] ~= nil then options.misuse(("option '%s' goes with 'target'"):format(key)) end
+    end
+  elseif type(o.recipe) ~= "string" then
+    options.misuse("option 'target': a function as a recipe has no sizes")
   end
-  local expected = table.concat(choices, " or ")
-  options.misuse(("option '%s': %s expected, got '%s'"):format(key, expected, o[key]))
+  local measured = o.sensitivity == "kld"
+  if measured and o.recipe ~= "budget" then
+    options.misuse("option 'sensitivity': kld goes with recipe budget")
+  end
+  local texts = (o.chat and 1 or 0) + (o.file and 1 or 0)
+  if texts ~= (measured and 1 or 0) or not measured and (o.by or o.dialogues) then
+    options.misuse("option 'sensitivity': kld goes with one of chat and file; they, by and "
+      .. "dialogues with nothing else")
+  end
 end
 
-local function checked(given)
-  local o = setmetatable(options.check(given, KNOWN), { __index = DEFAULTS })
-  for _, key in ipairs { "source", "out", "recipe" } do
-    if o[key] == nil then options.misuse(("option '%s' is missing"):format(key)) end
-  end
-  check_choice(o, "format", { "mlx", "compressed-tensors", "bf16" })
-  check_choice(o, "flavour", { "metal", "cpu" })
-  check_choice(o, "mx_rule", { "ceil", "nearest" })
-  check_choice(o, "fit", { "minmax", "mse", "imatrix", "qstream", "best" })
-  check_choice(o, "awq", { "search", "mlx-node", "off" })
-  if o.imatrix ~= nil and type(o.imatrix) ~= "string" and type(o.imatrix) ~= "table" then
-    options.misuse("option 'imatrix': path or list of paths expected, got " .. type(o.imatrix))
-  end
+local function check_calibration(o)
   if (o.awq or "off") ~= "off" and not o.imatrix then
     options.misuse(("option 'awq': %s needs an imatrix"):format(o.awq))
   end
@@ -80,10 +94,43 @@ local function checked(given)
     options.misuse("option 'fit': imatrix needs an imatrix")
   end
   if o.gptq and not o.hessians then options.misuse("option 'gptq' needs 'hessians'") end
+end
+
+-- A copy of the options, with defaults.
+local function checked(given)
+  local o = {}
+  for key, value in pairs(DEFAULTS) do o[key] = value end
+  for key, value in pairs(options.check(given, KNOWN)) do o[key] = value end
+  for _, key in ipairs { "source", "out", "recipe" } do
+    if o[key] == nil then options.misuse(("option '%s' is missing"):format(key)) end
+  end
+  options.choice(o, "format", { "mlx", "compressed-tensors", "bf16" })
+  options.choice(o, "flavour", { "metal", "cpu" })
+  options.choice(o, "mx_rule", { "ceil", "nearest" })
+  options.choice(o, "fit", recipe.FITS)
+  options.choice(o, "awq", recipe.AWQ)
+  check_calibration(o)
+  check_target(o)
   if (o.threads or 0) < 0 or o.shard_bytes < 1 then
     options.misuse("threads and shard_bytes are positive")
   end
   return o
+end
+
+-- Gives the recipe the options that bring it to the target; true and, with recipe budget, the
+-- frontier.
+local function bring_to_size(o)
+  if not o.target then return true end
+  local given = { source = o.source, recipe = o.recipe, target = o.target, imatrix = o.imatrix,
+    threads = o.threads, recipe_options = recipe.options_of(o) }
+  for _, key in ipairs(MEASURING) do given[key] = o[key] end
+  given.on_progress = o.on_progress and function(done, total, stage)
+    return o.on_progress(done, total, "", stage)
+  end
+  local own, frontier, code = budget.options(given)
+  if not own then return nil, frontier, code end
+  o.recipe_options, o.bits, o.group, o.mode, o.mxfp = own, nil, nil, nil, nil
+  return true, frontier
 end
 
 -- Everything into the directory; config.json behind what it describes, as readers start with it.
@@ -148,15 +195,23 @@ end
 ---Quantizes a checkpoint.
 ---@param given moonlet.quantize.options
 ---@return moonlet.Plan? plan  what was decided and written; `notes` is a list of lines that the
----  user should read; `dry_run` has what a run would take, when only that was asked for
+---  user should read; `dry_run` has what a run would take, when only that was asked for;
+---  `frontier` what other sizes would cost, when recipe budget was brought to a size
 ---@return string? message
 ---@return string? code
 function quantize.run(given)
-  local todo, message, code = job.new(checked(given))
+  local o = checked(given)
+  local ok, frontier, code = bring_to_size(o)
+  if not ok then return nil, frontier, code end
+  local todo, message
+  todo, message, code = job.new(o)
   if not todo then return nil, message, code end
   local _ <close> = todo
-  if todo.options.dry_run then return rehearse(todo) end
-  return write(todo)
+  local result
+  result, message, code = (o.dry_run and rehearse or write)(todo)
+  if not result then return nil, message, code end
+  result.frontier = frontier
+  return result
 end
 
 return setmetatable(quantize, { __call = function(_, ...) return quantize.run(...) end })

@@ -23,10 +23,13 @@ local FORMATS = {
   nvfp4 = { bits = { 4 }, groups = { 16 }, group_bytes = 1 },
   fp8 = { bits = { 8 }, whole_rows = true, group_bytes = 2 },
 }
-local DECISION_KEYS = { mode = true, bits = true, group = true, keep = true, drop = true,
-  fit = true, gptq = true }
-local FITS = { "minmax", "mse", "imatrix", "qstream", "best" }
-local AWQ = { "search", "mlx-node", "off" }
+local DECISION_FIELDS = { mode = "string", bits = "number", group = "number", keep = "string",
+  drop = "boolean", fit = "string", gptq = "boolean" }
+
+---Ways to choose scales, and to fold scales into columns.
+recipe.FITS = { "minmax", "mse", "imatrix", "qstream", "best" }
+recipe.AWQ = { "search", "mlx-node", "off" }
+
 local KEPT_BYTES = { bf16 = 2, f16 = 2, f32 = 4 }
 
 local function contains(list, x)
@@ -47,6 +50,21 @@ function recipe.bytes(tensor, decision)
   local group_bytes = FORMATS[decision.mode].group_bytes
   if decision.scales == "F32" then group_bytes = 2 * group_bytes end
   return n * decision.bits // 8 + n // decision.group * group_bytes
+end
+
+---How scales are chosen: as the decision says, or else as wanted; nil if nobody says. qstream is
+---about exponents of mxfp4: as a wish it leaves other modes alone.
+---@param decision table
+---@param wanted string?
+---@param has_imatrix boolean
+---@return string? fit
+---@return string? problem
+function recipe.fit_of(decision, wanted, has_imatrix)
+  local fit = decision.fit or wanted
+  if fit == "imatrix" and not has_imatrix then return nil, "fit imatrix needs an imatrix" end
+  if fit == "best" then return has_imatrix and "imatrix" or "mse" end
+  if fit == "qstream" and decision.mode ~= "mxfp4" then return nil end
+  return fit
 end
 
 ---"affine 4 g64", "bf16", "dropped".
@@ -78,37 +96,35 @@ end
 
 -- "(affine, 7 bits, group 64)": what was asked for, as far as it was.
 local function asked_text(d)
-  local words = { tostring(d.mode) }
-  if d.bits ~= nil then words[#words + 1] = ("%s bits"):format(tostring(d.bits)) end
-  if d.group ~= nil then words[#words + 1] = ("group %s"):format(tostring(d.group)) end
+  local words = { d.mode }
+  if d.bits ~= nil then words[#words + 1] = ("%s bits"):format(d.bits) end
+  if d.group ~= nil then words[#words + 1] = ("group %s"):format(d.group) end
   return ("(%s)"):format(table.concat(words, ", "))
 end
 
 -- What makes a decision to encode impossible, or bits and group.
 local function checked_format(tensor, d)
   local format = FORMATS[d.mode]
-  if not format then return "unknown mode " .. tostring(d.mode) end
+  if not format then return "unknown mode " .. d.mode end
   if not tensor.matrix then return "only matrices of the text stack can be quantized" end
   local groups = format.whole_rows and { tensor.cols } or format.groups
   local bits, group = d.bits, d.group or groups[1]
   if bits == nil and #format.bits == 1 then bits = format.bits[1] end
+  if bits == nil then return "bits are missing" end
   if not contains(format.bits, bits) then
-    return ("%s has no %s-bit form"):format(d.mode, tostring(bits))
+    return ("%s has no %s-bit form"):format(d.mode, bits)
   end
   if not contains(groups, group) then
-    return ("%s has no group of %s"):format(d.mode, tostring(group))
+    return ("%s has no group of %s"):format(d.mode, group)
   end
   if tensor.cols % group ~= 0 then
     return ("rows of %d do not divide into groups of %d"):format(tensor.cols, group)
   end
-  if d.fit ~= nil and not contains(FITS, d.fit) then
-    return ("unknown fit %s; there are: %s"):format(tostring(d.fit), table.concat(FITS, " "))
+  if d.fit ~= nil and not contains(recipe.FITS, d.fit) then
+    return ("unknown fit %s; there are: %s"):format(d.fit, table.concat(recipe.FITS, " "))
   end
   if d.fit == "qstream" and d.mode ~= "mxfp4" then
     return ("fit qstream chooses among exponents of mxfp4; %s has none"):format(d.mode)
-  end
-  if d.gptq ~= nil and type(d.gptq) ~= "boolean" then
-    return "gptq must be true or false, got " .. type(d.gptq)
   end
   return nil, math.tointeger(bits), math.tointeger(group)
 end
@@ -116,8 +132,10 @@ end
 -- The decision with defaults filled in, or nil and what is wrong with it.
 local function checked(tensor, d)
   if type(d) ~= "table" then return nil, "a decision (table) expected, got " .. type(d) end
-  for k in pairs(d) do
-    if not DECISION_KEYS[k] then return nil, ("unknown field '%s' in a decision"):format(k) end
+  for k, v in pairs(d) do
+    local kind = DECISION_FIELDS[k]
+    if not kind then return nil, ("unknown field '%s' in a decision"):format(tostring(k)) end
+    if type(v) ~= kind then return nil, ("%s: %s expected, got %s"):format(k, kind, type(v)) end
   end
   local kinds = (d.mode ~= nil and 1 or 0) + (d.keep ~= nil and 1 or 0) + (d.drop ~= nil and 1 or 0)
   if kinds ~= 1 then return nil, "a decision has exactly one of mode, keep and drop" end
@@ -125,7 +143,7 @@ local function checked(tensor, d)
     if d.mode == nil and d[k] ~= nil then return nil, ("%s needs a mode"):format(k) end
   end
   if d.drop ~= nil then
-    if d.drop ~= true then return nil, "drop is true or absent" end
+    if not d.drop then return nil, "drop is true or absent" end
     if tensor.part == "text" then return nil, "the text stack cannot do without it" end
     return { drop = true }
   end
@@ -135,7 +153,7 @@ local function checked(tensor, d)
     if d.keep == "stored" then
       stored = stored or tensor.matrix and tensor.dtype and tensor.dtype:lower()
     elseif d.keep ~= "bf16" then
-      return nil, ("keep = %s: \"bf16\" and \"stored\" are known"):format(tostring(d.keep))
+      return nil, ("keep = %s: \"bf16\" and \"stored\" are known"):format(d.keep)
     end
     return { keep = stored or "bf16" }
   end
@@ -148,7 +166,7 @@ end
 local function checked_defaults(d)
   if type(d) ~= "table" then return nil, "a table expected, got " .. type(d) end
   for k, v in pairs(d) do
-    local values = ({ fit = FITS, gptq = { true, false }, awq = AWQ })[k]
+    local values = ({ fit = recipe.FITS, gptq = { true, false }, awq = recipe.AWQ })[k]
     if not values then return nil, ("unknown field '%s'"):format(tostring(k)) end
     if not contains(values, v) then return nil, ("%s = %s"):format(k, tostring(v)) end
   end
@@ -328,8 +346,14 @@ end
 ---@return moonlet.Kit
 function recipe.kit() return (require "moonlet.kit"(FORMATS, {})) end
 
--- What a base decision has to suit.
+-- What a decision by itself has to suit.
 local ANY_MATRIX = { part = "text", matrix = true, cols = 128 }
+
+---A decision for matrices whose rows divide into its groups, with its defaults filled in.
+---@param decision table
+---@return table? decision
+---@return string? problem
+function recipe.checked(decision) return checked(ANY_MATRIX, decision) end
 
 -- The decider that a chunk makes for these options, its base, defaults and last check, or nil,
 -- message, code.
@@ -347,7 +371,7 @@ local function built(text, path, given)
       "format"
   end
   if base ~= nil then
-    base, message = checked(ANY_MATRIX, base)
+    base, message = recipe.checked(base)
     if not base then return nil, "base decision: " .. message, "format" end
   end
   if defaults ~= nil then

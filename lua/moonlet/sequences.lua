@@ -232,9 +232,7 @@ end
 
 local function check_protocol(opts)
   local card = opts.protocol == "card"
-  if opts.protocol and not card and opts.protocol ~= "windows" then
-    options.misuse(("option 'protocol': windows or card expected, got '%s'"):format(opts.protocol))
-  end
+  options.choice(opts, "protocol", { "windows", "card" })
   if card and (opts.chat or opts.window or opts.windows) then
     options.misuse("protocol 'card' takes a text and tokens, nothing else")
   end
@@ -282,7 +280,10 @@ function sequences.read(model, opts)
     end
   end
   if not list then return nil, words, code end
-  if #list == 0 then return nil, "nothing to score: fewer than two tokens", "range" end
+  if #list == 0 then
+    return nil, opts.chat and opts.chat .. ": no assistant says anything in it"
+      or (opts.file or "the text") .. ": fewer than two tokens", "range"
+  end
   return list, words
 end
 

@@ -4,6 +4,8 @@
 -- says which tensors its files have, how each is made, and what config.json says about them:
 --
 --   form.bytes(tensor, decision)          what a decision costs in this form
+--   form.suited(tensor, decision)         -> the decision, or the nearest that the form can have
+--                                         and what it cannot; where there is one
 --   form.items(decided, source)           -> sets of items to write, or nil, message, code
 --   form.norm(tensor, decision)           -> dtype and shift of a norm (stored as w - shift), or
 --                                         nil where it is copied bit for bit

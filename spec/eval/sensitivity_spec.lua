@@ -130,6 +130,8 @@ describe("eval.sensitivity", function()
     local plain = by_name(sensitivity(opts {}).rows).expert_down
     local mse = by_name(sensitivity(opts { fit = "mse" }).rows).expert_down
     local best = by_name(sensitivity(opts { fit = "best", imatrix = path }).rows)
+    local other = by_name(sensitivity(opts { fit = "qstream" }).rows).expert_down -- mxfp4 only
+    assert.equal(plain.mean, other.mean)
     check(plain, copies())
     check(mse, copies "mse")
     check(best.expert_down, copies "imatrix")

@@ -34,7 +34,8 @@ local RECIPES = { { recipe = rules.every_format }, { recipe = rules.every_format
   { recipe = other_integers },
   { recipe = everything "mxfp4" }, { recipe = everything "nvfp4", shard_bytes = 100000 },
   { recipe = everything "fp8" }, { recipe = "unsloth", bits = 4, mxfp = true },
-  { recipe = "unsloth_fixed", mode = "nvfp4" }, { recipe = "mixed_3_6" } }
+  { recipe = "unsloth_fixed", mode = "nvfp4" }, { recipe = "mixed_3_6" },
+  { recipe = "config_i" }, { recipe = "uniform", bits = 4 } }
 
 local function write(source, dir, variants, format)
   local outs = {}

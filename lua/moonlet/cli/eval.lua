@@ -2,12 +2,14 @@
 local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
 local plan = require "moonlet.cli.plan"
+local recipe = require "moonlet.recipe"
 local sys = require "moonlet.sys"
 
 local command_eval = {}
 
 local function text_options(command)
   command:option("--file", "text file, evaluated in windows"):argname("TEXT")
+    :convert(output.some_text("--file"))
   command:option("--window", "tokens per window of --file (default 512)"):argname("N")
     :convert(output.integer("--window", 2))
   command:option("--windows", "only windows A to B"):argname("A-B")
@@ -17,7 +19,7 @@ local function text_options(command)
   command:option("--tokens", "tokens of --protocol card"):argname("N")
     :convert(output.integer("--tokens", 2))
   command:option("--chat", "JSON Lines of {messages, tools, template}; only what assistants say "
-    .. "is scored"):argname("DIALOGUES.jsonl")
+    .. "is scored"):argname("DIALOGUES.jsonl"):convert(output.some_text("--chat"))
   command:option("--dialogues", "only dialogues A to B"):argname("A-B")
     :convert(output.range("--dialogues"))
 end
@@ -40,22 +42,25 @@ function command_eval.define(parser)
   local kld = command:command("kld", "How far a model's predictions are from a reference's.")
   output.dir_argument(kld)
   kld:option("--reference", "checkpoint to compare with"):argname("REFDIR")
+    :convert(output.some_text("--reference"))
   kld:option("--reference-logits", "file of --save-logits to compare with; it knows its text")
-    :argname("F")
+    :argname("F"):convert(output.some_text("--reference-logits"))
   kld:option("--save-logits", "compare nothing: write what DIR predicts, for --reference-logits")
-    :argname("F")
+    :argname("F"):convert(output.some_text("--save-logits"))
   kld:flag("--per-tensor", "quantize DIR in memory, a part at a time, and compare it with itself")
   kld:option("--by", "parts of --per-tensor"):choices { "class", "layer", "tensor" }
   kld:option("--recipe", "decisions of --per-tensor; without it --mode, --bits and --group are one")
     :argname("NAME"):convert(output.some_text("--recipe"))
   plan.base_options(kld)
   kld:option("--fit", "how --per-tensor chooses scales, where decisions do not say")
-    :choices { "minmax", "mse", "imatrix", "qstream", "best" }
+    :choices(recipe.FITS)
   kld:option("--imatrix", "means of squared inputs for --fit imatrix and best"):argname("F")
+    :convert(output.some_text("--imatrix"))
   text_options(kld)
   kld:option("--per-position", "write one line of comma-separated values for each position")
-    :argname("F.csv")
+    :argname("F.csv"):convert(output.some_text("--per-position"))
   kld:option("--report", "write a page of tables and pictures"):argname("F.html")
+    :convert(output.some_text("--report"))
   common_options(kld)
 
   local report = command:command("report", "One page about results of kld --json.")

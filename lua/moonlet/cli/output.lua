@@ -78,6 +78,7 @@ end
 
 ---@return string dir
 function output.dir(given)
+  if given == "" then output.misuse("DIR must not be empty") end
   local dir = given or sys.data_dir("demo-model")
   if not dir then error("the demo model is not installed; name a checkpoint directory", 0) end
   return dir

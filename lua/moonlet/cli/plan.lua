@@ -48,6 +48,8 @@ function plan.define(parser)
     :args("?")
   plan.recipe_options(command)
   target.define(command)
+  command:option("--imatrix", "what the inputs of matrices look like, for recipe budget")
+    :argname("FILE"):count("*"):convert(output.some_text("--imatrix"))
   output.threads_option(command)
   output.progress_option(command)
   command:flag("--json", "print one JSON object")
@@ -68,11 +70,26 @@ local function list_recipes(args)
   return true
 end
 
+-- The options of the recipe, brought to --target, and the frontier, if that is what was looked at.
+local function options_of(args, source)
+  local options = plan.options(args)
+  local given = target.given(args, options)
+  local measures = args.target and args.recipe == "budget"
+  if #args.imatrix > 0 and not measures then
+    output.misuse("--imatrix goes with --target and --recipe budget")
+  end
+  if not args.target then return options end
+  given.source, given.recipe, given.threads = source, args.recipe, args.threads
+  given.imatrix = #args.imatrix > 0 and args.imatrix or nil
+  given.on_progress = target.progress(args)
+  return require("moonlet").budget.options(given)
+end
+
 function plan.run(args)
   if args.recipe == "help" then return list_recipes(args) end
-  local source, options = output.dir(args.dir), plan.options(args)
-  local ok, frontier, code = target.apply(args, source, options)
-  if not ok then return nil, frontier, code end
+  local source = output.dir(args.dir)
+  local options, frontier, code = options_of(args, source)
+  if not options then return nil, frontier, code end
   local result, message
   result, message, code = require("moonlet").plan(args.recipe, source, options)
   if not result then return nil, message, code end

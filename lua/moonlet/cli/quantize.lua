@@ -2,6 +2,7 @@
 local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
 local plan = require "moonlet.cli.plan"
+local recipe = require "moonlet.recipe"
 local target = require "moonlet.cli.target"
 
 local quantize = {}
@@ -18,11 +19,11 @@ function quantize.define(parser)
     :default("mlx")
   command:flag("--dry-run", "check everything, show the plan, estimate the time, write nothing")
   command:option("--fit", "how scales are chosen where the recipe does not say")
-    :choices { "minmax", "mse", "imatrix", "qstream", "best" }
+    :choices(recipe.FITS)
   command:option("--imatrix", "what the inputs of matrices look like; several are added up")
     :argname("FILE"):count("*"):convert(output.some_text("--imatrix"))
   command:option("--awq", "scales to fold into columns (needs --imatrix)")
-    :choices { "search", "mlx-node", "off" }
+    :choices(recipe.AWQ)
   command:option("--hessians", "encode with error feedback, by a file of 'moonlet imatrix "
     .. "--hessians'"):argname("F"):convert(output.some_text("--hessians"))
   output.threads_option(command)
@@ -52,14 +53,18 @@ local function report(out, result)
       result.bits_per_weight))
   end
   for _, note in ipairs(result.notes) do output.line("note: " .. note) end
+  if result.frontier then
+    output.write(require("moonlet").budget.frontier_text(result.frontier))
+  end
 end
 
--- Looking for scales, if that is asked for, and writing have a line each.
+-- Measuring, looking for scales, if that is asked for, and writing have a line each.
 local function progress(args)
   local write = output.progress(args, "quantizing", "bytes")
-  local fold = output.progress(args, "looking for scales")
+  local fold, measure = output.progress(args, "looking for scales"), target.progress(args)
   return write and function(done, total, _, stage)
-    return (stage == "awq" and fold or write)(done, total)
+    if stage == "awq" then return fold(done, total) end
+    return (stage and measure or write)(done, total, stage)
   end
 end
 
@@ -74,23 +79,19 @@ function quantize.run(args)
   local out = args.places[#args.places]
   check(args, out)
   local source = output.dir(#args.places == 2 and args.places[1] or nil)
-  local options = { source = source, out = out, recipe_options = plan.options(args) }
+  local options = target.given(args, plan.options(args))
+  options.source, options.out = source, out
   options.recipe, options.format, options.threads = args.recipe, args.format, args.threads
   options.resume, options.command = args.resume, command_line(args.argv)
   options.dry_run, options.fit, options.hessians = args.dry_run, args.fit, args.hessians
   options.imatrix, options.awq = #args.imatrix > 0 and args.imatrix or nil, args.awq
   options.on_progress = progress(args)
-  local ok, frontier, code = target.apply(args, source, options.recipe_options)
-  if not ok then return nil, frontier, code end
-  local result, message
-  result, message, code = require("moonlet").quantize(options)
+  local result, message, code = require("moonlet").quantize(options)
   if not result then return nil, message, code end
   if args.json then
-    result.frontier = frontier
     output.print_json(json.object(result))
   else
     report(out, result)
-    if frontier then output.write(require("moonlet").budget.frontier_text(frontier)) end
   end
   return true
 end

@@ -7,13 +7,15 @@ local target = {}
 function target.define(command)
   command:option("--target", "size to keep to, 15.7GB, 14.6GiB or 3.6bpw; recipes moonlet and "
     .. "budget"):argname("SIZE"):convert(output.some_text("--target"))
-  command:option("--sensitivity", "what an error does in recipe budget: error (by experience, "
-    .. "default) or kld (measured)"):choices { "error", "kld" }
+  command:option("--sensitivity", "what an error of a class does in recipe budget: error (by "
+    .. "experience, default) or kld (measured)"):choices { "error", "kld" }
   command:option("--by", "parts that --sensitivity kld measures"):choices { "class", "tensor" }
   command:option("--chat", "dialogues for --sensitivity kld"):argname("DIALOGUES.jsonl")
+    :convert(output.some_text("--chat"))
   command:option("--dialogues", "only dialogues A to B"):argname("A-B")
     :convert(output.range("--dialogues"))
   command:option("--file", "text for --sensitivity kld"):argname("TEXT")
+    :convert(output.some_text("--file"))
 end
 
 local function check(args, options)
@@ -28,6 +30,8 @@ local function check(args, options)
     end
     return
   end
+  local goal, problem = require("moonlet").target.parse(args.target)
+  if not goal then output.misuse("--target: " .. problem) end
   local measured = args.sensitivity == "kld"
   if measured and args.recipe ~= "budget" then
     output.misuse("--sensitivity kld goes with --recipe budget")
@@ -40,42 +44,21 @@ local function check(args, options)
   end
 end
 
-local function solve(args, source, options, model)
-  return require("moonlet").budget.solve { source = source, target = args.target,
-    sensitivity = args.sensitivity, by = args.by, mtp = options.mtp, model = model,
-    chat = args.chat, dialogues = args.dialogues, file = args.file,
-    on_progress = output.progress(args, "measuring", "tokens") }
+---Options of moonlet.quantize and moonlet.budget.options by what was given, once that is checked.
+---@param args table
+---@param options table of the recipe
+---@return table
+function target.given(args, options)
+  check(args, options)
+  return { target = args.target, sensitivity = args.sensitivity, by = args.by, chat = args.chat,
+    dialogues = args.dialogues, file = args.file, recipe_options = options }
 end
 
----Adds to a recipe's options what brings it to --target.
----@param args table
----@param source string directory or config.json
----@param options table of the recipe; changed
----@return boolean? ok
----@return table|string|nil frontier_or_message  of recipe budget
----@return string? code
-function target.apply(args, source, options)
-  check(args, options)
-  if not args.target then return true end
-  local moonlet = require "moonlet"
-  local goal, problem = moonlet.target.parse(args.target)
-  if not goal then output.misuse("--target: " .. problem) end
-  if args.recipe ~= "budget" then
-    local found, message, code = moonlet.target.level(args.recipe, source, goal, options)
-    if not found then return nil, message, code end
-    options.level = found.level
-    return true
-  end
-  local model, solved, message, code
-  if args.sensitivity == "kld" then
-    model, message, code = moonlet.open(source, { threads = args.threads, precision = "exact" })
-    if not model then return nil, message, code end
-  end
-  solved, message, code = solve(args, source, options, model)
-  if model then model:close() end
-  if not solved then return nil, message, code end
-  options.choice = solved.options.choice
-  return true, solved.frontier
+---A function (done, total, stage) that shows how far measuring is; nil when nobody watches.
+function target.progress(args)
+  local lines = { kld = output.progress(args, "measuring", "tokens"),
+    errors = output.progress(args, "measuring errors") }
+  return lines.kld and function(done, total, stage) return lines[stage](done, total) end
 end
 
 return target

@@ -1,13 +1,16 @@
---- The best allocation for a size: what each format does to each class of a model, measured or by
---- experience, and the bytes shared out so that the sum is least.
+--- The best allocation for a size: what each format does to each matrix of a model, and the bytes
+--- shared out so that the sum is least.
 ---
---- Damage of a tensor under a decision: weight of its class * relative squared error of the
---- format / tensors of the class. The error is that of fitted scales on normal weights (kit.error).
---- The weight is the KL divergence per unit of error: with sensitivity "kld" measured here, one
---- class at a time encoded in 4 bits, and with by = "tensor" one tensor at a time; with "error"
---- those that were measured on the demo model (kit.damage).
+--- Damage of a matrix under a decision: weight * relative squared error of the format. With an
+--- imatrix the error is that of this matrix for inputs as they are (moonlet.damage), without one
+--- that of fitted scales on normal weights (kit.error). The weight is the KL divergence per unit of
+--- error: with sensitivity "kld" measured here, one class at a time encoded in 4 bits, and with
+--- by = "tensor" one tensor at a time; with "error" that of each class on the demo model
+--- (kit.damage).
 local allocate = require "moonlet.allocate"
+local damage = require "moonlet.damage"
 local json = require "moonlet.json"
+local model = require "moonlet.model"
 local options = require "moonlet.options"
 local plan = require "moonlet.plan"
 local recipe = require "moonlet.recipe"
@@ -29,28 +32,102 @@ for _, bits in ipairs { 2, 3, 4, 5, 6, 8 } do
 end
 
 local KNOWN <const> = { source = "string", target = "string", sensitivity = "string",
-  by = "string", mtp = "string", model = "table", weights = "table" }
+  by = "string", mtp = "string", model = "table", weights = "table", imatrix = "string|table",
+  threads = "integer" }
 for key, kind in pairs(sequences.OPTIONS) do KNOWN[key] = kind end
 KNOWN.on_progress = "function"
 
+-- ---- errors ------------------------------------------------------------------------------------
+
+-- The formats that a matrix can be in.
+local function formats_of(tensor)
+  local list = {}
+  for _, decision in ipairs(CANDIDATES) do
+    if tensor.cols % decision.group == 0 then list[#list + 1] = decision end
+  end
+  return list
+end
+
+-- Tensor -> decision -> relative squared error, of every matrix.
+local function errors_by_experience(tensors, kit)
+  local found = {}
+  for _, tensor in ipairs(tensors) do
+    found[tensor] = {}
+    for _, d in ipairs(formats_of(tensor)) do found[tensor][d] = kit.error(d) end
+  end
+  return found
+end
+
+local function errors_measured(o, inventory, tensors)
+  local measure, message, code = damage.open(o.source, o.imatrix, inventory, o.threads)
+  if not measure then return nil, message, code end
+  local _ <close> = measure
+  local found = {}
+  for i, tensor in ipairs(tensors) do
+    local formats, of_formats = formats_of(tensor), {}
+    local errors, problem, kind = measure:errors(tensor, formats)
+    if not errors then return nil, problem, kind end
+    for k, d in ipairs(formats) do of_formats[d] = errors[k] end
+    found[tensor] = of_formats
+    if o.on_progress and o.on_progress(i, #tensors, "errors") == false then
+      return nil, "stopped", "cancelled"
+    end
+  end
+  return found
+end
+
 -- ---- weights -----------------------------------------------------------------------------------
 
--- Divergence per unit of error by class or matrix, measured.
-local function measure(o, kit)
-  local opts = { decisions = { PROBE }, by = o.by or "class", on_progress = o.on_progress }
+-- Class or module -> divergence with it, and nothing else, in the format PROBE.
+local function measure_weights(o)
+  local opts = { decisions = { PROBE }, by = o.by or "class", imatrix = o.imatrix,
+    fit = o.imatrix and "best" or nil }
+  opts.on_progress = o.on_progress and function(done, total)
+    return o.on_progress(done, total, "kld")
+  end
   for key in pairs(sequences.OPTIONS) do opts[key] = o[key] end
   local result, message, code = sensitivity.sensitivity(o.model, opts)
   if not result then return nil, message, code end
-  local unit, of = kit.error(PROBE), {}
-  for _, row in ipairs(result.rows) do
-    of[row.name] = { weight = math.max(row.mean, 0) / unit, tensors = row.tensors }
-  end
-  return of
+  local divergence = {}
+  for _, row in ipairs(result.rows) do divergence[row.name] = math.max(row.mean, 0) end
+  return divergence
 end
 
 -- What the parts of a model are called without its prefix, as moonlet.eval.sensitivity has it.
 local function module_of(tensor)
   return (tensor.name:gsub("^model%.", ""):gsub("^language_model%.", ""):gsub("%.weight$", ""))
+end
+
+-- The error of a matrix in the format PROBE, or in groups of 32 where its rows ask for that.
+local function probe_error(errors)
+  local found, group = 0, 0
+  for d, error in pairs(errors) do
+    if d.bits == PROBE.bits and d.group <= PROBE.group and d.group > group then
+      found, group = error, d.group
+    end
+  end
+  return found
+end
+
+-- A function that gives a matrix its divergence per unit of error. What a part of the model (a
+-- class, or a matrix that was measured by itself) makes the predictions diverge by in the format
+-- PROBE is shared out over the errors that its matrices have in it: errors by experience and errors
+-- for known inputs are in different units.
+local function weigher(measured, tensors, errors, kit)
+  local function part_of(tensor)
+    local module = module_of(tensor)
+    return measured[module] and module or tensor.class
+  end
+  local divergence, sums = {}, {}
+  for _, tensor in ipairs(tensors) do
+    local part = part_of(tensor)
+    divergence[part] = measured[part] or (divergence[part] or 0) + kit.damage(tensor, PROBE)
+    sums[part] = (sums[part] or 0) + probe_error(errors[tensor])
+  end
+  return function(tensor)
+    local part = part_of(tensor)
+    return sums[part] > 0 and divergence[part] / sums[part] or 0
+  end
 end
 
 -- ---- items -------------------------------------------------------------------------------------
@@ -60,28 +137,34 @@ local function kept_bytes(tensor, mtp)
   return recipe.bytes(tensor, { keep = tensor.stored or "bf16" })
 end
 
--- Candidates of every matrix, and the bytes of all that is written besides.
-local function items_of(tensors, weight_of, kit, mtp)
-  local items, fixed = {}, 0
+-- The matrices, and the bytes of all that is written besides.
+local function matrices_of(tensors, mtp)
+  local list, fixed = {}, 0
   for _, tensor in ipairs(tensors) do
-    if not tensor.matrix then
-      fixed = fixed + kept_bytes(tensor, mtp)
+    if tensor.matrix then
+      list[#list + 1] = tensor
     else
-      local keep = { keep = tensor.stored or "bf16" }
-      local weight, candidates = weight_of(tensor), {}
-      for _, decision in ipairs(CANDIDATES) do
-        if tensor.cols % decision.group == 0 then
-          candidates[#candidates + 1] = { decision = decision,
-            bytes = recipe.bytes(tensor, decision),
-            damage = weight and weight * kit.error(decision) or kit.damage(tensor, decision) }
-        end
-      end
-      candidates[#candidates + 1] = { decision = keep, bytes = recipe.bytes(tensor, keep),
-        damage = 0 }
-      items[#items + 1] = { tensor = tensor, candidates = candidates }
+      fixed = fixed + kept_bytes(tensor, mtp)
     end
   end
-  return items, fixed
+  return list, fixed
+end
+
+-- The candidates of every matrix.
+local function items_of(tensors, weight_of, errors)
+  local items = {}
+  for i, tensor in ipairs(tensors) do
+    local keep = { keep = tensor.stored or "bf16" }
+    local weight, candidates = weight_of(tensor), {}
+    for _, d in ipairs(formats_of(tensor)) do
+      candidates[#candidates + 1] = { decision = d, bytes = recipe.bytes(tensor, d),
+        damage = weight * errors[tensor][d] }
+    end
+    candidates[#candidates + 1] = { decision = keep, bytes = recipe.bytes(tensor, keep),
+      damage = 0 }
+    items[i] = { tensor = tensor, candidates = candidates }
+  end
+  return items
 end
 
 -- The target as bytes of everything that is written.
@@ -106,13 +189,46 @@ end
 
 -- ---- public ------------------------------------------------------------------------------------
 
+-- The items to choose for, and the bytes of all that is written besides; what was measured goes
+-- into `found`.
+local function measured_items(o, inventory, found)
+  local kit = recipe.kit()
+  local tensors, fixed = matrices_of(inventory.source.tensors, o.mtp)
+  local errors, message, code
+  if o.imatrix then
+    errors, message, code = errors_measured(o, inventory, tensors)
+  else
+    errors = errors_by_experience(tensors, kit)
+  end
+  if not errors then return nil, message, code end
+  if o.sensitivity == "kld" and not o.weights then
+    found.weights, message, code = measure_weights(o)
+    if not found.weights then return nil, message, code end
+  end
+  return items_of(tensors, weigher(found.weights or {}, tensors, errors, kit), errors), fixed
+end
+
+-- Sizes and damages that could be had, in whole checkpoints.
+local function frontier_of(items, fixed)
+  local frontier, n_weights = json.array {}, 0
+  for _, item in ipairs(items) do n_weights = n_weights + item.tensor.rows * item.tensor.cols end
+  for i, point in ipairs(allocate.frontier(items)) do
+    frontier[i] = json.object({ bytes = point.bytes + fixed,
+      bits_per_weight = point.bytes * 8 / n_weights, damage = math.max(point.damage, 0.0) },
+      { "bytes", "bits_per_weight", "damage" })
+  end
+  return frontier
+end
+
 ---Solves the allocation for a size.
 ---@param given { source: string, target: string, sensitivity: "error"|"kld"|nil,
----  by: "class"|"tensor"|nil, mtp: "keep"|"drop"|nil, model: moonlet.Model?,
----  chat: string?, file: string?, dialogues: integer[]?,
----  weights: table?, on_progress: fun(done: integer, total: integer)? }
----  source: directory or config.json; target as target.parse has it; with sensitivity "kld" the
----  model, opened, and what is scored as for perplexity, or the weights of an earlier result
+---  by: "class"|"tensor"|nil, mtp: "keep"|"drop"|nil, imatrix: string|string[]|nil,
+---  model: moonlet.Model?, chat: string?, file: string?, dialogues: integer[]?,
+---  weights: table?, threads: integer?,
+---  on_progress: (fun(done: integer, total: integer, stage: "errors"|"kld"): boolean?)? }
+---  source: directory, or config.json without an imatrix; target as target.parse has it; with
+---  sensitivity "kld" the model, opened, and what is scored as for perplexity, or the weights of an
+---  earlier result; on_progress counts matrices or tokens
 ---@return { recipe: "budget", options: { choice: string[] }, bytes: integer, damage: number,
 ---  frontier: { bytes: number, bits_per_weight: number, damage: number }[],
 ---  weights: table? }? result  options for
@@ -121,44 +237,67 @@ end
 ---@return string? code
 function budget.solve(given)
   local o = options.check(given, KNOWN)
+  options.choice(o, "sensitivity", { "error", "kld" })
   local goal, problem = target.parse(o.target or "")
   if not goal then return nil, problem, "range" end
   local inventory, message, code = plan.inventory(o.source)
   if not inventory then return nil, message, code end
-  local tensors, kit = inventory.source.tensors, recipe.kit()
-  local weights = o.weights
-  if o.sensitivity == "kld" and not weights then
-    weights, message, code = measure(o, kit)
-    if not weights then return nil, message, code end
-  elseif o.sensitivity ~= nil and o.sensitivity ~= "error"
-    and o.sensitivity ~= "kld" then
-    options.misuse("option 'sensitivity': error or kld expected, got " .. o.sensitivity)
-  end
-
-  local function weight_of(tensor)
-    local found = weights and (weights[tensor.class] or weights[module_of(tensor)])
-    return found and found.weight / found.tensors
-  end
-  local items, fixed = items_of(tensors, weight_of, kit, o.mtp)
-  local room = budget_bytes(goal, tensors, o.mtp) - fixed
-  local choice, bytes, damage = allocate.solve(items, room)
+  local found = { weights = o.weights }
+  local items, fixed, kind = measured_items(o, inventory, found)
+  if not items then return nil, fixed, kind end
+  local room = budget_bytes(goal, inventory.source.tensors, o.mtp) - fixed
+  local choice, bytes, expected = allocate.solve(items, room)
   if not choice then
     return nil, ("budget cannot be that small: its least is %s"):format(
       plan.size_text(bytes + fixed)), "range"
   end
-  local lines, n_weights = json.array {}, 0
-  for i, item in ipairs(items) do
-    lines[i] = choice_text(item, choice[i])
-    n_weights = n_weights + item.tensor.rows * item.tensor.cols
-  end
-  local frontier = json.array {}
-  for i, point in ipairs(allocate.frontier(items)) do
-    frontier[i] = json.object({ bytes = point.bytes + fixed,
-      bits_per_weight = point.bytes * 8 / n_weights, damage = math.max(point.damage, 0.0) },
-      { "bytes", "bits_per_weight", "damage" })
-  end
+  local lines = json.array {}
+  for i, item in ipairs(items) do lines[i] = choice_text(item, choice[i]) end
   return { recipe = "budget", options = { choice = lines, mtp = o.mtp }, bytes = bytes + fixed,
-    damage = damage, frontier = frontier, weights = weights }
+    damage = expected, frontier = frontier_of(items, fixed), weights = found.weights }
+end
+
+local FOR_SIZE <const> = { recipe = "string", recipe_options = "table" }
+for key, kind in pairs(KNOWN) do FOR_SIZE[key] = kind end
+
+-- Solves with a model that is open as long as it takes.
+local function solve_with_model(o)
+  local opened, message, code = model.open(o.source, { threads = o.threads, precision = "exact" })
+  if not opened then return nil, message, code end
+  local _ <close> = opened
+  o.model = opened
+  return budget.solve(o)
+end
+
+---Options that bring a recipe to a size: recipe budget by measuring and solving, others that have
+---sizes by their level.
+---@param given table  what solve takes but for model, weights and mtp; recipe, and the options that
+---  it is given besides as recipe_options; threads
+---@return table? options  of the recipe
+---@return table|string|nil frontier_or_message  the frontier with recipe budget
+---@return string? code
+function budget.options(given)
+  local o = options.check(given, FOR_SIZE)
+  local own = {}
+  for key, value in pairs(o.recipe_options or {}) do own[key] = value end
+  for _, key in ipairs { "level", "choice" } do
+    if own[key] ~= nil then
+      options.misuse(("option '%s' is what 'target' finds out: give one of them"):format(key))
+    end
+  end
+  if o.recipe ~= "budget" then
+    local goal, problem = target.parse(o.target or "")
+    if not goal then return nil, problem, "range" end
+    return target.level(o.recipe, o.source, goal, own)
+  end
+  local wanted = {}
+  for key, value in pairs(o) do wanted[key] = KNOWN[key] and value or nil end
+  wanted.mtp = own.mtp
+  local solve = o.sensitivity == "kld" and solve_with_model or budget.solve
+  local solved, message, code = solve(wanted)
+  if not solved then return nil, message, code end
+  own.choice = solved.options.choice
+  return own, solved.frontier
 end
 
 ---The frontier as lines, thinned out.

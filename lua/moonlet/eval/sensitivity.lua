@@ -14,11 +14,8 @@ local sensitivity = {}
 
 -- A decision given by itself: for every matrix whose rows divide into its groups.
 local function rule_of_decision(decision)
-  local rule = recipe.load(function() return decision end)
-  -- any matrix will do to have it checked and its group filled in
-  local full, message, code = rule:decide { name = "decision", part = "text", matrix = true,
-    shape = { 1, 128 }, rows = 1, cols = 128 }
-  if not full then return nil, message, code end
+  local full, problem = recipe.checked(decision)
+  if not full then return nil, problem, "range" end
   local group = full.mode ~= "fp8" and full.group or 1 -- fp8's is the row, whatever its length
   return recipe.load(function(tensor)
     local fits = full.mode and tensor.matrix and tensor.cols % group == 0
@@ -54,13 +51,6 @@ local function new_group(name, tensor)
     tensors = 0, parameters = 0, bytes = 0, saved = 0 }
 end
 
--- How scales are chosen: the decision's own way, or the caller's, or the recipe's.
-local function fit_of(decision, rule, opts)
-  local fit = decision.fit or opts.fit or rule.defaults.fit or "minmax"
-  if fit == "best" then return opts.imatrix and "imatrix" or "mse" end
-  return fit
-end
-
 -- What Model:replace takes but for the importance, which is read when it is needed. Copies in
 -- memory are encoded without error feedback, which decisions may ask for.
 local function encoding_of(decision, fit)
@@ -89,10 +79,11 @@ local function groups_of(tensors, rule, opts)
     local decision, message, code = rule:decide(tensor)
     if not decision then return nil, message, code end
     if decision.mode then
-      local name, fit = GROUPINGS[opts.by or "class"](tensor), fit_of(decision, rule, opts)
-      if fit == "imatrix" and not opts.imatrix then
-        return nil, ("%s: fit imatrix needs an imatrix"):format(tensor.module), "range"
-      end
+      local name = GROUPINGS[opts.by or "class"](tensor)
+      local fit, problem = recipe.fit_of(decision, opts.fit or rule.defaults.fit,
+        opts.imatrix ~= nil)
+      if problem then return nil, ("%s: %s"):format(tensor.module, problem), "range" end
+      fit = fit or "minmax"
       if not known[name] then
         known[name] = new_group(name, tensor)
         list[#list + 1] = known[name]
@@ -183,8 +174,6 @@ end
 
 local OPTIONS <const> = { decisions = "table", recipe = "any", recipe_options = "table",
   by = "string", fit = "string", imatrix = "string", on_progress = "function" }
-
-local FITS <const> = { minmax = true, mse = true, imatrix = true, qstream = true, best = true }
 for key, kind in pairs(sequences.OPTIONS) do OPTIONS[key] = kind end
 
 local function check_options(opts)
@@ -192,13 +181,8 @@ local function check_options(opts)
   if (opts.decisions == nil) == (opts.recipe == nil) then
     options.misuse("one of decisions and recipe expected")
   end
-  if opts.by and not GROUPINGS[opts.by] then
-    options.misuse(("option 'by': class, layer or tensor expected, got '%s'"):format(opts.by))
-  end
-  if opts.fit and not FITS[opts.fit] then
-    options.misuse(("option 'fit': minmax, mse, imatrix, qstream or best expected, got '%s'")
-      :format(opts.fit))
-  end
+  options.choice(opts, "by", { "class", "layer", "tensor" })
+  options.choice(opts, "fit", recipe.FITS)
   return opts
 end
 

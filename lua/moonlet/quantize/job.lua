@@ -41,7 +41,7 @@ end
 ---@field decisions moonlet.Plan
 ---@field files moonlet.File[]
 ---@field weighting moonlet.Weighting?  with an imatrix
----@field weighs boolean?    it is looked at when scales are chosen
+---@field fits table<string, boolean>  ways in which scales are chosen
 ---@field hessians moonlet.Hessians?
 ---@field with_views boolean?  the source is quantized
 ---@field side table<string, integer>  files to copy
@@ -74,6 +74,9 @@ function Job:open_statistics()
     if not self.weighting then return nil, message, code end
     self.settings.imatrix = self.weighting.record
     for _, text in ipairs(self.weighting.imatrix.notes) do self:note(text) end
+  elseif self:folds() then
+    self:note(("the recipe's awq = %s is left out: it needs an imatrix"):format(self.settings.awq))
+    self.settings.awq = "off"
   end
   if o.hessians then
     self.hessians, message, code = hessians.open(o.hessians)
@@ -83,29 +86,21 @@ function Job:open_statistics()
   return true
 end
 
--- How scales are chosen: as the decision says, or the run's option, or the recipe's defaults; nil
--- if nobody says. qstream is about exponents of mxfp4: as an option it leaves other modes alone.
 function Job:fit_of(tensor, decision)
-  local fit = decision.fit or self.settings.fit
-  if fit == "imatrix" and not self.weighting then
-    return nil, ("recipe %s: %s: fit imatrix needs an imatrix"):format(self.rule.name, tensor.name),
-      "range"
-  elseif fit == "best" then
-    return self.weighting and "imatrix" or "mse"
-  elseif fit == "qstream" and decision.mode ~= "mxfp4" then
-    return nil
-  end
-  return fit
+  local fit, problem = recipe.fit_of(decision, self.settings.fit, self.weighting ~= nil)
+  if not problem then return fit end
+  return nil, ("recipe %s: %s: %s"):format(self.rule.name, tensor.name, problem), "range"
 end
 
 function Job:choose_fits(decisions)
+  self.fits = {}
   for _, file in ipairs(self.files) do
     for _, item in ipairs(file.items) do
       if item.put.op == "encode" then
         local fit, message, code = self:fit_of(item.tensor, decisions[item.tensor])
         if message then return nil, message, code end
         item.put.fit = fit
-        self.weighs = self.weighs or (fit or "minmax") ~= "minmax"
+        self.fits[fit or "minmax"] = true
       end
     end
   end
@@ -137,7 +132,28 @@ function Job:lay_out()
 end
 
 -- Whether scales are folded into columns.
-function Job:folds() return self.weighting ~= nil and (self.settings.awq or "off") ~= "off" end
+function Job:folds() return (self.settings.awq or "off") ~= "off" end
+
+-- A note on the decisions that the form could not have.
+function Job:note_changed()
+  local n, note = 0, nil
+  for _, d in ipairs(self.decided) do
+    if d.note then n, note = n + 1, d.note end
+  end
+  if note then self:note(("%s: %d matrices are written in BF16"):format(note, n)) end
+end
+
+-- Notes on what was asked for and has nothing to work on.
+function Job:note_idle()
+  local by_range = true
+  for fit in pairs(self.fits) do by_range = by_range and fit == "minmax" end
+  if self.weighting and by_range and not self:folds() then
+    self:note("the imatrix changes nothing: neither fit nor awq asks for it")
+  end
+  if self.settings.fit == "qstream" and not self.fits.qstream then
+    self:note("fit qstream changes nothing: no matrix is encoded in mxfp4")
+  end
+end
 
 -- What becomes of every tensor: fills in rule, inventory, decisions, what was decided, files and
 -- config.
@@ -152,10 +168,10 @@ function Job:decide()
   if not inventory then return nil, message, code end
   if form.adapt then form.adapt(inventory.source) end
   self.inventory = inventory
-  self.decisions, self.decided, code = plan.decide(self.rule, inventory.source.tensors,
-    form.bytes)
+  self.decisions, self.decided, code = plan.decide(self.rule, inventory.source.tensors, form)
   if not self.decisions then return nil, self.decided, code end
   self.decisions.notes = json.array {}
+  self:note_changed()
   self.with_views = inventory.source.quantized
   if self.with_views and not keeps_codes(self.decided) then
     self:note("the source is quantized already: what it lost stays lost, and what changes its "
@@ -166,9 +182,7 @@ function Job:decide()
   notes, message, code = self:lay_out()
   if not notes then return nil, message, code end
   for _, text in ipairs(notes) do self:note(text) end
-  if self.weighting and not self.weighs and not self:folds() then
-    self:note("the imatrix changes nothing: neither fit nor awq asks for it")
-  end
+  self:note_idle()
   self.config, message, code = form.config(inventory, self.decided, self.rule.base)
   if not self.config then return nil, ("%s/config.json: %s"):format(o.source, message), code end
   return true
