@@ -75,6 +75,27 @@ describe("bench", function()
     end
   end)
 
+  it("counts the arithmetic of a prompt", function()
+    local c, active, full, linear = model:info().config, 0, 0, 0
+    for _, tensor in ipairs(assert(model:tensors())) do
+      if tensor.matrix and tensor.class ~= "embed" and tensor.class ~= "lm_head" then
+        local used = tensor.name:find(".experts.", 1, true) and
+          c.num_experts_per_tok / c.num_experts or 1
+        active = active + tensor.rows * tensor.cols * used
+      end
+    end
+    for _, kind in ipairs(c.layer_types) do
+      if kind == "full_attention" then full = full + 1 else linear = linear + 1 end
+    end
+    local delta = 7 * linear * c.linear_num_value_heads * c.linear_key_head_dim
+      * c.linear_value_head_dim
+    local row = run(model, { prompt = 3, gen = 0, depths = { 10 }, rounds = 1 }).rows[1]
+    local positions = 11 + 12 + 13
+    local attention = 4 * full * c.num_attention_heads * c.head_dim * positions
+    assert.near(3 * (2 * active + delta) + attention,
+      row.arithmetic_per_second * row.seconds, 1)
+  end)
+
   it("says how far it is", function()
     local last, all, calls = 0, nil, 0
     local function on_progress(done, total)

@@ -152,6 +152,33 @@ local function run_round(run, rows)
   return true
 end
 
+-- Operations (a multiplication and an addition are two) of a prompt's tokens: of the matrices
+-- without embedding and head, of attention over the positions so far, of the delta rule (decay,
+-- S k, the update, S q: 7 for each element of S).
+local function arithmetic(model, info)
+  local matrices, message, code = model:matrices()
+  if not matrices then return nil, message, code end
+  local c, fixed, per_position = info.config, 0, 0
+  for _, matrix in ipairs(matrices) do
+    local routed = matrix.class:find("^expert_")
+    if matrix.class ~= "embed" and matrix.class ~= "lm_head" then
+      fixed = fixed + 2 * matrix.parameters
+        * (routed and c.num_experts_per_tok / c.num_experts or 1)
+    end
+  end
+  for _, kind in ipairs(c.layer_types) do
+    if kind == "full_attention" then
+      per_position = per_position + 4 * c.num_attention_heads * c.head_dim
+    else
+      fixed = fixed + 7 * c.linear_num_value_heads * c.linear_value_head_dim
+        * c.linear_key_head_dim
+    end
+  end
+  return function(row)
+    return row.tokens * (fixed + per_position * (row.depth + (row.tokens + 1) / 2))
+  end
+end
+
 -- The profile of a measurement with shares of its time and of the memory's bandwidth.
 local function operations(profile, seconds, bandwidth)
   local list = {}
@@ -168,7 +195,7 @@ local function is_steady(round)
 end
 
 -- What a row's rounds come to.
-local function sum_up(row)
+local function sum_up(row, count)
   local rounds, unsteady = row.rounds, 0
   table.sort(rounds, function(a, b) return a.seconds < b.seconds end)
   for _, round in ipairs(rounds) do unsteady = unsteady + (is_steady(round) and 0 or 1) end
@@ -185,6 +212,7 @@ local function sum_up(row)
     bytes_per_token = bytes / row.tokens,
     bandwidth_bytes_per_second = bandwidth,
     bandwidth_share = bytes / middle.seconds / bandwidth,
+    arithmetic_per_second = row.kind == "prefill" and count(row) / middle.seconds or nil,
     rounds = #rounds,
     unsteady_rounds = unsteady,
     operations = operations(middle.profile, middle.seconds, bandwidth),
@@ -235,17 +263,20 @@ end
 ---@return table? report machine, threads, kernels, precision, kv, memory,
 ---  bandwidth_bytes_per_second (median of all probes), rows: list of { kind, depth, tokens,
 ---  seconds, fastest_seconds, slowest_seconds, tokens_per_second, bytes_per_token,
----  bandwidth_bytes_per_second, bandwidth_share, rounds, unsteady_rounds, operations: list of
----  { op, calls, seconds, bytes, time_share, bandwidth_share } }
+---  bandwidth_bytes_per_second, bandwidth_share, arithmetic_per_second (of prompts, without the
+---  head), rounds, unsteady_rounds, operations: list of { op, calls, seconds, bytes, time_share,
+---  bandwidth_share } }
 ---@return string? message, string? code
 function bench.run(model, opts)
   opts = check(opts)
   local info, rows = model:info(), list_rows(opts)
   local total, done = opts.depths[#opts.depths] + rows[1].tokens, 0
   for _, row in ipairs(rows) do total = total + row.tokens * opts.rounds end
-  local session <close>, message, code = model:session {
+  local count, message, code = arithmetic(model, info)
+  if not count then return nil, message, code end
+  local session <close>, why, kind = model:session {
     ctx = opts.depths[#opts.depths] + math.max(opts.prompt, opts.gen + 1), kv = opts.kv }
-  if not session then return nil, message, code end
+  if not session then return nil, why, kind end
   local run = { session = session, threads = info.threads, draw = drawer(info.config.vocab_size),
     probe = opts.probe, snapshots = {}, probes = {}, progress = function(n)
       done = done + n
@@ -259,7 +290,7 @@ function bench.run(model, opts)
   local report = { machine = bench.machine(), threads = info.threads, kernels = info.kernels,
     precision = info.precision, kv = session:stats().codec, memory = memory,
     bandwidth_bytes_per_second = median(run.probes), rows = {} }
-  for i, row in ipairs(rows) do report.rows[i] = sum_up(row) end
+  for i, row in ipairs(rows) do report.rows[i] = sum_up(row, count) end
   return report
 end
 

@@ -49,19 +49,21 @@ local function print_head(report)
   output.line(("memory reads at %.1f GB/s"):format(report.bandwidth_bytes_per_second / 1e9))
 end
 
-local ROW <const> = "%-8s %7d %7d %9.3f %9.2f %9.2f %9.2f %9.1f %8.1f %7.0f %%%s"
+local ROW <const> = "%-8s %7d %7d %9.3f %9.2f %9.2f %9.2f %9.1f %7.1f %8.0f %% %7s%s"
 
 local function print_rows(report)
   output.line("")
   output.line("kind       depth  tokens   seconds  tokens/s   slowest   fastest  MB/token"
-    .. "     GB/s  of memory")
+    .. "    GB/s  of memory   Gop/s")
   local unsteady = false
   for _, row in ipairs(report.rows) do
+    local arithmetic, marked = row.arithmetic_per_second, row.unsteady_rounds > 0
     output.line(ROW:format(row.kind, row.depth, row.tokens, row.seconds, row.tokens_per_second,
       row.tokens / row.slowest_seconds, row.tokens / row.fastest_seconds,
       row.bytes_per_token / 1e6, row.bytes_per_token * row.tokens_per_second / 1e9,
-      row.bandwidth_share * 100, row.unsteady_rounds > 0 and " *" or ""))
-    unsteady = unsteady or row.unsteady_rounds > 0
+      row.bandwidth_share * 100, arithmetic and ("%.1f"):format(arithmetic / 1e9) or "",
+      marked and " *" or ""))
+    unsteady = unsteady or marked
   end
   if unsteady then
     output.line(("* memory's speed changed by more than %.0f %% during a round: something else "
@@ -85,7 +87,8 @@ function bench.run(args)
   local start = sys.seconds()
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
-  local open_seconds, report = sys.seconds() - start, nil
+  local open_seconds = sys.seconds() - start
+  local report
   report, message, code = require("moonlet.bench").run(model, { prompt = args.prompt,
     gen = args.gen, depths = args.depth, rounds = args.rounds, kv = args.kv,
     probe = args.probe, on_progress = output.progress(args, "measuring", "tokens") })
