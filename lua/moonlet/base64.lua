@@ -19,4 +19,21 @@ function base64.encode(bytes)
   return table.concat(out)
 end
 
+local VALUES <const> = {}
+for i = 1, #ALPHABET do VALUES[ALPHABET:byte(i)] = i - 1 end
+
+---@param text string
+---@return string? bytes nil for what is no Base64
+function base64.decode(text)
+  local letters = text:match("^([%w+/]*)=?=?$")
+  if not letters or #text % 4 ~= 0 then return nil end
+  local out = {}
+  for at = 1, #letters, 4 do
+    local bits, n = 0, math.min(4, #letters - at + 1)
+    for i = 0, 3 do bits = bits << 6 | (i < n and VALUES[letters:byte(at + i)] or 0) end
+    out[#out + 1] = string.pack(">I3", bits):sub(1, n - 1)
+  end
+  return table.concat(out)
+end
+
 return base64

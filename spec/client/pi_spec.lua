@@ -1,6 +1,7 @@
 -- The Pi coding agent against scripted answers: it reads, runs tools, and answers.
 
 local client = require "spec.support.client"
+local clients = require "spec.support.clients"
 local json = require "moonlet.json"
 local served = require "spec.support.served"
 
@@ -8,47 +9,22 @@ local served = require "spec.support.served"
 local MODELS <const> = [[{"providers": {"local": {"baseUrl": "%s/v1", "api": "openai-completions",
   "apiKey": "none", "models": [{"id": "demo-model"}]}}}]]
 
-local function call(name, arguments)
-  local parts = { "<tool_call>\n<function=" .. name .. ">\n" }
-  for _, pair in ipairs(arguments) do
-    parts[#parts + 1] = ("<parameter=%s>\n%s\n</parameter>\n"):format(pair[1], pair[2])
-  end
-  return table.concat(parts) .. "</function>\n</tool_call>"
-end
+local call = clients.call
 
 describe("Pi #client", function()
-  local dir
-  before_each(function()
-    dir = os.tmpname()
-    os.remove(dir)
-    assert(os.execute(("mkdir -p %s/home/.pi/agent %s/proj"):format(dir, dir)))
-  end)
-  after_each(function() os.execute("rm -rf " .. dir) end)
-
-  local function write(path, text)
-    local file = assert(io.open(dir .. path, "w"))
-    file:write(text)
-    file:close()
-  end
-
-  local function read(path)
-    local file = assert(io.open(dir .. path))
-    local text = file:read("a")
-    file:close()
-    return text
-  end
+  local work
+  before_each(function() work = clients.scratch() end)
+  after_each(function() work.close() end)
 
   -- Output of pi with these arguments; the server is asked at most once per answer.
   local function pi(arguments, answers, options)
     local server <close> = served.replay(answers, options or { ctx = 32768 })
-    local asked = 0
-    server.on_served = function() asked = asked + 1 end
-    write("/home/.pi/agent/models.json", MODELS:format(server.url))
-    local clients = assert(os.getenv("MOONLET_CLIENTS"), "see spec/client/setup.sh")
+    local statuses = clients.statuses(server)
+    work.write("home/.pi/agent/models.json", MODELS:format(server.url))
     local out = client.command(server, ("cd %s/proj; timeout 60 env HOME=%s/home PI_OFFLINE=1 node "
       .. "%s/pi/node_modules/.bin/pi --offline --no-session --provider local --model demo-model "
-      .. "%s </dev/null; echo rc $?"):format(dir, dir, clients, arguments))
-    assert.equal(#answers, asked, out)
+      .. "%s </dev/null; echo rc $?"):format(work.dir, work.dir, clients.dir(), arguments))
+    assert.equal(#answers, #statuses, out)
     assert.matches("rc 0\n$", out)
     return out
   end
@@ -60,14 +36,14 @@ describe("Pi #client", function()
   it("T2: writes a file", function()
     pi('-p "Write hello.txt"', { call("write", { { "path", "hello.txt" }, { "content", "hi" } }),
       "Done." })
-    assert.equal("hi", read("/proj/hello.txt"))
+    assert.equal("hi", work.read("proj/hello.txt"))
   end)
 
   it("T3: edits a file, with arguments that are lists of objects", function()
-    write("/proj/hello.txt", "hi\n")
+    work.write("proj/hello.txt", "hi\n")
     pi('-p "Edit hello.txt"', { "I shall edit it.\n" .. call("edit", { { "path", "hello.txt" },
       { "edits", '[{"oldText": "hi", "newText": "bye"}]' } }), "Done." })
-    assert.equal("bye\n", read("/proj/hello.txt"))
+    assert.equal("bye\n", work.read("proj/hello.txt"))
   end)
 
   it("T4: runs a command and reports events", function()
@@ -95,6 +71,6 @@ describe("Pi #client", function()
   it("does not run a command that was cut off", function()
     local cut = call("bash", { { "command", "touch made-by-half-a-command" } })
     pi('-p "Run"', { { text = cut:sub(1, -45), finish_reason = "length" } })
-    assert.is_nil(io.open(dir .. "/proj/made-by-half-a-command"))
+    assert.is_nil(io.open(work.dir .. "/proj/made-by-half-a-command"))
   end)
 end)

@@ -7,15 +7,21 @@ exec 9>"$dir/lock"
 flock 9
 {
   [ -x "$dir/venv/bin/python" ] || python3 -m venv "$dir/venv"
-  "$dir/venv/bin/python" -c 'import openai; assert openai.__version__ == "2.54.0"' 2>/dev/null ||
-    "$dir/venv/bin/pip" install -q openai==2.54.0
-  pi=@mariozechner/pi-coding-agent
-  if ! grep -q '"version": "0.73.1"' "$dir/pi/node_modules/$pi/package.json" 2>/dev/null; then
-    mkdir -p "$dir/pi"
-    cd "$dir/pi"
-    echo '{"private":true}' >package.json
-    npm install --ignore-scripts --no-audit --no-fund "$pi@0.73.1"
-  fi
+  "$dir/venv/bin/python" -c 'import anthropic, openai
+assert (anthropic.__version__, openai.__version__) == ("2.12.0", "2.54.0")' 2>/dev/null ||
+    "$dir/venv/bin/pip" install -q anthropic==2.12.0 openai==2.54.0
+  # folder, packages with their versions; nobody's install scripts run but those named here
+  install_npm() {
+    [ "$(cat "$dir/$1/installed" 2>/dev/null)" = "$*" ] && return
+    mkdir -p "$dir/$1"
+    echo '{"private":true}' >"$dir/$1/package.json"
+    npm install --prefix "$dir/$1" --ignore-scripts --no-audit --no-fund "${@:2}"
+    echo "$*" >"$dir/$1/installed"
+  }
+  install_npm pi @mariozechner/pi-coding-agent@0.73.1
+  install_npm agents @anthropic-ai/claude-code@2.1.329 @openai/codex@0.169.0
+  # puts the program of this platform in place
+  (cd "$dir/agents" && node node_modules/@anthropic-ai/claude-code/install.cjs)
 } >"$dir/setup.log" 2>&1 || {
   tail -n 20 "$dir/setup.log" >&2
   exit 1

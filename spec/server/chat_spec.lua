@@ -2,6 +2,7 @@
 
 local client = require "spec.support.client"
 local json = require "moonlet.json"
+local said = require "spec.support.said"
 local served = require "spec.support.served"
 
 local PATH <const> = "/v1/chat/completions"
@@ -58,12 +59,11 @@ local function flat(message)
   return made
 end
 
-local CALL <const> = "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n"
-  .. "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
+local CALL <const>, TEXTS <const> = said.CALL, said.TEXTS
 
 describe("/v1/chat/completions", function()
   local server
-  after_each(function() server:close() end)
+  after_each(function() if server then server:close() end end)
 
   local function ask(more) return client.ask(server, "POST", PATH, body_of(more)) end
   local function stream(more)
@@ -120,25 +120,6 @@ describe("/v1/chat/completions", function()
       { message.tool_calls[1].name, message.tool_calls[1].arguments })
   end)
 
-  local TEXTS <const> = {
-    ["failure 1: a call inside reasoning that is not closed"] = "I should call.\n" .. CALL,
-    ["failure 8: typed arguments"] = "</think>\n" .. CALL,
-    ["failure 10: text before and between calls"] =
-      "x</think>\n\nFirst:\n" .. CALL .. "\n" .. CALL .. "\nDone.",
-    ["failure 11: missing closing tags"] = "</think>\n<tool_call>\n<function=weather>\n"
-      .. "<parameter=city>\nRome\n<parameter=days>\n2\n</function>",
-    ["failure 20: a call without parameters"] =
-      "</think>\n<tool_call>\n<function=weather>\n</function>\n</tool_call>",
-    ["failure 24: characters of several tokens"] = "Ünïcödé 🙂🙃</think>\n\n日本語 🎉 тест",
-    ["a Hermes call"] = '</think>\n<tool_call>\n{"name": "weather", "arguments": {"city": "A"}}\n'
-      .. "</tool_call>",
-    ["what only looks like a call"] = "</think>\n\nUse <tool_call> and </think> and <b>bold</b>",
-    ["broken off in a tag"] = "</think>\n\nabc <tool_",
-    ["nothing"] = "",
-    ["only white space"] = " \n\n ",
-    ["a call cut off"] = "</think>\n<tool_call>\n<function=weather>\n<parameter=city>\nPar",
-  }
-
   -- What a client has in the end, without ids, as far as it says something.
   local function essence(message, reason)
     for _, call in ipairs(message.tool_calls or {}) do
@@ -150,29 +131,20 @@ describe("/v1/chat/completions", function()
   end
 
   it("says the same streamed and whole, whatever the steps", function()
-    for name, text in pairs(TEXTS) do
-      local answers, requests = {}, {}
-      for i, per_step in ipairs { 1, 3, 1000 } do
-        for j = 2 * i - 1, 2 * i do
-          answers[j] = { text = text, tokens_per_step = per_step }
-          requests[j] = { "POST", PATH, body_of { tools = { WEATHER }, stream = j % 2 == 0,
-            chat_template_kwargs = THINK } }
-        end
+    local more = { tools = { WEATHER }, chat_template_kwargs = THINK }
+    local streamed = body_of(more)
+    streamed.stream = true
+    said.in_all_ways(PATH, body_of(more), streamed, function(name, replies)
+      local expected
+      for i, reply in ipairs(replies) do
+        assert.equal(200, reply.status, name)
+        local choice = reply.json and reply.json.choices[1]
+        local got = choice and essence(flat(choice.message), choice.finish_reason)
+          or essence(assemble(client.events(reply)))
+        expected = expected or got
+        assert.same(expected, got, ("%s, request %d"):format(name, i))
       end
-      for _, streamed in ipairs { true, false } do
-        server = served.replay(answers, { stream_tool_args = streamed })
-        local expected
-        for i, reply in ipairs(client.all(server, requests)) do
-          assert.equal(200, reply.status, name)
-          local choice = reply.json and reply.json.choices[1]
-          local got = choice and essence(flat(choice.message), choice.finish_reason)
-            or essence(assemble(client.events(reply)))
-          expected = expected or got
-          assert.same(expected, got, ("%s, request %d"):format(name, i))
-        end
-        server:close()
-      end
-    end
+    end)
   end)
 
   it("types arguments by the schema and always sends an object", function()

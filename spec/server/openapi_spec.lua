@@ -15,6 +15,8 @@ local REQUESTS <const> = {
   ["/v1/chat/completions"] = { { messages = MESSAGES, stream = true, stream_options = {} } },
   ["/v1/completions"] = { { prompt = "Hi" } },
   ["/v1/embeddings"] = { { input = "Hi" } },
+  ["/v1/messages"] = { { messages = MESSAGES, stream = true } },
+  ["/v1/messages/count_tokens"] = { { messages = MESSAGES } },
   ["/tokenize"] = { { prompt = "Hi" }, { messages = MESSAGES } },
   ["/detokenize"] = { { tokens = { 1 } } },
 }
@@ -182,7 +184,8 @@ describe("/openapi.json", function()
         if not allowed then
           n_forbidden = n_forbidden + 1
           assert.equal(400, reply.status, place)
-          local param = reply.json.error.param
+          -- Anthropic's errors say it in their message only.
+          local param = reply.json.error.param or reply.json.error.message
           assert.equal(name, param ~= json.null and param:match("^[%w_]+"), place)
         elseif not REFUSED[name] and path ~= "/v1/embeddings" then
           n_allowed = n_allowed + 1

@@ -88,17 +88,21 @@ function client.parse(text)
   return reply
 end
 
--- The values of a stream of events; comments count as { comment = text }.
+-- The values of a stream of events; comments count as { comment = text }. An event that has a name
+-- says it twice.
 function client.events(reply)
   local list = {}
   for block in reply.body:gmatch("(.-)\n\n") do
-    local data, comment = block:match("^data: (.*)$"), block:match("^: (.*)$")
+    local name, named = block:match("^event: ([%w._]+)\ndata: (.*)$")
+    local data, comment = named or block:match("^data: (.*)$"), block:match("^: (.*)$")
     if comment then
       list[#list + 1] = { comment = comment }
     elseif data == "[DONE]" then
       list[#list + 1] = "[DONE]"
     else
-      list[#list + 1] = assert(json.decode((assert(data, block))))
+      local value = assert(json.decode((assert(data, block))))
+      assert(not name or name == value.type, block)
+      list[#list + 1] = value
     end
   end
   return list

@@ -2,6 +2,7 @@
 
 local moonlet = require "moonlet"
 local json = require "moonlet.json"
+local sampler = require "moonlet.sampler"
 
 local served = {}
 
@@ -27,6 +28,27 @@ function served.model(model, options)
   local o = { model = model, port = 0, ctx = 1024 }
   for name, value in pairs(options or {}) do o[name] = value end
   return assert(moonlet.serve(o))
+end
+
+-- One that computes but samples what it is told, answer by answer, so that the engine's states are
+-- those of real dialogues.
+function served.forced(model, answers, options)
+  local server, n = served.model(model, options), 0
+  local submit = server.engine.submit
+  function server.engine.submit(engine, given)
+    n = n % #answers + 1
+    local ids, at = model:encode(answers[n]), 1
+    ids[#ids + 1] = model.stop_ids[1]
+    given.options.sampler = sampler.from_options({ temperature = 0 }, { {
+      apply = function(_, c)
+        c:bias { [ids[at]] = 1e30 }
+        c:keep(1)
+      end,
+      accept = function() at = at + 1 end,
+    } })
+    return submit(engine, given)
+  end
+  return server
 end
 
 return served

@@ -30,11 +30,21 @@ local function turn(self)
   return add(self, { role = "assistant", content = "" })
 end
 
----What another than the assistant says.
----@param role string
+local SYSTEM <const> = { system = true, developer = true }
+
+---What another than the assistant says; a user's messages in a row are one turn. Templates take
+---what the system says at the beginning only; what it adds later is heard from the user, as moving
+---it to the front would change all that was read before.
+---@param role string system, developer or user
 ---@param text string
 function Conversation:heard(role, text)
-  add(self, { role = role, content = text })
+  local last = self.messages[#self.messages]
+  if last and not SYSTEM[last.role] then role = "user" end
+  if last and last.role == "user" then
+    last.content = last.content .. "\n\n" .. text
+  else
+    add(self, { role = role, content = text })
+  end
 end
 
 ---@param text string
@@ -119,7 +129,8 @@ function conversation.prompt(server, messages, variables)
   return (refusal.check(prompt, message, code))
 end
 
----Sets the prompt of what is wanted, and how its answer is read.
+---Sets the prompt of what is wanted, and how its answer is read: with the tools of the prompt
+---unless the request knows of more.
 ---@param wanted moonlet.server.Wanted
 ---@param server moonlet.Server
 ---@param messages table
@@ -127,7 +138,7 @@ end
 ---@param reading moonlet.turn.options what the request says of it
 function conversation.fill(wanted, server, messages, variables, reading)
   local prompt = conversation.prompt(server, messages, variables)
-  reading.tools, reading.reasoning = prompt.tools, prompt.reasoning
+  reading.tools, reading.reasoning = reading.tools or prompt.tools, prompt.reasoning
   reading.stream_arguments = server.stream_arguments
   wanted.prompt, wanted.reading = prompt, reading
 end

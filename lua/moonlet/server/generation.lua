@@ -201,6 +201,16 @@ function generation.begin(server, list)
   return self
 end
 
+---Begins what a request wants; it ends when the client leaves.
+---@param exchange moonlet.server.Exchange
+---@param list moonlet.server.Wanted[]
+---@return moonlet.server.Run
+function generation.serve(exchange, list)
+  local run = generation.begin(exchange.server, list)
+  exchange.on_gone = function() run:cancel() end
+  return run
+end
+
 ---@private
 function Run:saw_token(choice)
   local now, metrics = sys.seconds(), self.server.metrics

@@ -6,6 +6,7 @@
 ---
 --- One thread; every request is a coroutine, the engine computes in the background.
 
+local anthropic_messages = require "moonlet.server.anthropic_messages"
 local engine = require "moonlet.engine"
 local http = require "moonlet.server.http"
 local info = require "moonlet.server.info"
@@ -68,12 +69,19 @@ Server.__index = Server
 
 -- ---- routes ------------------------------------------------------------------------------------
 
+-- A dialect's errors are in its shape, whatever finds them.
+local function anthropic(post)
+  return { POST = post, error_body = anthropic_messages.error_body }
+end
+
 local ROUTES <const> = {
   ["/"] = { GET = page.get, open = true },
   ["/openapi.json"] = { GET = openapi.get, open = true },
   ["/v1/chat/completions"] = { POST = openai_chat.post },
   ["/v1/completions"] = { POST = openai_completions.post },
   ["/v1/embeddings"] = { POST = openai_embeddings.post },
+  ["/v1/messages"] = anthropic(anthropic_messages.post),
+  ["/v1/messages/count_tokens"] = anthropic(anthropic_messages.count_tokens),
   ["/tokenize"] = { POST = openai_tokens.tokenize },
   ["/detokenize"] = { POST = openai_tokens.detokenize },
   ["/v1/models"] = { GET = info.models },

@@ -334,13 +334,8 @@ function chat.post(exchange)
   local r = read(exchange)
   r.id, r.created = generation.new_id("chatcmpl-"), os.time()
   r.reasoning_field = exchange.server.reasoning_field
-  local run = generation.begin(exchange.server, { r.wanted })
-  exchange.on_gone = function() run:cancel() end
-  if r.stream then
-    reply_stream(exchange, run, r)
-  else
-    reply_whole(exchange, run, r)
-  end
+  local reply = r.stream and reply_stream or reply_whole
+  reply(exchange, generation.serve(exchange, { r.wanted }), r)
 end
 
 return chat

@@ -251,13 +251,8 @@ end
 ---@param exchange moonlet.server.Exchange
 function completions.post(exchange)
   local r = read(exchange)
-  local run = generation.begin(exchange.server, r.wanted)
-  exchange.on_gone = function() run:cancel() end
-  if r.stream then
-    reply_stream(exchange, run, r)
-  else
-    reply_whole(exchange, run, r)
-  end
+  local reply = r.stream and reply_stream or reply_whole
+  reply(exchange, generation.serve(exchange, r.wanted), r)
 end
 
 return completions

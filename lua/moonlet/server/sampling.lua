@@ -38,11 +38,11 @@ local function read_bias(f, n_vocab)
   return next(bias) and bias or nil
 end
 
-local function read_stops(f)
+local function read_stops(f, field)
   local list = {}
-  for _, text in ipairs(f:texts("stop", MAX_STOPS) or {}) do
+  for _, text in ipairs(f:texts(field, MAX_STOPS) or {}) do
     if #text > MAX_STOP_BYTES then
-      f:refuse("stop", ("texts of at most %d bytes expected"):format(MAX_STOP_BYTES))
+      f:refuse(field, ("texts of at most %d bytes expected"):format(MAX_STOP_BYTES))
     end
     if text ~= "" then list[#list + 1] = text end
   end
@@ -56,8 +56,9 @@ end
 
 ---@param f moonlet.server.Fields
 ---@param model moonlet.Model
+---@param stops string? what the field of stop strings is called, "stop"
 ---@return moonlet.server.Sampling
-function sampling.read(f, model)
+function sampling.read(f, model, stops)
   local n_vocab = model.tokenizer:n_vocab()
   local chosen = recommended(model)
   for _, name in ipairs(NUMBERS) do
@@ -72,7 +73,7 @@ function sampling.read(f, model)
   if not ok then f:refuse(message:match("^([%w_]+): (.*)$")) end
   return {
     options = chosen,
-    stop = read_stops(f),
+    stop = read_stops(f, stops or "stop"),
     include_stop = f:boolean("include_stop_str_in_output") or false,
     stop_ids = f:ids("stop_token_ids", n_vocab) or {},
     ignore_eos = f:boolean("ignore_eos") or false,

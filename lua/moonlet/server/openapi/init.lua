@@ -6,13 +6,14 @@
 local chat = require "moonlet.server.openapi.chat"
 local info = require "moonlet.server.openapi.info"
 local json = require "moonlet.json"
+local messages = require "moonlet.server.openapi.messages"
 local texts = require "moonlet.server.openapi.texts"
 local version = require "moonlet.version"
 
 local openapi = {}
 
-local DESCRIPTION <const> = "OpenAI's API with vLLM's additions, for one local model. Fields that "
-  .. "are not described have no effect; null is the same as absent."
+local DESCRIPTION <const> = "OpenAI's API with vLLM's additions and Anthropic's, for one local "
+  .. "model. Fields that are not described have no effect; null is the same as absent."
 
 local SCHEMES <const> = {
   bearer = { type = "http", scheme = "bearer" },
@@ -25,7 +26,8 @@ local SCHEMES <const> = {
 function openapi.document(limits, has_keys)
   local paths, schemas = {}, {}
   local conversations = chat(limits)
-  for _, part in ipairs { info, conversations, texts(limits, conversations.variables(limits)) } do
+  for _, part in ipairs { info, conversations, messages(limits),
+    texts(limits, conversations.variables(limits)) } do
     for path, item in pairs(part.paths) do paths[path] = item end
     for name, schema in pairs(part.schemas) do schemas[name] = schema end
   end

@@ -126,8 +126,8 @@ end
 function shape.streamed(description, schema, event)
   local made = shape.reply(description, schema)
   made.content["text/event-stream"] = { schema = { type = "string",
-    description = "Server-sent events; x-itemSchema describes the data of each, as JSON but for "
-      .. "the last one, [DONE]. Comments keep the connection alive." },
+    description = "Server-sent events; x-itemSchema describes the data of each, JSON or, "
+      .. "at the end of completions, [DONE]. Comments keep the connection alive." },
     ["x-itemSchema"] = event }
   return made
 end

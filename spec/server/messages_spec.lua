@@ -1,0 +1,439 @@
+-- /v1/messages and /v1/messages/count_tokens: Anthropic's dialect.
+
+local client = require "spec.support.client"
+local json = require "moonlet.json"
+local moonlet = require "moonlet"
+local said = require "spec.support.said"
+local served = require "spec.support.served"
+
+local PATH <const> = "/v1/messages"
+local COUNT <const> = "/v1/messages/count_tokens"
+local USER <const> = { role = "user", content = "Hi" }
+local ADAPTIVE <const> = { type = "adaptive" }
+local CALL <const> = said.CALL
+
+local WEATHER <const> = { name = "weather", description = "Tells the weather.",
+  input_schema = { type = "object", properties = { city = { type = "string" },
+    days = { type = "integer" } } } }
+
+local function body_of(more)
+  local body = { model = "m", max_tokens = 500, messages = { USER } }
+  for name, value in pairs(more or {}) do body[name] = value end
+  return body
+end
+
+-- A message from its events, as the SDK puts it together (anthropic 2.12.0,
+-- lib/streaming/_messages.py), with the order of events checked.
+local function assemble(events)
+  local message, open, json_text = nil, nil, nil
+  local stopped = false
+  for _, e in ipairs(events) do
+    assert.is_false(stopped, "something behind message_stop")
+    if e.type == "message_start" then
+      assert.is_nil(message)
+      message = e.message
+    elseif e.type == "content_block_start" then
+      assert.is_nil(open)
+      assert.equal(#message.content, e.index)
+      open, json_text = e.content_block, ""
+      table.insert(message.content, open)
+    elseif e.type == "content_block_delta" then
+      assert.equal(#message.content - 1, e.index)
+      local d = e.delta
+      if d.type == "text_delta" then
+        open.text = open.text .. d.text
+      elseif d.type == "thinking_delta" then
+        open.thinking = open.thinking .. d.thinking
+      elseif d.type == "signature_delta" then
+        open.signature = d.signature
+      else
+        assert.equal("input_json_delta", d.type)
+        json_text = json_text .. d.partial_json
+      end
+    elseif e.type == "content_block_stop" then
+      if open.type == "tool_use" then open.input = json.decode(json_text) or json_text end
+      open = nil
+    elseif e.type == "message_delta" then
+      assert.is_nil(open)
+      message.stop_reason, message.stop_sequence = e.delta.stop_reason, e.delta.stop_sequence
+      message.usage = e.usage
+    elseif e.type == "message_stop" then
+      stopped = true
+    elseif e.comment == nil then
+      assert.equal("ping", e.type)
+    end
+  end
+  assert.is_true(stopped)
+  return message
+end
+
+-- A message without what is new each time.
+local function essence(message)
+  assert.matches("^msg_%x+$", message.id)
+  message.id = nil
+  for _, block in ipairs(message.content) do
+    if block.type == "tool_use" then
+      assert.matches("^toolu_%x+$", block.id)
+      block.id, block.input = nil, json.encode(block.input)
+    end
+  end
+  return json.decode(json.encode(message))
+end
+
+describe("/v1/messages", function()
+  local server
+  after_each(function() if server then server:close() end end)
+
+  local function ask(more, fields)
+    return client.ask(server, "POST", PATH, body_of(more), fields)
+  end
+  local function stream(more)
+    more = more or {}
+    more.stream = true
+    local reply = ask(more)
+    assert.equal(200, reply.status, reply.body)
+    return client.events(reply), reply
+  end
+
+  -- The text of the prompt that a request becomes.
+  local function prompt_of(more)
+    local make, text = server.prompts.make, nil
+    function server.prompts.make(...)
+      local p, message, code = make(...)
+      text = p and p.text
+      return p, message, code
+    end
+    local reply = ask(more)
+    server.prompts.make = nil
+    assert.equal(200, reply.status, reply.body)
+    return text
+  end
+
+  it("answers a message", function()
+    server = served.replay { "Paris is the capital." }
+    local reply = ask { model = "any-name" }
+    assert.equal(200, reply.status, reply.body)
+    local r = reply.json
+    assert.matches("^msg_%x+$", r.id)
+    assert.same({ "message", "assistant", "any-name", "end_turn", json.null },
+      { r.type, r.role, r.model, r.stop_reason, r.stop_sequence })
+    assert.same({ { type = "text", text = "Paris is the capital." } }, json.decode(
+      json.encode(r.content)))
+    assert.is_true(r.usage.input_tokens > 5 and r.usage.output_tokens > 2)
+    assert.same({ 0, 0 }, { r.usage.cache_read_input_tokens, r.usage.cache_creation_input_tokens })
+  end)
+
+  it("streams thoughts, text and calls, block by block", function()
+    server = served.replay { "I think.\n</think>\n\nLet me look.\n\n" .. CALL }
+    local events, reply = stream { tools = { WEATHER }, thinking = ADAPTIVE }
+    assert.equal("text/event-stream; charset=utf-8", reply.fields["content-type"])
+    assert.equal("message_start", events[1].type)
+    assert.equal(json.null, events[1].message.stop_reason)
+    assert.equal("ping", events[2].type)
+    local message = assemble(events)
+    assert.equal("tool_use", message.stop_reason)
+    assert.is_true(message.usage.output_tokens_details.thinking_tokens > 2)
+    assert.same({ { type = "thinking", thinking = "I think.", signature = "moonlet" },
+      { type = "text", text = "Let me look." }, { type = "tool_use", name = "weather",
+        input = '{"city": "Paris", "days": 3}' } }, essence(message).content)
+  end)
+
+  it("says the same streamed and whole, whatever the steps", function()
+    local more = { tools = { WEATHER }, thinking = ADAPTIVE }
+    local streamed = body_of(more)
+    streamed.stream = true
+    said.in_all_ways(PATH, body_of(more), streamed, function(name, replies, grows)
+      -- A call that is cut off is no object, so only a stream can show how it grew.
+      if grows and name == "a call cut off" then return end
+      local expected
+      for i, reply in ipairs(replies) do
+        assert.equal(200, reply.status, name)
+        local got = essence(reply.json or assemble(client.events(reply)))
+        expected = expected or got
+        assert.same(expected, got, ("%s, request %d"):format(name, i))
+      end
+    end)
+  end)
+
+  it("failure 12: a call cut off never becomes one that can be run", function()
+    local cut = { text = said.TEXTS["a call cut off"], finish_reason = "length" }
+    for _, streamed in ipairs { false, true } do
+      server = served.replay({ cut }, { stream_tool_args = streamed })
+      local whole = ask { tools = { WEATHER }, thinking = ADAPTIVE }.json
+      assert.same({ "max_tokens", "text" }, { whole.stop_reason, whole.content[1].type })
+      assert.matches("<function=weather>.*Par$", whole.content[1].text)
+      local message = assemble((stream { tools = { WEATHER }, thinking = ADAPTIVE }))
+      assert.equal("max_tokens", message.stop_reason)
+      assert.is_not_table(message.content[1].input)
+      server:close()
+    end
+  end)
+
+  it("thinks when it is told to, and hides thoughts without forgetting them", function()
+    server = served.replay { "Hm.\n</think>\n\nYes." }
+    local shown = ask { thinking = { type = "enabled", budget_tokens = 1024 } }.json.content
+    assert.same({ "Hm.", "moonlet", "Yes." },
+      { shown[1].thinking, shown[1].signature, shown[2].text })
+    for _, more in ipairs { {}, { thinking = { type = "disabled" } } } do
+      assert.equal("text", ask(more).json.content[1].type)
+    end
+    local hide = { type = "adaptive", display = "omitted" }
+    local hidden = ask { thinking = hide }.json.content
+    assert.same({ "", "Yes." }, { hidden[1].thinking, hidden[2].text })
+    assert.same(json.encode(hidden), json.encode(assemble((stream { thinking = hide })).content))
+    for _, content in ipairs { shown, hidden } do
+      assert.matches("<think>\nHm.\n</think>\n\nYes.", prompt_of { messages = { USER,
+        { role = "assistant", content = content }, { role = "user", content = { {
+          type = "tool_result", tool_use_id = "x", content = "go on" } } } } }, 1, true)
+    end
+  end)
+
+  it("reads what clients send", function()
+    server = served.replay { "ok" }
+    local call = { type = "tool_use", id = "t1", name = "weather", input = { city = "Rome" } }
+    local cached = { type = "ephemeral" }
+    local text = prompt_of {
+      system = { { type = "text", text = "x-anthropic-billing-header: cc_version=1;" },
+        { type = "text", text = "Be brief.", cache_control = cached },
+        { type = "text", text = "Be kind." } },
+      metadata = { user_id = "u" }, context_management = {}, service_tier = "auto", top_k = 5,
+      messages = {
+        { role = "user", content = { { type = "text", text = "One." },
+          { type = "text", text = "Two.", cache_control = cached } } },
+        { role = "system", content = "Three." },
+        { role = "assistant", content = { { type = "redacted_thinking", data = "?" },
+          { type = "text", text = "Looking" }, { type = "text", text = " it up." }, call } },
+        { role = "user", content = {
+          { type = "tool_result", tool_use_id = "t1", is_error = true,
+            content = { { type = "text", text = "no" }, { type = "text", text = " net" } } },
+          { type = "tool_result", tool_use_id = "t2" }, { type = "text", text = "Again." } } },
+        { role = "system", content = "Be quick." },
+      },
+      tools = { WEATHER },
+    }
+    assert.is_nil(text:find("billing", 1, true))
+    assert.is_nil(text:find("cache_control", 1, true))
+    assert.matches('\n{"type": "function", "function": {"name": "weather", "description": '
+      .. '"Tells the weather.", "parameters": {', text, 1, true)
+    assert.matches("\n\nBe brief.\n\nBe kind.<|im_end|>\n<|im_start|>user\nOne.\n\nTwo.\n\nThree."
+      .. "<|im_end|>\n<|im_start|>assistant\nLooking it up.\n\n<tool_call>\n<function=weather>\n"
+      .. "<parameter=city>\nRome\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
+      .. "<|im_start|>user\n<tool_response>\nError: no net\n</tool_response>\n<tool_response>\n\n"
+      .. "</tool_response><|im_end|>\n<|im_start|>user\nAgain.\n\nBe quick.<|im_end|>\n"
+      .. "<|im_start|>assistant\n", text, 1, true)
+  end)
+
+  it("describes tools that are found later where they are found", function()
+    server = served.replay { CALL }
+    local later = { name = "weather", description = "Tells.", defer_loading = true,
+      input_schema = WEATHER.input_schema }
+    local messages = { USER,
+      { role = "assistant", content = { { type = "tool_use", id = "s", name = "search",
+        input = json.object {} } } },
+      { role = "user", content = { { type = "tool_result", tool_use_id = "s", content = {
+        { type = "tool_reference", tool_name = "weather" } } } } } }
+    local tools = { { name = "search", input_schema = { type = "object" } }, later }
+    local text = prompt_of { tools = tools, messages = messages }
+    assert.matches('<tool_response>\n<function>{"name": "weather", "description": "Tells.", ', text,
+      1, true)
+    assert.equal(2, select(2, text:gsub('"Tells%."', "")) + select(2, text:gsub('"search"', "")))
+    local call = ask { tools = tools, messages = messages }.json.content[1]
+    assert.equal(3, call.input.days)
+  end)
+
+  it("keeps to stop sequences, limits and choices of tools", function()
+    server = served.replay { "one END two" }
+    local cut = ask { stop_sequences = { "END" } }.json
+    assert.same({ "stop_sequence", "END", "one " },
+      { cut.stop_reason, cut.stop_sequence, cut.content[1].text })
+    assert.equal("max_tokens", ask { max_tokens = 1 }.json.stop_reason)
+    server:close()
+    server = served.replay { CALL .. "\n" .. CALL }
+    local none = ask { tools = { WEATHER }, tool_choice = { type = "none" } }.json
+    assert.same({ "end_turn", CALL .. "\n" .. CALL }, { none.stop_reason, none.content[1].text })
+    local one = ask { tools = { WEATHER }, tool_choice = { type = "auto",
+      disable_parallel_tool_use = true } }.json
+    assert.equal(1, #one.content)
+    assert.equal(2, #ask({ tools = { WEATHER } }).json.content)
+  end)
+
+  it("counts the tokens of the prompt", function()
+    server = served.replay { "ok" }
+    for _, more in ipairs { {}, { system = "Be brief.", tools = { WEATHER } },
+      { thinking = ADAPTIVE } } do
+      local count = client.ask(server, "POST", COUNT, body_of(more)).json
+      assert.equal(ask(more).json.usage.input_tokens, count.input_tokens)
+    end
+    local long = { messages = { { role = "user", content = ("word "):rep(9000) } } }
+    assert.is_true(client.ask(server, "POST", COUNT, body_of(long)).json.input_tokens > 9000)
+  end)
+
+  it("refuses in Anthropic's shape, naming the place", function()
+    server = served.replay({ "ok" }, { limits = { messages = 3, tools = 1 } })
+    local picture = { type = "image", source = { type = "base64", data = "" } }
+    for _, row in ipairs {
+      { "messages", { messages = json.array {} } },
+      { "messages", { messages = { USER, USER, USER, USER } } },
+      { "messages[0]", { messages = { "hi" } } },
+      { "messages[0].role", { messages = { { role = "tool", content = "x" } } } },
+      { "messages[0].content", { messages = { { role = "user", content = 5 } } } },
+      { "messages[0].content[0].type",
+        { messages = { { role = "user", content = { picture } } } } },
+      { "messages[0].content[0].content[0].type", { messages = { { role = "user", content = {
+        { type = "tool_result", tool_use_id = "x", content = { picture } } } } } } },
+      { "messages[0].content[0].text", { messages = { { role = "user",
+        content = { { type = "text" } } } } } },
+      { "system", { system = 5 } },
+      { "max_tokens", { max_tokens = 0 } },
+      { "temperature", { temperature = "hot" } },
+      { "top_p", { top_p = 1.5 } },
+      { "stop_sequences", { stop_sequences = { 1 } } },
+      { "thinking.type", { thinking = { type = "deep" } } },
+      { "thinking.budget_tokens", { thinking = { type = "enabled", budget_tokens = -1 } } },
+      { "tools", { tools = { WEATHER, WEATHER } } },
+      { "tools[0].name", { tools = { { input_schema = {} } } } },
+      { "tools[0].type", { tools = { { type = "web_search_20250305", name = "web_search" } } } },
+      { "tool_choice.type", { tools = { WEATHER }, tool_choice = { type = "any" } } },
+      { "tool_choice.type", { tools = { WEATHER },
+        tool_choice = { type = "tool", name = "weather" } } },
+      { "tool_choice.type", { tool_choice = { type = "some" } } },
+      { "output_config.format", { output_config = { format = { type = "json_schema" } } } },
+    } do
+      local reply = ask(row[2])
+      assert.equal(400, reply.status, row[1] .. reply.body)
+      assert.same({ "error", "invalid_request_error" }, { reply.json.type, reply.json.error.type })
+      assert.equal(row[1], reply.json.error.message:match("^(.-): "))
+    end
+    assert.matches("constrained decoding", ask { tools = { WEATHER },
+      tool_choice = { type = "any" } }.json.error.message)
+  end)
+
+  it("refuses in Anthropic's shape before a handler is reached", function()
+    server = served.replay({ "ok" }, { api_keys = { "k" }, limits = { body_bytes = 1000 } })
+    for _, path in ipairs { PATH, COUNT } do
+      for _, row in ipairs {
+        { 401, "authentication_error", "POST", body_of() },
+        { 405, "invalid_request_error", "GET", nil, { ["x-api-key"] = "k" } },
+        { 413, "request_too_large", "POST", { a = ("x"):rep(1000) }, { ["x-api-key"] = "k" } },
+        { 400, "invalid_request_error", "POST", "{", { Authorization = "Bearer k" } },
+        { 200, nil, "POST", body_of(), { ["x-api-key"] = "k",
+          ["anthropic-version"] = "2023-06-01" } },
+      } do
+        local reply = client.ask(server, row[3], path .. "?beta=true", row[4], row[5])
+        assert.same({ row[1], row[2] }, { reply.status, (reply.json.error or {}).type })
+      end
+    end
+    server:close()
+    server = served.replay { "ok" }
+    local evil = ask({}, { Origin = "http://evil.example" })
+    assert.same({ 403, "permission_error" }, { evil.status, evil.json.error.type })
+  end)
+
+  it("failure 21: says that a prompt is too long, in the words that clients know", function()
+    server = served.replay({ "ok" }, { ctx = 32 })
+    local reply = ask { messages = { { role = "user", content = ("word "):rep(100) } } }
+    assert.equal(400, reply.status)
+    assert.matches("^This model's maximum context length is 32 tokens. However, your request has "
+      .. "%d+ input tokens.$", reply.json.error.message)
+  end)
+
+  it("ends a stream that fails with the error", function()
+    server = served.replay { { text = "some", finish_reason = "error", message = "bad weight" } }
+    local events = stream {}
+    local last = events[#events]
+    assert.same({ "error", "api_error", "bad weight" },
+      { last.type, last.error.type, last.error.message })
+    local whole = ask {}
+    assert.same({ 500, "api_error" }, { whole.status, whole.json.error.type })
+  end)
+
+  it("failure 16: keeps silent streams alive", function()
+    server = served.replay({ { text = CALL, prefill_ms = 250 } }, { heartbeat = 0.001 })
+    local events = stream { tools = { WEATHER } }
+    local comments, pings = 0, 0
+    for i, event in ipairs(events) do
+      if event.comment then comments = comments + 1 end
+      if i > 2 and event.type == "ping" then pings = pings + 1 end
+    end
+    assert.is_true(comments >= 1 and pings >= 1, comments .. " " .. pings)
+    assert.equal("tool_use", assemble(events).stop_reason)
+  end)
+
+  it("sends the queue's end away with a time to come back", function()
+    server = served.replay({ { text = "slow", prefill_ms = 300 } }, { queue = 1 })
+    local replies = client.all(server, { { "POST", PATH, body_of() }, { "POST", PATH, body_of() } })
+    table.sort(replies, function(a, b) return a.status < b.status end)
+    assert.same({ 200, 429, "rate_limit_error" },
+      { replies[1].status, replies[2].status, replies[2].json.error.type })
+    assert.matches("^%d+$", replies[2].fields["retry-after"])
+  end)
+end)
+
+describe("a dialogue over /v1/messages", function()
+  local model, server
+  setup(function() model = assert(moonlet.open(served.DIR, { threads = 2 })) end)
+  teardown(function() model:close() end)
+  after_each(function() server:close() end)
+
+  -- Ten turns; of each, its usage. `follow` is what a user says to the i-th answer.
+  local function play(more, follow)
+    local messages, usages = { USER }, {}
+    for i = 1, 10 do
+      local body = body_of(more)
+      body.messages, body.tools = messages, { WEATHER }
+      local reply = client.ask(server, "POST", PATH, body)
+      assert.equal(200, reply.status, reply.body)
+      usages[i] = reply.json.usage
+      local content = assert(json.decode(json.encode(reply.json.content)))
+      messages[#messages + 1] = { role = "assistant", content = content }
+      messages[#messages + 1] = { role = "user", content = follow(i, content[#content]) }
+    end
+    return usages
+  end
+
+  local function total(u)
+    return u.input_tokens + u.cache_read_input_tokens + u.output_tokens
+  end
+
+  local function result(i, call)
+    return { { type = "tool_result", tool_use_id = call.id, content = "Sun, day " .. i } }
+  end
+
+  local ODD_CALL <const> = "Well.\n\n\n<tool_call>\n<function=weather>\n<parameter=city>Paris"
+    .. "</parameter>\n<parameter=days>\n3.0\n</parameter>\n</function>\n</tool_call>"
+
+  it("of tools evaluates each token once, with and without thoughts", function()
+    for _, thinking in ipairs { { type = "disabled" },
+      { type = "adaptive", display = "omitted" } } do
+      local thinks = thinking.type == "adaptive"
+      server = served.forced(model, { (thinks and "Hm,  so.\n</think>\n\n" or "") .. ODD_CALL },
+        { ctx = 2048 })
+      local usages = play({ thinking = thinking }, result)
+      for i = 2, 10 do
+        assert.equal(total(usages[i - 1]), usages[i].cache_read_input_tokens)
+        assert.is_true(usages[i].input_tokens < 40)
+      end
+      server:close()
+    end
+  end)
+
+  it("of questions evaluates each token once where thoughts are kept, else the last turn twice",
+  function()
+    for _, kept in ipairs { true, false } do
+      server = served.forced(model, { "Hm.\n</think>\n\nIt is so." },
+        { ctx = 2048, template_variables = { preserve_thinking = kept } })
+      local usages = play({ thinking = ADAPTIVE }, function(i) return "And " .. i .. "?" end)
+      for i = 2, 10 do
+        local before = usages[i - 1]
+        assert.is_true(before.output_tokens > 5)
+        if kept then
+          assert.equal(total(before), usages[i].cache_read_input_tokens)
+        else
+          assert.is_true(usages[i].cache_read_input_tokens < total(before))
+          assert.is_true(usages[i].input_tokens < 40)
+        end
+      end
+      server:close()
+    end
+  end)
+end)
