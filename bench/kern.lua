@@ -1,5 +1,6 @@
--- Speed of matrix products: lua5.4 bench/kern.lua [variant] [rows] [cols] [threads]
+-- Speed of matrix products: lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode]
 -- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
+-- Activations in f32, then in 8 bits for the formats that take them.
 
 package.cpath = "./build/?.so;" .. package.cpath
 local core = require "moonlet.core"
@@ -30,21 +31,30 @@ local function matrix(m)
   return w
 end
 
-local function seconds(w, n_x)
+local function seconds(w, n_x, int8)
   local x = string.pack("<f", 0.01):rep(cols * n_x)
-  local repeats = variant == "scalar" and 2 or math.max(3, 400000000 // (rows * cols * n_x))
+  local repeats = variant == "scalar" and 2 or math.max(5, 400000000 // (rows * cols * n_x))
   local _, best = core.kern_run(variant, "linear",
-    { matrix = w, x = x, n_x = n_x, threads = threads, repeats = repeats })
+    { matrix = w, x = x, n_x = n_x, threads = threads, repeats = repeats, int8 = int8 })
   return best
 end
 
 print(("%s, %d x %d, %d threads"):format(variant, rows, cols, threads))
-print("mode      n=1 Gw/s     n=2     n=4     n=8    n=32   n=256 GFLOP/s")
-for _, m in ipairs(modes) do
-  local w = matrix(m)
-  local line = { ("%-6s %2d   %7.2f"):format(m.mode, m.bits, rows * cols / seconds(w, 1) / 1e9) }
+print("mode       x     n=1 Gw/s     n=2     n=4     n=8    n=32   n=256 GFLOP/s")
+
+local function report(m, w, int8)
+  local line = { ("%-6s %2d %5s  %7.2f"):format(m.mode, m.bits, int8 and "int8" or "f32",
+    rows * cols / seconds(w, 1, int8) / 1e9) }
   for _, n in ipairs { 2, 4, 8, 32, 256 } do
-    line[#line + 1] = ("%7.1f"):format(2 * rows * cols * n / seconds(w, n) / 1e9)
+    line[#line + 1] = ("%7.1f"):format(2 * rows * cols * n / seconds(w, n, int8) / 1e9)
   end
   print(table.concat(line, " "))
+end
+
+for _, m in ipairs(modes) do
+  if not arg[5] or arg[5] == m.mode then
+    local w = matrix(m)
+    report(m, w, false)
+    if m.mode == "affine" or m.mode == "mxfp4" or m.mode == "nvfp4" then report(m, w, true) end
+  end
 end

@@ -7,6 +7,7 @@
  * result does not depend on what else is in the batch: a dot product runs 16 partial sums, lane j
  * adding elements j, j+16, j+32, ... by fused multiply-add in rising order (missing elements of
  * the last 16 are zeros), and the lanes are then added as a tree: j with j+8, then +4, +2, +1.
+ * Products with activations in 8 bits have the order of int8.h.
  * exp and what is built on it is our own polynomial (kern_expf), the same in every variant. Which
  * NaN comes out where several could is not defined: variants agree on where NaNs are. */
 #ifndef KERN_KERN_H
@@ -20,6 +21,17 @@
 
 /* Rows that one call of `dots` handles: enough independent sums to hide the latency of fma. */
 enum { KERN_ROWS = 8 };
+
+/* Products with activations rounded to 8 bits; see int8.h for what they compute. */
+typedef struct kern_int8_ops {
+    /* x[cols] into kern_int8_bytes(cols) bytes, 64-byte aligned. cols is a multiple of 32. */
+    void (*quantize)(const float *x, int64_t cols, void *row);
+
+    /* y[t*ldy + r] = row (row + r) of w . quantized row t, for r < n_rows and t < n_x.
+     * scratch: kern_scratch_bytes(w->cols). */
+    void (*product)(const num_matrix *w, int64_t row, int64_t n_rows, const void *x, int64_t n_x,
+                    float *y, int64_t ldy, void *scratch);
+} kern_int8_ops;
 
 typedef struct kern_ops {
     const char *name; /* "scalar", "avx2", "avx512" */
@@ -73,6 +85,7 @@ typedef struct kern_ops {
     void (*f16_encode)(const float *x, uint16_t *out, int64_t n);
     void (*f16_decode)(const uint16_t *x, float *out, int64_t n);
 
+    const kern_int8_ops *int8;
     const num_fit_ops *fit; /* for num_fit_row */
 } kern_ops;
 
@@ -112,5 +125,17 @@ typedef struct kern_job {
 
 void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs, int64_t n_jobs,
                       int64_t max_cols, void *scratch);
+
+/* Whether products with w are defined for 8-bit activations: affine groups of a multiple of 32,
+ * mxfp4, nvfp4, in rows of a multiple of 32. The others hold more than a byte of a weight. */
+int kern_takes_int8(const num_matrix *w);
+
+/* Bytes of a row of x in 8 bits. */
+int64_t kern_int8_bytes(int64_t cols);
+
+/* kern_linear_jobs with activations in 8 bits where the matrix takes them. rows: 64-byte aligned,
+ * kern_int8_bytes(cols) for each row of x; jobs that follow one another and share x share its. */
+void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *jobs,
+                           int64_t n_jobs, int64_t max_cols, void *scratch, void *rows);
 
 #endif

@@ -1,20 +1,39 @@
 /* y = x W^T over the pool: rows in blocks, a block decoded once for all tokens. */
+#include <stddef.h>
+
 #include "base/pool.h"
-#include "kern/kern.h"
+#include "kern/int8.h"
 
 /* A block of decoded rows takes a quarter of a megabyte, so that it and the tokens it meets stay
  * in L2; it is also work enough (some microseconds) to be worth handing to a thread. */
 enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, TOKENS = 32, ITEMS_PER_THREAD = 16 };
 
-static int64_t block_rows(int64_t cols)
+typedef struct work {
+    const kern_ops *ops;
+    const kern_job *jobs;
+    int64_t n_jobs;
+    char *scratch;
+    int64_t scratch_bytes;
+    char *rows; /* of the jobs' x in 8 bits; NULL in f32 */
+} work;
+
+static int runs_int8(const work *p, const num_matrix *w)
 {
+    return p->rows && kern_takes_int8(w);
+}
+
+/* In 8 bits a panel of rows is a unit however wide it is. */
+static int64_t block_rows(const work *p, const num_matrix *w)
+{
+    int64_t cols = w->cols;
+    if (runs_int8(p, w)) return cols > 1024 ? INT8_PANEL_ROWS : 2 * INT8_PANEL_ROWS;
     int64_t n = BLOCK_FLOATS / (cols > 0 ? cols : 1) / KERN_ROWS * KERN_ROWS;
     return n < KERN_ROWS ? KERN_ROWS : n > BLOCK_MAX_ROWS ? BLOCK_MAX_ROWS : n;
 }
 
-static int64_t count_blocks(const num_matrix *w)
+static int64_t count_blocks(const work *p, const num_matrix *w)
 {
-    int64_t n = block_rows(w->cols);
+    int64_t n = block_rows(p, w);
     return (w->rows + n - 1) / n;
 }
 
@@ -22,15 +41,23 @@ int64_t kern_scratch_bytes(int64_t max_cols)
 {
     int64_t widest = KERN_ROWS * max_cols; /* a block wider than BLOCK_FLOATS */
     int64_t floats = widest > BLOCK_FLOATS ? widest : BLOCK_FLOATS;
-    return (floats * (int64_t)sizeof(float) + 63) / 64 * 64;
+    int64_t bytes = floats * (int64_t)sizeof(float);
+    int64_t panel = int8_n_blocks(max_cols) * INT8_PANEL_BYTES;
+    return ((bytes > panel ? bytes : panel) + 63) / 64 * 64;
 }
 
-static void run_block(const kern_ops *ops, const kern_job *job, int64_t block, float *scratch)
+static void run_block(const work *p, const kern_job *job, const char *rows, int64_t block,
+                      float *scratch)
 {
+    const kern_ops *ops = p->ops;
     const num_matrix *w = job->w;
-    int64_t cols = w->cols, first = block * block_rows(cols);
-    int64_t n = w->rows - first < block_rows(cols) ? w->rows - first : block_rows(cols);
+    int64_t cols = w->cols, size = block_rows(p, w), first = block * size;
+    int64_t n = w->rows - first < size ? w->rows - first : size;
     float *y = job->y + first;
+    if (runs_int8(p, w)) {
+        ops->int8->product(w, first, n, rows, job->n_x, y, job->ldy, scratch);
+        return;
+    }
     if (job->n_x == 1) {
         ops->product(w, first, n, job->x, y, scratch);
         return;
@@ -44,36 +71,48 @@ static void run_block(const kern_ops *ops, const kern_job *job, int64_t block, f
     }
 }
 
-typedef struct work {
-    const kern_ops *ops;
-    const kern_job *jobs;
-    char *scratch;
-    int64_t scratch_bytes;
-} work;
+static int same_x(const kern_job *a, const kern_job *b)
+{
+    return a->x == b->x && a->n_x == b->n_x && a->ldx == b->ldx && a->w->cols == b->w->cols;
+}
+
+/* Bytes from the 8-bit rows of a job to those of the next. */
+static int64_t rows_step(const kern_job *job)
+{
+    return same_x(job, job + 1) ? 0 : job->n_x * kern_int8_bytes(job->w->cols);
+}
 
 /* Items are the blocks of all jobs, one job after the other. */
 static void run_items(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const work *p = ctx;
     const kern_job *job = p->jobs;
-    int64_t before = 0, in_job = count_blocks(job->w);
+    const char *rows = p->rows;
+    int64_t before = 0, in_job = count_blocks(p, job->w);
     float *scratch = (float *)(void *)(p->scratch + worker * p->scratch_bytes);
     for (int64_t i = begin; i < end; i++) {
         while (i - before >= in_job) {
             before += in_job;
-            in_job = count_blocks((++job)->w);
+            if (rows) rows += rows_step(job);
+            in_job = count_blocks(p, (++job)->w);
         }
-        run_block(p->ops, job, i - before, scratch);
+        run_block(p, job, rows, i - before, scratch);
     }
+}
+
+static void run_work(struct pool *p, const work *w)
+{
+    int64_t n_items = 0;
+    for (int64_t j = 0; j < w->n_jobs; j++) n_items += count_blocks(w, w->jobs[j].w);
+    pool_for(p, n_items, n_items / ((int64_t)pool_n_threads(p) * ITEMS_PER_THREAD), run_items,
+             (void *)(uintptr_t)w);
 }
 
 void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs, int64_t n_jobs,
                       int64_t max_cols, void *scratch)
 {
-    work w = {ops, jobs, scratch, kern_scratch_bytes(max_cols)};
-    int64_t n_items = 0;
-    for (int64_t j = 0; j < n_jobs; j++) n_items += count_blocks(jobs[j].w);
-    pool_for(p, n_items, n_items / ((int64_t)pool_n_threads(p) * ITEMS_PER_THREAD), run_items, &w);
+    work w = {ops, jobs, n_jobs, scratch, kern_scratch_bytes(max_cols), NULL};
+    run_work(p, &w);
 }
 
 void kern_linear(struct pool *p, const kern_ops *ops, const num_matrix *w, const float *x,
@@ -81,4 +120,48 @@ void kern_linear(struct pool *p, const kern_ops *ops, const num_matrix *w, const
 {
     kern_job job = {.w = w, .x = x, .y = y, .ldx = ldx, .n_x = n_x, .ldy = ldy};
     kern_linear_jobs(p, ops, &job, 1, w->cols, scratch);
+}
+
+/* ---- activations in 8 bits ------------------------------------------------------------------ */
+
+/* The end of the run of jobs that share x with job j; whether one of them wants it in 8 bits. */
+static int64_t end_of_run(const work *p, int64_t j, int *wanted)
+{
+    const kern_job *job = &p->jobs[j];
+    *wanted = 0;
+    for (; j < p->n_jobs && same_x(job, &p->jobs[j]); j++) *wanted |= kern_takes_int8(p->jobs[j].w);
+    return j;
+}
+
+/* Items are the rows of x, of one run of jobs after the other. */
+static void quantize_rows(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const work *p = ctx;
+    const kern_job *job = p->jobs;
+    char *rows = p->rows;
+    int wanted;
+    int64_t before = 0, next = end_of_run(p, 0, &wanted);
+    for (int64_t i = begin; i < end; i++) {
+        while (i - before >= job->n_x) {
+            before += job->n_x;
+            rows += job->n_x * kern_int8_bytes(job->w->cols);
+            job = &p->jobs[next];
+            next = end_of_run(p, next, &wanted);
+        }
+        if (wanted)
+            p->ops->int8->quantize(job->x + (i - before) * job->ldx, job->w->cols,
+                                   rows + (i - before) * kern_int8_bytes(job->w->cols));
+    }
+}
+
+void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *jobs,
+                           int64_t n_jobs, int64_t max_cols, void *scratch, void *rows)
+{
+    work w = {ops, jobs, n_jobs, scratch, kern_scratch_bytes(max_cols), rows};
+    int64_t n_rows = 0;
+    int wanted;
+    for (int64_t j = 0; j < n_jobs; j = end_of_run(&w, j, &wanted)) n_rows += jobs[j].n_x;
+    pool_for(p, n_rows, 8, quantize_rows, &w);
+    run_work(p, &w);
 }

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kern/kern.h"
+#include "kern/int8.h"
 #include "kern/kern_const.h"
 #include "num/fp.h"
 
@@ -186,5 +187,6 @@ const kern_ops kern_scalar = {
     .delta_step = delta_step,
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
+    .int8 = &kern_scalar_int8,
     .fit = &num_fit_plain,
 };

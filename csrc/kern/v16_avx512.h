@@ -14,6 +14,7 @@
 #define V16_LEVEL CPU_AVX512
 #define V16_TABLE kern_avx512
 #define V16_FIT   kern_avx512_fit
+#define V16_INT8  kern_avx512_int8
 #define V16_FN    static inline __attribute__((always_inline))
 
 /* Rows x tokens of one register block of `dots`, and rows of a fused product. */

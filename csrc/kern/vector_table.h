@@ -1,4 +1,5 @@
 /* The table of one instruction set. Included last by avx2.c and avx512.c. */
+#include "kern/int8.h"
 #include "kern/vector_math.h"
 #include "kern/vector_matrix.h"
 
@@ -20,5 +21,6 @@ const kern_ops V16_TABLE = {
     .delta_step = delta_step,
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
+    .int8 = &V16_INT8,
     .fit = &V16_FIT,
 };

@@ -141,7 +141,15 @@ static pool *open_pool(lua_State *L)
     return p;
 }
 
-/* {matrix, x [n_x][cols], n_x, threads, repeats} -> y [n_x][rows], seconds of the fastest run */
+/* Workspace for n rows of x in 8 bits when args.int8 is set, else NULL. */
+static void *arg_int8_rows(lua_State *L, int64_t n, int64_t cols)
+{
+    if (!lml_opt_bool(L, 3, "int8", 0)) return NULL;
+    return guard_new(L, (size_t)(n * kern_int8_bytes(cols)));
+}
+
+/* {matrix, x [n_x][cols], n_x, threads, repeats, int8} -> y [n_x][rows], seconds of the fastest
+ * run */
 static int run_linear(lua_State *L, const kern_ops *ops)
 {
     num_matrix m;
@@ -151,11 +159,16 @@ static int run_linear(lua_State *L, const kern_ops *ops)
     const float *x = arg_floats(L, "x", n_x * m.cols);
     float *y = guard_new(L, (size_t)(n_x * m.rows) * sizeof *y);
     char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(m.cols)));
+    void *rows = arg_int8_rows(L, n_x, m.cols);
+    kern_job job = {.w = &m, .x = x, .y = y, .ldx = m.cols, .n_x = n_x, .ldy = m.rows};
     pool *p = open_pool(L);
     double best = 0;
     for (int64_t i = 0; i < repeats; i++) {
         double start = clock_seconds();
-        kern_linear(p, ops, &m, x, m.cols, n_x, y, m.rows, scratch);
+        if (rows)
+            kern_linear_jobs_int8(p, ops, &job, 1, m.cols, scratch, rows);
+        else
+            kern_linear(p, ops, &m, x, m.cols, n_x, y, m.rows, scratch);
         double seconds = clock_seconds() - start;
         if (i == 0 || seconds < best) best = seconds;
     }
@@ -165,7 +178,7 @@ static int run_linear(lua_State *L, const kern_ops *ops)
     return 2;
 }
 
-/* {matrices = {matrix, ...}, xs = {x, ...}, threads} -> y of each job, all in one region */
+/* {matrices = {matrix, ...}, xs = {x, ...}, threads, int8} -> y of each job, all in one region */
 static int run_jobs(lua_State *L, const kern_ops *ops)
 {
     lua_getfield(L, 3, "matrices");
@@ -173,7 +186,8 @@ static int run_jobs(lua_State *L, const kern_ops *ops)
     int matrices = lua_gettop(L) - 1, xs = matrices + 1;
     luaL_checktype(L, matrices, LUA_TTABLE);
     luaL_checktype(L, xs, LUA_TTABLE);
-    int64_t n = lml_len(L, matrices, 1024), max_cols = 1, threads = arg_count(L, "threads", 1);
+    int64_t n = lml_len(L, matrices, 1024), max_cols = 1, n_rows = 0;
+    int64_t threads = arg_count(L, "threads", 1);
     num_matrix *m = guard_new(L, (size_t)n * sizeof *m);
     kern_job *jobs = guard_new(L, (size_t)n * sizeof *jobs);
     luaL_checkstack(L, (int)(4 * n) + 8, NULL);
@@ -192,10 +206,15 @@ static int run_jobs(lua_State *L, const kern_ops *ops)
                              .x = guard_copy(L, x, x_bytes)};
         jobs[j].y = guard_new(L, (size_t)(jobs[j].n_x * m[j].rows) * sizeof(float));
         if (m[j].cols > max_cols) max_cols = m[j].cols;
+        n_rows += jobs[j].n_x;
     }
     char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(max_cols)));
+    void *rows = arg_int8_rows(L, n_rows, max_cols);
     pool *p = open_pool(L);
-    kern_linear_jobs(p, ops, jobs, n, max_cols, scratch);
+    if (rows)
+        kern_linear_jobs_int8(p, ops, jobs, n, max_cols, scratch, rows);
+    else
+        kern_linear_jobs(p, ops, jobs, n, max_cols, scratch);
     pool_close(p);
     lua_createtable(L, (int)n, 0);
     for (int64_t j = 0; j < n; j++) {

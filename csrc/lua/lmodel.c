@@ -48,16 +48,17 @@ static int close_model(lua_State *L)
     return 0;
 }
 
-/* core.model_open(dir [, {threads=}]) */
+/* core.model_open(dir [, {threads=, int8=}]): int8 rounds what quantized matrices read to 8 bits */
 static int open_model(lua_State *L)
 {
-    static const char *const keys[] = {"threads", NULL};
+    static const char *const keys[] = {"threads", "int8", NULL};
     const char *dir = luaL_checkstring(L, 1);
     lml_check_keys(L, 2, keys);
     lua_Integer n_threads = lml_opt_int(L, 2, "threads", 0);
     luaL_argcheck(L, n_threads >= 0 && n_threads <= POOL_MAX_THREADS, 2,
                   "threads: 0 to 1024 expected");
     model_options options = {.n_threads = (int)n_threads, .level = lml_cpu_level(L)};
+    options.int8 = lml_opt_bool(L, 2, "int8", 0);
 
     model_box *box = lua_newuserdatauv(L, sizeof *box, 0);
     *box = (model_box){.closed = 1};

@@ -12,9 +12,9 @@
 
 typedef struct head { /* a model's logits, KLD_ROWS positions at a time */
     model *m;
-    const num_matrix *w; /* lm_head */
-    float *logits;       /* [KLD_ROWS][V] */
-    void *scratch;       /* kern_linear's */
+    const num_matrix *w;  /* lm_head */
+    float *logits;        /* [KLD_ROWS][V] */
+    void *scratch, *rows; /* kern_linear's; rows NULL in f32 */
 } head;
 
 static err_code head_open(head *h, model *m, int64_t vocab, err_info *e)
@@ -25,19 +25,27 @@ static err_code head_open(head *h, model *m, int64_t vocab, err_info *e)
     if (!m) return ERR_NONE;
     h->scratch = mem_array((size_t)pool_n_threads(m->pool),
                            (size_t)kern_scratch_bytes(m->weights.lm_head.cols), e);
-    return h->scratch ? ERR_NONE : ERR_MEMORY;
+    if (!h->scratch) return ERR_MEMORY;
+    if (!m->int8) return ERR_NONE;
+    h->rows = mem_array(KLD_ROWS, (size_t)kern_int8_bytes(h->w->cols), e);
+    return h->rows ? ERR_NONE : ERR_MEMORY;
 }
 
 static void head_close(head *h)
 {
     mem_free(h->logits);
     mem_free(h->scratch);
+    mem_free(h->rows);
 }
 
 static void head_run(const head *h, const float *final, int64_t n)
 {
     const num_matrix *w = h->w;
-    kern_linear(h->m->pool, h->m->ops, w, final, w->cols, n, h->logits, w->rows, h->scratch);
+    kern_job job = {.w = w, .x = final, .y = h->logits, .ldx = w->cols, .n_x = n, .ldy = w->rows};
+    if (h->rows)
+        kern_linear_jobs_int8(h->m->pool, h->m->ops, &job, 1, w->cols, h->scratch, h->rows);
+    else
+        kern_linear_jobs(h->m->pool, h->m->ops, &job, 1, w->cols, h->scratch);
 }
 
 typedef struct row_facts {

@@ -29,6 +29,7 @@ static err_code open_into(model *m, const char *dir, const model_options *option
     if (!(m->files = st_open(dir, e))) return e->code;
     if (weights_bind(&m->weights, &m->config, m->files, root, e)) return err_prefix(e, "%s", dir);
     m->ops = kern_select(options->level);
+    m->int8 = options->int8;
     m->pool = pool_open(options->n_threads ? options->n_threads : cpu_count(), e);
     return m->pool ? ERR_NONE : e->code;
 }

@@ -34,11 +34,13 @@ typedef struct model {
     struct pass *pass;               /* workspace of all sessions; NULL before the first */
     struct kv_pool *kv[KV_N_CODECS]; /* pages of all sessions; NULL before the first of a codec */
     struct model_swap *swaps;        /* matrices that run in place of others: model/replace.h */
+    int int8;                        /* as opened */
 } model;
 
 typedef struct model_options {
     int n_threads;   /* 0: all processors of the affinity mask */
     cpu_level level; /* ceiling; CPU_N_LEVELS - 1 takes what the machine has */
+    int int8;        /* products with activations in 8 bits where kern_takes_int8; else all f32 */
 } model_options;
 
 /* dir: holds config.json and safetensors. NULL on failure. */

@@ -37,6 +37,17 @@ static int64_t widest_matrix(const model_config *c)
     return max64(cols, c->shared_intermediate_size);
 }
 
+/* The most rows of 8 bits that one parallel region reads, times their width: inputs of the routed
+ * experts and the shared one, or a batch. */
+static int64_t kern_rows_bytes(const pass *p)
+{
+    const model_config *c = &p->m->config;
+    int64_t I = max64(c->moe_intermediate_size, c->shared_intermediate_size);
+    int64_t experts = c->is_moe ? c->n_experts_used + 1 : 0;
+    return SES_BATCH * max64(experts * kern_int8_bytes(max64(c->hidden_size, I)),
+                             kern_int8_bytes(p->kern_cols));
+}
+
 static void lay_out(pass *p, layout *l)
 {
     const model_config *c = &p->m->config;
@@ -75,6 +86,7 @@ static void lay_out(pass *p, layout *l)
     p->jobs = take(l, 2 * (E + 1), sizeof *p->jobs);
     p->mtp_in = take(l, p->m->weights.mtp.present ? n * 2 * H : 0, f);
     p->kern = take(l, workers, (size_t)kern_scratch_bytes(p->kern_cols));
+    p->kern_rows = p->m->int8 ? take(l, 1, (size_t)kern_rows_bytes(p)) : NULL;
     p->kv_rows = take(l, workers * KERN_ROWS * D, f);
 }
 
@@ -171,7 +183,11 @@ void pass_linear(pass *p, profile_op op, const num_matrix *w, const float *x, in
 void pass_linear_jobs(pass *p, profile_op op, const kern_job *jobs, int64_t n_jobs)
 {
     int64_t bytes = 0;
-    kern_linear_jobs(p->m->pool, p->m->ops, jobs, n_jobs, p->kern_cols, p->kern);
+    if (p->kern_rows)
+        kern_linear_jobs_int8(p->m->pool, p->m->ops, jobs, n_jobs, p->kern_cols, p->kern,
+                              p->kern_rows);
+    else
+        kern_linear_jobs(p->m->pool, p->m->ops, jobs, n_jobs, p->kern_cols, p->kern);
     for (int64_t i = 0; p->profile && i < n_jobs; i++) bytes += num_matrix_bytes(jobs[i].w);
     pass_lap(p, op, bytes);
 }

@@ -53,6 +53,7 @@ struct pass {
     kern_job *jobs;        /* [2 * (E + 1)] */
     float *mtp_in;         /* [n][2*H] */
     void *kern;            /* kern_linear's, per worker */
+    void *kern_rows;       /* what matrices read, in 8 bits; NULL when the model runs in f32 */
     float *kv_rows;        /* per worker [KERN_ROWS][D] cache rows widened to f32 */
     float *scored;         /* [SES_SCORE_ROWS][V]; pages, untouched unless wanted */
     float *scores;         /* per worker [Nq/Nkv][n_scores] attention weights; pages */

@@ -218,7 +218,8 @@ end
 function calibrate.run(opts)
   opts = check_options(opts)
   if getmetatable(opts.model) == Model then return with_model(opts.model, opts) end
-  local model <close>, message, code = Model.open(opts.model, { threads = opts.threads })
+  local model <close>, message, code = Model.open(opts.model,
+    { threads = opts.threads, precision = "exact" })
   if not model then return nil, message, code end
   return with_model(model, opts)
 end

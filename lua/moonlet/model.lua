@@ -76,7 +76,8 @@ function Model.open(dir, opts)
   end
   local self = setmetatable({ dir = dir, precision = precision }, Model)
   local ok, message, code
-  self.core, message, code = core.model_open(dir, { threads = opts.threads })
+  self.core, message, code = core.model_open(dir,
+    { threads = opts.threads, int8 = precision == "fast" })
   if not self.core then return nil, message, code end
   ok, message, code = load_parts(self)
   if not ok then

@@ -1,0 +1,240 @@
+/* Products of a few quantized rows with matrices straight from their layout in the file: four rows
+ * of w at a time, four blocks of columns in the 128-bit lanes of a register. Included by
+ * avx512_int8.c. */
+#ifndef KERN_INT8_GEMV512_H
+#define KERN_INT8_GEMV512_H
+
+#include "kern/int8_load512.h"
+
+/* Rows of w side by side, and most tokens at once: above, laying a panel out pays. */
+enum { QUAD = 4, GEMV_TOKENS = 4, STRIP_BLOCKS = 16 };
+
+/* Bytes ahead of the codes being read. The prefetcher of the hardware does not keep up with some
+ * twenty instructions per cache line. */
+enum { PREFETCH_BYTES = 6144 };
+
+#define EACH_ROW   _Pragma("GCC unroll 4") for (int r = 0; r < QUAD; r++)
+#define EACH_TOKEN _Pragma("GCC unroll 4") for (int t = 0; t < n_tokens; t++)
+
+typedef struct gemv {
+    const num_matrix *w;
+    number_source scales, biases;
+    unpacker unpack;
+    int shift; /* log2 of the blocks of a group, -1 if there is none */
+    int64_t blocks_per_group;
+} gemv;
+
+/* Two numbers per row and block of a strip of 16 blocks: member i is [block 4 i + lane][row]. */
+typedef struct factors {
+    v16 first[4], second[4];
+} factors;
+
+/* ---- scales of a strip ---------------------------------------------------------------------- */
+
+/* From rows whose element 4 j + i is of block 4 i + j. */
+V16_FN void interleave_rows(const v16 rows[QUAD], v16 out[4])
+{
+    v16 lo = v16_unpack_lo(rows[0], rows[1]), hi = v16_unpack_hi(rows[0], rows[1]);
+    v16 lo2 = v16_unpack_lo(rows[2], rows[3]), hi2 = v16_unpack_hi(rows[2], rows[3]);
+    out[0] = v16_join_lo(lo, lo2);
+    out[1] = v16_join_hi(lo, lo2);
+    out[2] = v16_join_lo(hi, hi2);
+    out[3] = v16_join_hi(hi, hi2);
+}
+
+/* Which number of a strip that begins at block b element 4 j + i is. */
+V16_FN __m512i group_index(const gemv *v, int64_t b)
+{
+    __m512i block = SETR(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    if (v->shift >= 0) return _mm512_srl_epi32(block, _mm_cvtsi32_si128(v->shift));
+    int32_t index[16];
+    int64_t n = v->blocks_per_group, first = b / n;
+    for (int i = 0; i < 16; i++) index[i % 4 * 4 + i / 4] = (int32_t)((b + i) / n - first);
+    return _mm512_loadu_si512(index);
+}
+
+V16_FN void load_factors(num_mode mode, const gemv *v, const int64_t *row, int64_t b, int64_t n,
+                         factors *f)
+{
+    v16 one[QUAD], two[QUAD];
+    if (mode == NUM_NVFP4) {
+        __m512i even = SETR(0, 8, 16, 24, 2, 10, 18, 26, 4, 12, 20, 28, 6, 14, 22, 30);
+        __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+        EACH_ROW
+        {
+            v16 lo = load_numbers(mode, &v->scales, row[r], 2 * b, least(2 * n, 16)), hi = lo;
+            if (n > 8) hi = load_numbers(mode, &v->scales, row[r], 2 * b + 16, 2 * n - 16);
+            one[r] = _mm512_permutex2var_ps(lo, even, hi);
+            two[r] = _mm512_permutex2var_ps(lo, odd, hi);
+        }
+    } else {
+        int64_t g = b / v->blocks_per_group, count = (b + n - 1) / v->blocks_per_group - g + 1;
+        __m512i index = group_index(v, b);
+        EACH_ROW
+        {
+            one[r] = _mm512_permutexvar_ps(index, load_numbers(mode, &v->scales, row[r], g, count));
+            if (mode == NUM_AFFINE)
+                two[r] =
+                    _mm512_permutexvar_ps(index, load_numbers(mode, &v->biases, row[r], g, count));
+        }
+    }
+    interleave_rows(one, f->first);
+    if (mode != NUM_MXFP4) interleave_rows(two, f->second);
+}
+
+/* ---- four blocks of four rows --------------------------------------------------------------- */
+
+/* [lane][row] sums of the four numbers of each lane. */
+V16_FN __m512i sum_quads(const __m512i s[QUAD])
+{
+    __m512i a =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[0], s[1]));
+    __m512i c =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(s[2], s[3]), _mm512_unpackhi_epi32(s[2], s[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c));
+}
+
+/* The same for the first two and the last two numbers of each lane. */
+V16_FN __m512i sum_pairs(__m512i ab, __m512i cd)
+{
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+}
+
+/* Each lane four times element lane of p[4]. */
+V16_FN v16 spread_floats(const float *p)
+{
+    __m512i index = SETR(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(index, _mm512_castps128_ps512(_mm_loadu_ps(p)));
+}
+V16_FN __m512i spread_ints(const int32_t *p)
+{
+    return _mm512_castps_si512(spread_floats((const float *)(const void *)p));
+}
+/* Element 2 * lane + half of p[8]. */
+V16_FN __m512i spread_halves(const int32_t *p, int half)
+{
+    __m512i index = SETR(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
+    index = _mm512_add_epi32(index, _mm512_set1_epi32(half));
+    return _mm512_permutexvar_epi32(index,
+                                    _mm512_castsi256_si512(_mm256_loadu_si256((const void *)p)));
+}
+
+V16_FN v16 add_term(v16 sum, __m512i d, v16 scale, v16 x_scale)
+{
+    return v16_fma(_mm512_cvtepi32_ps(d), v16_mul(scale, x_scale), sum);
+}
+
+/* Codes of blocks b .. b + 4 of a row, of which n columns are there. */
+V16_FN void load_row_codes(num_mode mode, int bits, const unpacker *u, const uint8_t *p, int64_t n,
+                           __m512i out[2])
+{
+    if (has_nibbles(mode, bits)) {
+        __m512i raw = _mm512_maskz_loadu_epi8(first_bytes(n / 2), p);
+        out[0] = low_nibbles(mode, u, raw);
+        out[1] = high_nibbles(mode, u, raw);
+        return;
+    }
+    out[0] = codes_in_order(bits, u, p, least(n, 64));
+    out[1] = codes_in_order(bits, u, p + 8 * bits, n > 64 ? n - 64 : 0);
+}
+
+/* Four sums per block: a lane of the result is a block. */
+V16_FN __m512i row_dot(int nibbles, const __m512i code[2], __m512i x0, __m512i x1)
+{
+    __m512i zero = _mm512_setzero_si512(), a = _mm512_dpbusd_epi32(zero, code[0], x0);
+    if (nibbles) return _mm512_dpbusd_epi32(a, code[1], x1);
+    __m512i b = _mm512_dpbusd_epi32(zero, code[1], x1);
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+V16_FN v16 add_blocks(num_mode mode, int bits, const __m512i code[QUAD][2], v16 first, v16 second,
+                      int8_row x, int64_t b, v16 sum)
+{
+    int nibbles = has_nibbles(mode, bits);
+    const int8_t *q = (nibbles ? x.split : x.natural) + b * INT8_BLOCK;
+    __m512i x0 = _mm512_loadu_si512(q), x1 = _mm512_loadu_si512(q + 64), s[QUAD];
+    v16 scale = spread_floats(x.scale + b);
+    EACH_ROW s[r] = row_dot(nibbles, code[r], x0, x1);
+    if (mode == NUM_NVFP4) {
+        __m512i d0 =
+            sum_pairs(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpacklo_epi32(s[2], s[3]));
+        __m512i d1 =
+            sum_pairs(_mm512_unpackhi_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[2], s[3]));
+        d0 = _mm512_add_epi32(d0, spread_halves(x.half + 2 * b, 0));
+        d1 = _mm512_add_epi32(d1, spread_halves(x.half + 2 * b, 1));
+        return add_term(add_term(sum, d0, first, scale), d1, second, scale);
+    }
+    __m512i d = sum_quads(s);
+    if (mode == NUM_MXFP4) d = _mm512_add_epi32(d, spread_ints(x.offset + b));
+    sum = add_term(sum, d, first, scale);
+    return mode == NUM_AFFINE ? v16_fma(second, spread_floats(x.sum + b), sum) : sum;
+}
+
+/* Four rows against n_tokens rows of x. The lanes of a sum are the parts of int8.h. */
+V16_FN void gemv_quad(num_mode mode, int bits, int n_tokens, const gemv *v, const int64_t *row,
+                      const int8_row *x, v16 *sum)
+{
+    const num_matrix *w = v->w;
+    int64_t n_blocks = w->cols / INT8_BLOCK;
+    EACH_TOKEN sum[t] = v16_zero();
+    for (int64_t strip = 0; strip < n_blocks; strip += STRIP_BLOCKS) {
+        factors f;
+        int64_t end = least(strip + STRIP_BLOCKS, n_blocks);
+        load_factors(mode, v, row, strip, end - strip, &f);
+        for (int64_t b = strip; b < end; b += INT8_PARTS) {
+            __m512i code[QUAD][2];
+            int64_t i = (b - strip) / INT8_PARTS, at = b * INT8_BLOCK * bits / 8;
+            EACH_ROW
+            {
+                const uint8_t *p = w->codes + row[r] * w->row_bytes + at;
+                _mm_prefetch((const char *)p + PREFETCH_BYTES, _MM_HINT_T0);
+                if (bits > 4) _mm_prefetch((const char *)p + PREFETCH_BYTES + 64, _MM_HINT_T0);
+                load_row_codes(mode, bits, &v->unpack, p, (n_blocks - b) * INT8_BLOCK, code[r]);
+            }
+            v16 second = mode == NUM_MXFP4 ? v16_zero() : f.second[i];
+            EACH_TOKEN sum[t] = add_blocks(mode, bits, code, f.first[i], second, x[t], b, sum[t]);
+        }
+    }
+}
+
+V16_FN void gemv_tokens(num_mode mode, int bits, int n_tokens, const gemv *v, int64_t row,
+                        int64_t n_rows, const int8_row *x, float *y, int64_t ldy)
+{
+    for (int64_t first = 0; first < n_rows; first += QUAD) {
+        int64_t rows[QUAD], n = least(QUAD, n_rows - first);
+        v16 sum[GEMV_TOKENS];
+        EACH_ROW rows[r] = row + first + (r < n ? r : n - 1);
+        gemv_quad(mode, bits, n_tokens, v, rows, x, sum);
+        EACH_TOKEN
+        {
+            __m256 h = v16_halves(sum[t]); /* 0 + 2, 1 + 3 */
+            __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+            q = _mm_add_ps(q, _mm_setzero_ps());
+            _mm_mask_storeu_ps(y + t * ldy + first, (__mmask8)((1 << n) - 1), q);
+        }
+    }
+}
+
+/* y[t*ldy + r] for up to GEMV_TOKENS tokens. */
+V16_FN void gemv_run(num_mode mode, int bits, const num_matrix *w, int64_t row, int64_t n_rows,
+                     const char *x, int n_x, float *y, int64_t ldy)
+{
+    int64_t per_group = w->group / INT8_BLOCK;
+    gemv v = {.w = w,
+              .scales = scales_of(mode, w),
+              .unpack = make_unpacker(mode, bits),
+              .shift = per_group & (per_group - 1) ? -1 : __builtin_ctzll((uint64_t)per_group | 64),
+              .blocks_per_group = per_group};
+    int8_row rows[GEMV_TOKENS];
+    if (mode == NUM_AFFINE) v.biases = biases_of(w);
+    for (int t = 0; t < n_x; t++)
+        rows[t] = int8_row_at((char *)(uintptr_t)x + t * kern_int8_bytes(w->cols), w->cols);
+    switch (n_x) {
+    case 1: gemv_tokens(mode, bits, 1, &v, row, n_rows, rows, y, ldy); break;
+    case 2: gemv_tokens(mode, bits, 2, &v, row, n_rows, rows, y, ldy); break;
+    case 3: gemv_tokens(mode, bits, 3, &v, row, n_rows, rows, y, ldy); break;
+    default: gemv_tokens(mode, bits, 4, &v, row, n_rows, rows, y, ldy); break;
+    }
+}
+
+#endif

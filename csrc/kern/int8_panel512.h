@@ -1,0 +1,212 @@
+/* Products of many quantized rows: 32 rows of w are laid out as a panel, four columns of each of 16
+ * rows in a register, and meet tokens six at a time. Included by avx512_int8.c. */
+#ifndef KERN_INT8_PANEL512_H
+#define KERN_INT8_PANEL512_H
+
+#include "kern/int8_load512.h"
+
+/* Registers of 16 rows x tokens whose sums stay in registers. */
+enum { PANEL_VECS = INT8_PANEL_ROWS / 16, PANEL_TOKENS = 6 };
+
+/* A block of a panel: codes [8][2][16 rows][4 columns], two numbers [2][2][16]. */
+enum { PANEL_NUMBERS = INT8_PANEL_ROWS * INT8_BLOCK };
+
+#define EACH_16 _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++)
+
+/* ---- laying out ----------------------------------------------------------------------------- */
+
+/* Element j of row i becomes element i of row j. */
+V16_FN void transpose_16(__m512i m[16])
+{
+    __m512i t[16];
+    for (int i = 0; i < 16; i += 4) {
+        __m512i a = _mm512_unpacklo_epi32(m[i], m[i + 1]);
+        __m512i b = _mm512_unpackhi_epi32(m[i], m[i + 1]);
+        __m512i c = _mm512_unpacklo_epi32(m[i + 2], m[i + 3]);
+        __m512i d = _mm512_unpackhi_epi32(m[i + 2], m[i + 3]);
+        t[i] = _mm512_unpacklo_epi64(a, c);
+        t[i + 1] = _mm512_unpackhi_epi64(a, c);
+        t[i + 2] = _mm512_unpacklo_epi64(b, d);
+        t[i + 3] = _mm512_unpackhi_epi64(b, d);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512i a = _mm512_shuffle_i32x4(t[i], t[i + 4], 0x88);
+        __m512i b = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0x88);
+        __m512i c = _mm512_shuffle_i32x4(t[i], t[i + 4], 0xdd);
+        __m512i d = _mm512_shuffle_i32x4(t[i + 8], t[i + 12], 0xdd);
+        m[i] = _mm512_shuffle_i32x4(a, b, 0x88);
+        m[i + 8] = _mm512_shuffle_i32x4(a, b, 0xdd);
+        m[i + 4] = _mm512_shuffle_i32x4(c, d, 0x88);
+        m[i + 12] = _mm512_shuffle_i32x4(c, d, 0xdd);
+    }
+}
+
+V16_FN char *panel_block(char *panel, int64_t b)
+{
+    return panel + b * INT8_PANEL_BYTES;
+}
+
+/* Codes of 16 rows into vector `vec` of the panel: nibbles as even and odd columns. */
+V16_FN void lay_nibbles(num_mode mode, const unpacker *u, const num_matrix *w, const int64_t *row,
+                        int vec, char *panel)
+{
+    int64_t n_blocks = w->cols / INT8_BLOCK;
+    for (int64_t b = 0; b < n_blocks; b += 4) {
+        __m512i m[16];
+        __mmask64 here = first_bytes((n_blocks - b) * 16);
+        EACH_16 m[i] = _mm512_maskz_loadu_epi8(here, w->codes + row[i] * w->row_bytes + b * 16);
+        transpose_16(m);
+        EACH_16
+        {
+            char *out = panel_block(panel, b + i / 4) + vec * 64 + i % 4 * 128;
+            if (b + i / 4 >= n_blocks) continue;
+            _mm512_storeu_si512(out, low_nibbles(mode, u, m[i]));
+            _mm512_storeu_si512(out + 512, high_nibbles(mode, u, m[i]));
+        }
+    }
+}
+
+V16_FN void lay_codes(int bits, const unpacker *u, const num_matrix *w, const int64_t *row, int vec,
+                      char *panel)
+{
+    int64_t n_blocks = w->cols / INT8_BLOCK;
+    for (int64_t b = 0; b < n_blocks; b += 2) {
+        __m512i m[16];
+        int64_t n = least(64, (n_blocks - b) * INT8_BLOCK), at = b * INT8_BLOCK * bits / 8;
+        EACH_16 m[i] = codes_in_order(bits, u, w->codes + row[i] * w->row_bytes + at, n);
+        transpose_16(m);
+        EACH_16 if (b + i / 8 < n_blocks)
+            _mm512_storeu_si512(panel_block(panel, b + i / 8) + vec * 64 + i % 8 * 128, m[i]);
+    }
+}
+
+/* Numbers of 16 rows: `per_number` blocks share one, or two halves of a block have theirs. */
+V16_FN void lay_numbers(num_mode mode, const number_source *s, const num_matrix *w,
+                        const int64_t *row, int vec, int slot, char *panel)
+{
+    int64_t n_groups = int8_n_groups(w), per_number = w->group / INT8_BLOCK;
+    for (int64_t g = 0; g < n_groups; g += 16) {
+        __m512i m[16];
+        int64_t n = least(16, n_groups - g);
+        EACH_16 m[i] = _mm512_castps_si512(load_numbers(mode, s, row[i], g, n));
+        transpose_16(m);
+        for (int64_t i = 0; i < n; i++) {
+            if (mode == NUM_NVFP4) {
+                char *out = panel_block(panel, (g + i) / 2) + PANEL_NUMBERS + (g + i) % 2 * 128;
+                _mm512_storeu_si512(out + vec * 64, m[i]);
+                continue;
+            }
+            char *out = panel_block(panel, (g + i) * per_number) + PANEL_NUMBERS + slot * 128;
+            for (int64_t b = 0; b < per_number; b++)
+                _mm512_storeu_si512(panel_block(out, b) + vec * 64, m[i]);
+        }
+    }
+}
+
+V16_FN void lay_panel(num_mode mode, int bits, const num_matrix *w, int64_t first, int64_t n_rows,
+                      char *panel)
+{
+    unpacker u = make_unpacker(mode, bits);
+    number_source scales = scales_of(mode, w);
+    for (int vec = 0; vec < PANEL_VECS; vec++) {
+        int64_t row[16];
+        EACH_16 row[i] = first + least(vec * 16 + i, n_rows - 1);
+        if (has_nibbles(mode, bits))
+            lay_nibbles(mode, &u, w, row, vec, panel);
+        else
+            lay_codes(bits, &u, w, row, vec, panel);
+        lay_numbers(mode, &scales, w, row, vec, 0, panel);
+        if (mode == NUM_AFFINE) {
+            number_source biases = biases_of(w);
+            lay_numbers(mode, &biases, w, row, vec, 1, panel);
+        }
+    }
+}
+
+/* ---- products ------------------------------------------------------------------------------- */
+
+#define EACH_VEC    _Pragma("GCC unroll 2") for (int v = 0; v < PANEL_VECS; v++)
+#define EACH_TOKEN6 _Pragma("GCC unroll 6") for (int t = 0; t < n_tokens; t++)
+
+/* d[v][t] += four columns of 16 rows times those of a token, for registers k of the block. */
+V16_FN void add_columns(int n_tokens, const char *block, int k, const int8_t *const *q, int64_t at,
+                        __m512i d[PANEL_VECS][PANEL_TOKENS])
+{
+    __m512i w[PANEL_VECS];
+    EACH_VEC w[v] = _mm512_loadu_si512(block + k * 128 + v * 64);
+    EACH_TOKEN6
+    {
+        int32_t four;
+        memcpy(&four, q[t] + at, 4);
+        __m512i x = _mm512_set1_epi32(four);
+        EACH_VEC d[v][t] = _mm512_dpbusd_epi32(d[v][t], w[v], x);
+    }
+}
+
+V16_FN void add_scaled(int n_tokens, const char *numbers, const float *const *scale, int64_t b,
+                       __m512i d[PANEL_VECS][PANEL_TOKENS], v16 sum[PANEL_VECS][PANEL_TOKENS])
+{
+    v16 w[PANEL_VECS];
+    EACH_VEC w[v] = v16_load((const float *)(const void *)(numbers + v * 64));
+    EACH_TOKEN6
+    {
+        v16 x = v16_set1(scale[t][b]);
+        EACH_VEC sum[v][t] = v16_fma(_mm512_cvtepi32_ps(d[v][t]), v16_mul(w[v], x), sum[v][t]);
+    }
+}
+
+/* The terms of one block. */
+V16_FN void add_block(num_mode mode, int nibbles, int n_tokens, const char *block, int64_t b,
+                      const int8_row *x, v16 sum[PANEL_VECS][PANEL_TOKENS])
+{
+    __m512i d[PANEL_VECS][PANEL_TOKENS];
+    const int8_t *q[PANEL_TOKENS];
+    const float *scale[PANEL_TOKENS];
+    EACH_TOKEN6 q[t] = nibbles ? x[t].split + int8_split_at(b) : x[t].natural + b * INT8_BLOCK;
+    EACH_TOKEN6 scale[t] = x[t].scale;
+    if (mode == NUM_NVFP4) {
+        for (int h = 0; h < 2; h++) {
+            EACH_TOKEN6 EACH_VEC d[v][t] = _mm512_set1_epi32(x[t].half[2 * b + h]);
+            for (int k = 2 * h; k < 2 * h + 2; k++) {
+                add_columns(n_tokens, block, k, q, 4 * k, d);
+                add_columns(n_tokens, block, k + 4, q, 64 + 4 * k, d);
+            }
+            add_scaled(n_tokens, block + PANEL_NUMBERS + h * 128, scale, b, d, sum);
+        }
+        return;
+    }
+    EACH_TOKEN6 EACH_VEC d[v][t] =
+        mode == NUM_MXFP4 ? _mm512_set1_epi32(x[t].offset[b]) : _mm512_setzero_si512();
+    _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++)
+        add_columns(n_tokens, block, k, q, nibbles ? k / 4 * 64 + k % 4 * 4 : 4 * k, d);
+    add_scaled(n_tokens, block + PANEL_NUMBERS, scale, b, d, sum);
+    if (mode != NUM_AFFINE) return;
+    v16 bias[PANEL_VECS];
+    EACH_VEC bias[v] =
+        v16_load((const float *)(const void *)(block + PANEL_NUMBERS + 128 + v * 64));
+    EACH_TOKEN6 EACH_VEC sum[v][t] = v16_fma(bias[v], v16_set1(x[t].sum[b]), sum[v][t]);
+}
+
+/* A panel times n_tokens, a constant. One part of the sums after the other, so that as few as
+ * possible are alive. */
+V16_FN void panel_tile(num_mode mode, int nibbles, int n_tokens, const char *panel,
+                       int64_t n_blocks, int64_t n_rows, const int8_row *x, float *y, int64_t ldy)
+{
+    v16 part[INT8_PARTS][PANEL_VECS][PANEL_TOKENS];
+    for (int p = 0; p < INT8_PARTS; p++) {
+        v16 sum[PANEL_VECS][PANEL_TOKENS];
+        EACH_VEC EACH_TOKEN6 sum[v][t] = v16_zero();
+        for (int64_t b = p; b < n_blocks; b += INT8_PARTS)
+            add_block(mode, nibbles, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
+        EACH_VEC EACH_TOKEN6 part[p][v][t] = sum[v][t];
+    }
+    EACH_VEC EACH_TOKEN6
+    {
+        v16 all =
+            v16_add(v16_add(part[0][v][t], part[2][v][t]), v16_add(part[1][v][t], part[3][v][t]));
+        int64_t n = n_rows - 16 * v;
+        if (n > 0) v16_store_n(y + t * ldy + 16 * v, v16_add(all, v16_zero()), n < 16 ? n : 16);
+    }
+}
+
+#endif

@@ -1,0 +1,198 @@
+-- Products with 8-bit activations: every variant equals the plain C one to the bit, which equals
+-- the definition written out here.
+
+local core = require "moonlet.core"
+local numbers = require "spec.support.numbers"
+
+local function shape_of(m)
+  return ("%s %d g%d, %d x %d"):format(m.mode, m.bits, m.group, m.rows, m.cols)
+end
+
+--- A matrix of random codes; scales around 2^-6.
+local function matrix(rng, mode, bits, group, rows, cols, scale_dtype)
+  local m = { mode = mode, bits = bits, group = group, rows = rows, cols = cols,
+    codes = rng.bytes(rows * cols * bits // 8), scale_dtype = scale_dtype,
+    bias_dtype = mode == "affine" and scale_dtype or nil }
+  local n, scales, biases = rows * cols // group, {}, {}
+  for i = 1, n do
+    if mode == "mxfp4" then
+      scales[i] = string.char(math.floor(116 + 8 * rng.uniform()))
+    elseif mode == "nvfp4" then
+      scales[i] = string.char(math.floor(128 * rng.uniform() * 0.99))
+    elseif scale_dtype == "f32" then
+      scales[i] = string.pack("<f", rng.uniform() / 64)
+      biases[i] = string.pack("<f", -rng.uniform() / 8)
+    elseif scale_dtype == "f16" then
+      scales[i] = string.pack("<I2", 0x2000 + math.floor(1024 * rng.uniform()))
+      biases[i] = string.pack("<I2", 0xa800 + math.floor(1024 * rng.uniform()))
+    else
+      scales[i] = string.pack("<I2", 0x3c00 + math.floor(128 * rng.uniform()))
+      biases[i] = string.pack("<I2", 0xbd00 + math.floor(128 * rng.uniform()))
+    end
+  end
+  m.scales = table.concat(scales)
+  if mode == "affine" then m.biases = table.concat(biases) end
+  return m
+end
+
+local formats = {
+  { "mxfp4", 4, 32 }, { "nvfp4", 4, 16 }, { "affine", 4, 64, "bf16" }, { "affine", 8, 64, "bf16" },
+  { "affine", 2, 32, "f16" }, { "affine", 3, 128, "bf16" }, { "affine", 5, 32, "f32" },
+  { "affine", 6, 64, "f16" }, { "affine", 4, 96, "f32" }, { "affine", 8, 32, "f16" },
+  { "affine", 1, 32, "f16" }, { "affine", 7, 64, "f32" },
+}
+
+--- Calls f with matrices of every format in awkward shapes.
+local function each_matrix(f)
+  local rng = numbers.rng(21)
+  for _, format in ipairs(formats) do
+    local mode, bits, group, dtype = table.unpack(format)
+    local unit = math.max(group, 32)
+    for _, units in ipairs { 1, 2, 3, 5, 8, 9, 17 } do
+      local rows = ({ 1, 3, 4, 17, 33, 70, 5 })[units % 7 + 1]
+      f(matrix(rng, mode, bits, group, rows, unit * units, dtype), rng)
+    end
+  end
+end
+
+local function run(variant, m, x, n_x, threads)
+  return (core.kern_run(variant, "linear",
+    { matrix = m, x = x, n_x = n_x, threads = threads, int8 = true }))
+end
+
+local function compare(m, x, n_x, what)
+  local expected = run("scalar", m, x, n_x)
+  for _, variant in ipairs(core.kernels()) do
+    local difference = numbers.difference(expected, run(variant.name, m, x, n_x))
+    if difference then
+      error(("%s, %s, %d tokens, %s: %s"):format(variant.name, shape_of(m), n_x, what, difference),
+        2)
+    end
+  end
+  return expected
+end
+
+--- A row as it is after the rounding to 8 bits, from the definition.
+local function rounded(x)
+  local out = {}
+  for first = 1, #x, 32 do
+    local largest = 0
+    for k = first, first + 31 do largest = math.max(largest, math.abs(x[k])) end
+    local scale = largest / 127
+    for k = first, first + 31 do
+      local q = largest > 0 and x[k] * (127 / largest) or 0
+      local floor = math.floor(q)
+      local rest = q - floor
+      if rest > 0.5 or (rest == 0.5 and floor % 2 == 1) then floor = floor + 1 end
+      out[k] = floor * scale
+    end
+  end
+  return out
+end
+
+describe("int8 products", function()
+  it("are those of the rounded activations", function()
+    each_matrix(function(m, rng)
+      if m.cols > 600 then return end
+      local x = rng.floats(m.cols, 3)
+      local w, q = numbers.unpack(core.decode_rows(m)), rounded(numbers.unpack(numbers.pack(x)))
+      local y = numbers.unpack(run("scalar", m, numbers.pack(x), 1))
+      for r = 0, m.rows - 1 do
+        local sum, magnitude = 0, 0
+        for k = 1, m.cols do
+          sum = sum + w[r * m.cols + k] * q[k]
+          magnitude = magnitude + math.abs(w[r * m.cols + k] * q[k])
+        end
+        -- Codes and biases of affine groups cancel; 2^-20 of what is added up covers that.
+        assert.near(sum, y[r + 1], magnitude * 0x1p-19, shape_of(m))
+      end
+    end)
+  end)
+
+  it("have the same bits in every variant", function()
+    each_matrix(function(m, rng)
+      for _, n_x in ipairs { 1, 2, 4, 5, 13 } do
+        compare(m, numbers.pack(rng.floats(n_x * m.cols)), n_x, "ordinary")
+        compare(m, numbers.pack(rng.awkward(n_x * m.cols, 200)), n_x, "awkward")
+      end
+    end)
+  end)
+
+  it("give a token the same bits in any batch and on any number of threads", function()
+    local rng = numbers.rng(22)
+    for _, format in ipairs { formats[1], formats[3], formats[4] } do
+      local m = matrix(rng, format[1], format[2], format[3], 77, 192, format[4])
+      local x, one = {}, {}
+      for t = 1, 30 do x[t] = numbers.pack(rng.floats(m.cols)) end
+      for _, variant in ipairs(core.kernels()) do
+        for t = 1, 30 do one[t] = run(variant.name, m, x[t], 1) end
+        for n = 2, 30 do
+          local y = run(variant.name, m, table.concat(x, "", 1, n), n, 1 + n % 3)
+          assert.equal(table.concat(one, "", 1, n), y)
+        end
+      end
+    end
+  end)
+
+  it("are not finite where x is not", function()
+    local rng = numbers.rng(23)
+    for _, format in ipairs(formats) do
+      local m = matrix(rng, format[1], format[2], format[3], 5, 384, format[4])
+      for _, bad in ipairs { 1 / 0, -1 / 0, 0 / 0 } do
+        local x = rng.floats(m.cols)
+        x[100] = bad
+        for _, variant in ipairs(core.kernels()) do
+          for _, y in ipairs(numbers.unpack(run(variant.name, m, numbers.pack(x), 1))) do
+            assert.is_true(y ~= y)
+          end
+        end
+      end
+    end
+  end)
+
+  it("take zeros, what is next to zero, and the largest numbers", function()
+    local rng = numbers.rng(24)
+    for _, format in ipairs(formats) do
+      local m = matrix(rng, format[1], format[2], format[3], 20, 384, format[4])
+      for _, scale in ipairs { 0, 0x1p-149, 0x1p-126, 0x1p-100, 0x1p-101, 0x1p100, 0x1p127 } do
+        compare(m, numbers.pack(rng.floats(6 * m.cols, scale)), 6, scale)
+        compare(m, numbers.pack(rng.floats(m.cols, scale)), 1, scale)
+      end
+    end
+  end)
+
+  it("take any scale there is", function()
+    local rng = numbers.rng(25)
+    for _, format in ipairs(formats) do
+      local m = matrix(rng, format[1], format[2], format[3], 40, 384, format[4])
+      m.scales = rng.bytes(#m.scales)
+      if m.biases then m.biases = rng.bytes(#m.biases) end
+      for _, n_x in ipairs { 1, 7 } do
+        compare(m, numbers.pack(rng.floats(n_x * m.cols)), n_x, "random scales")
+      end
+    end
+  end)
+
+  it("run beside products in f32, sharing x", function()
+    local rng = numbers.rng(26)
+    local function dense(cols)
+      return { mode = "bf16", bits = 16, rows = 9, cols = cols, codes = rng.bytes(18 * cols) }
+    end
+    local bf16, ragged = dense(128), dense(40)
+    local a = matrix(rng, "mxfp4", 4, 32, 70, 128)
+    local b = matrix(rng, "affine", 4, 64, 33, 128, "bf16")
+    local x, other = numbers.pack(rng.floats(3 * 128)), numbers.pack(rng.floats(128))
+    local matrices = { a, bf16, b, ragged, b, bf16, a }
+    local xs = { x, x, x, numbers.pack(rng.floats(80)), other, other, x }
+    for _, variant in ipairs(core.kernels()) do
+      for threads = 1, 3 do
+        local ys = core.kern_run(variant.name, "jobs",
+          { matrices = matrices, xs = xs, threads = threads, int8 = true })
+        for i, m in ipairs(matrices) do
+          assert.is_nil(numbers.difference(run(variant.name, m, xs[i], #xs[i] // (4 * m.cols)),
+            ys[i]))
+        end
+      end
+    end
+  end)
+end)

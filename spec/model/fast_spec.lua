@@ -1,0 +1,103 @@
+-- Precision fast: 8-bit activations for quantized matrices. Close to exact, and like exact the same
+-- bits on every instruction set, for every number of threads and however a prompt is cut.
+local checkpoint = require "spec.support.checkpoint"
+local core = require "moonlet.core"
+local moonlet = require "moonlet"
+
+local DEMO <const> = "examples/demo-model"
+local TEXT <const> = [[
+The lighthouse keeper wrote every evening what the sea had been like. On the ninth of March
+he wrote: calm, a sail in the east. On the tenth he wrote nothing at all, because the lamp had
+gone out and he had climbed the stairs four times with oil.
+def mean(values):
+    return sum(values) / len(values)
+]]
+
+-- Mean KLD of fast against exact over TEXT, 1e-4 nats: 4.2, 3.0, 2.9, 2.4, 3.4.
+local FORMATS <const> = {
+  { recipe = "uniform", mode = "mxfp4" },
+  { recipe = "uniform", mode = "nvfp4" },
+  { recipe = "uniform", bits = 4, group = 64 },
+  { recipe = "uniform", bits = 8, group = 32 },
+  { recipe = "mixed_3_6" },
+}
+local LIMIT <const> = 1e-3
+
+local CHILD <const> = [[
+package.path, package.cpath = %q, %q
+local model <close> = assert(require("moonlet").open(%q, { threads = 2 }))
+local logits = assert(model:forward(assert(model:encode(%q)))).logits
+local f <close> = assert(io.open(%q, "wb"))
+f:write(logits:bytes())
+io.write(model:info().kernels)
+]]
+
+describe("precision fast", function()
+  local dirs = {}
+  lazy_setup(function()
+    for i, options in ipairs(FORMATS) do
+      dirs[i] = os.tmpname()
+      os.remove(dirs[i])
+      local all = { source = DEMO, out = dirs[i] }
+      for key, value in pairs(options) do all[key] = value end
+      assert(moonlet.quantize(all))
+    end
+  end)
+  lazy_teardown(function()
+    for _, dir in ipairs(dirs) do checkpoint.remove(dir) end
+  end)
+
+  it("is near exact", function()
+    for i, options in ipairs(FORMATS) do
+      local exact <close> = assert(moonlet.open(dirs[i], { threads = 2, precision = "exact" }))
+      local fast <close> = assert(moonlet.open(dirs[i], { threads = 2, precision = "fast" }))
+      local r = assert(moonlet.eval.kld(fast, { reference = exact, text = TEXT }))
+      local what = ("%s %s"):format(options.recipe, options.mode or options.bits or "")
+      assert.is_true(r.mean > 0, what)
+      assert.is_true(r.mean < LIMIT, ("%s: mean KLD %g"):format(what, r.mean))
+    end
+  end)
+
+  it("gives the same bits however a prompt is cut, on any number of threads", function()
+    local expected
+    for threads = 1, 3 do
+      local texts <close> = assert(moonlet.open(dirs[1]))
+      local ids = assert(texts:encode(TEXT))
+      local model <close> = assert(core.model_open(dirs[1], { threads = threads, int8 = true }))
+      for _, size in ipairs { #ids, 1, 3, 11 } do
+        local session <close> = assert(model:session { ctx = 512, kv = "f32" })
+        for first = 1, #ids, size do
+          assert(session:eval { table.unpack(ids, first, math.min(first + size - 1, #ids)) })
+        end
+        local _, values = session:logits():topk(100)
+        expected = expected or values
+        assert.same(expected, values)
+      end
+    end
+  end)
+
+  it("leaves a model without quantized matrices alone", function()
+    local exact <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "exact" }))
+    local fast <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "fast" }))
+    local ids = assert(exact:encode("Once upon a time"))
+    assert.is_true(exact:forward(ids).logits:bytes() == fast:forward(ids).logits:bytes())
+  end)
+
+  it("gives the same bits on every instruction set", function()
+    local script, out, seen = os.tmpname(), os.tmpname(), {}
+    for _, dir in ipairs(dirs) do
+      for _, variant in ipairs(core.kernels()) do
+        checkpoint.spit(script, CHILD:format(package.path, package.cpath, dir, TEXT, out))
+        local p = assert(io.popen(("MOONLET_CPU=%s lua5.4 %s 2>&1"):format(variant.level, script)))
+        assert.equal(variant.name, p:read("a"))
+        assert.is_true(p:close())
+        local bytes = checkpoint.slurp(out)
+        assert.is_true(#bytes > 1000000)
+        seen[dir] = seen[dir] or bytes
+        assert.is_true(seen[dir] == bytes, variant.name .. ": other logits")
+      end
+    end
+    os.remove(script)
+    os.remove(out)
+  end)
+end)
