@@ -1,6 +1,7 @@
 -- /v1/messages and /v1/messages/count_tokens: Anthropic's dialect.
 
 local client = require "spec.support.client"
+local dialogue = require "spec.support.dialogue"
 local json = require "moonlet.json"
 local moonlet = require "moonlet"
 local said = require "spec.support.said"
@@ -97,16 +98,10 @@ describe("/v1/messages", function()
 
   -- The text of the prompt that a request becomes.
   local function prompt_of(more)
-    local make, text = server.prompts.make, nil
-    function server.prompts.make(...)
-      local p, message, code = make(...)
-      text = p and p.text
-      return p, message, code
-    end
+    local prompts = served.prompts(server)
     local reply = ask(more)
-    server.prompts.make = nil
     assert.equal(200, reply.status, reply.body)
-    return text
+    return prompts[1]
   end
 
   it("answers a message", function()
@@ -370,70 +365,47 @@ describe("/v1/messages", function()
 end)
 
 describe("a dialogue over /v1/messages", function()
-  local model, server
+  local model
   setup(function() model = assert(moonlet.open(served.DIR, { threads = 2 })) end)
   teardown(function() model:close() end)
-  after_each(function() server:close() end)
 
-  -- Ten turns; of each, its usage. `follow` is what a user says to the i-th answer.
-  local function play(more, follow)
-    local messages, usages = { USER }, {}
-    for i = 1, 10 do
-      local body = body_of(more)
-      body.messages, body.tools = messages, { WEATHER }
-      local reply = client.ask(server, "POST", PATH, body)
-      assert.equal(200, reply.status, reply.body)
-      usages[i] = reply.json.usage
-      local content = assert(json.decode(json.encode(reply.json.content)))
-      messages[#messages + 1] = { role = "assistant", content = content }
-      messages[#messages + 1] = { role = "user", content = follow(i, content[#content]) }
-    end
-    return usages
+  -- `follow` is what a user says to the i-th answer.
+  local function play(said_by_model, options, more, follow)
+    local body = body_of(more)
+    body.messages, body.tools = { USER }, { WEATHER }
+    return dialogue.play(model, said_by_model, options, { path = PATH,
+      body = body,
+      hear = function(reply, i)
+        table.insert(body.messages, { role = "assistant", content = reply.content })
+        table.insert(body.messages, { role = "user", content = follow(i, reply.content) })
+        local u = reply.usage
+        return { prompt = u.input_tokens + u.cache_read_input_tokens,
+          cached = u.cache_read_input_tokens, completion = u.output_tokens }
+      end })
   end
-
-  local function total(u)
-    return u.input_tokens + u.cache_read_input_tokens + u.output_tokens
-  end
-
-  local function result(i, call)
-    return { { type = "tool_result", tool_use_id = call.id, content = "Sun, day " .. i } }
-  end
-
-  local ODD_CALL <const> = "Well.\n\n\n<tool_call>\n<function=weather>\n<parameter=city>Paris"
-    .. "</parameter>\n<parameter=days>\n3.0\n</parameter>\n</function>\n</tool_call>"
 
   it("of tools evaluates each token once, with and without thoughts", function()
     for _, thinking in ipairs { { type = "disabled" },
       { type = "adaptive", display = "omitted" } } do
-      local thinks = thinking.type == "adaptive"
-      server = served.forced(model, { (thinks and "Hm,  so.\n</think>\n\n" or "") .. ODD_CALL },
-        { ctx = 2048 })
-      local usages = play({ thinking = thinking }, result)
-      for i = 2, 10 do
-        assert.equal(total(usages[i - 1]), usages[i].cache_read_input_tokens)
-        assert.is_true(usages[i].input_tokens < 40)
-      end
-      server:close()
+      local thought = thinking.type == "adaptive" and "Hm,  so.\n</think>\n\n" or ""
+      local all_found, most_new = play(thought .. dialogue.CALL, {}, { thinking = thinking },
+        function(i, content)
+          return { { type = "tool_result", tool_use_id = content[#content].id,
+            content = "Sun, day " .. i } }
+        end)
+      assert.is_true(all_found)
+      assert.is_true(most_new < 40, most_new)
     end
   end)
 
   it("of questions evaluates each token once where thoughts are kept, else the last turn twice",
   function()
     for _, kept in ipairs { true, false } do
-      server = served.forced(model, { "Hm.\n</think>\n\nIt is so." },
-        { ctx = 2048, template_variables = { preserve_thinking = kept } })
-      local usages = play({ thinking = ADAPTIVE }, function(i) return "And " .. i .. "?" end)
-      for i = 2, 10 do
-        local before = usages[i - 1]
-        assert.is_true(before.output_tokens > 5)
-        if kept then
-          assert.equal(total(before), usages[i].cache_read_input_tokens)
-        else
-          assert.is_true(usages[i].cache_read_input_tokens < total(before))
-          assert.is_true(usages[i].input_tokens < 40)
-        end
-      end
-      server:close()
+      local all_found, most_new = play("Hm.\n</think>\n\nIt is so.",
+        { template_variables = { preserve_thinking = kept } }, { thinking = ADAPTIVE },
+        function(i) return "And " .. i .. "?" end)
+      assert.equal(kept, all_found)
+      assert.is_true(most_new < 40, most_new)
     end
   end)
 end)

@@ -17,6 +17,7 @@ local REQUESTS <const> = {
   ["/v1/embeddings"] = { { input = "Hi" } },
   ["/v1/messages"] = { { messages = MESSAGES, stream = true } },
   ["/v1/messages/count_tokens"] = { { messages = MESSAGES } },
+  ["/v1/responses"] = { { input = MESSAGES, stream = true } },
   ["/tokenize"] = { { prompt = "Hi" }, { messages = MESSAGES } },
   ["/detokenize"] = { { tokens = { 1 } } },
 }
@@ -146,7 +147,7 @@ describe("/openapi.json", function()
   for name in ([[response_format structured_outputs tool_choice continue_final_message
     add_generation_prompt chat_template suffix stream_options top_logprobs stop_token_ids
     logit_bias chat_template_kwargs tools messages prompt input tokens dimensions max_tokens
-    prompt_logprobs]]):gmatch("%S+") do
+    prompt_logprobs previous_response_id conversation background]]):gmatch("%S+") do
     REFUSED[name] = true
   end
 

@@ -30,6 +30,17 @@ function served.model(model, options)
   return assert(moonlet.serve(o))
 end
 
+-- The texts of the prompts that a server makes from now on.
+function served.prompts(server)
+  local make, list = server.prompts.make, {}
+  function server.prompts.make(...)
+    local p, message, code = make(...)
+    list[#list + 1] = p and p.text
+    return p, message, code
+  end
+  return list
+end
+
 -- One that computes but samples what it is told, answer by answer, so that the engine's states are
 -- those of real dialogues.
 function served.forced(model, answers, options)

@@ -11,7 +11,7 @@ local blocks = {}
 ---@field index integer from 0
 ---@field text string so far; of a call its arguments as JSON
 ---@field call { id: string, name: string, arguments: table? }? arguments when it is complete
----@field is_cut boolean? the answer ended in it, for want of room
+---@field is_cut boolean? the answer ended in it, for want of room or in the middle of a call
 
 ---@class moonlet.server.BlockHandler
 ---@field begin fun(block: moonlet.server.Block)
@@ -72,7 +72,7 @@ function TAKE.unfinished(self, part)
 end
 
 TAKE["end"] = function(self, part)
-  if self.open then self.open.is_cut = part.reason == "length" end
+  if self.open then self.open.is_cut = part.reason == "length" or self.open.kind == "call" end
   close(self)
 end
 

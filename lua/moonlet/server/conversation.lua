@@ -114,6 +114,55 @@ function conversation.read_effort(f, name, variables)
   variables.reasoning_effort, variables.enable_thinking = effort, EFFORTS[effort]
 end
 
+-- ---- constraints -------------------------------------------------------------------------------
+
+-- What OpenAI's dialects wrap and name differently.
+local function inner_of(value)
+  if not json.is_object(value) then return {} end
+  return json.is_object(value["function"]) and value["function"] or value
+end
+
+local function names_tool(tools, name)
+  for _, tool in ipairs(tools) do
+    if inner_of(tool).name == name then return true end
+  end
+  return false
+end
+
+---Whether calls are looked for, as OpenAI's dialects say it.
+---@param f moonlet.server.Fields
+---@param tools table?
+---@return boolean
+function conversation.read_tool_choice(f, tools)
+  local choice = f:get("tool_choice")
+  if choice == nil or choice == "auto" then return true end
+  if choice == "none" then return false end
+  if not tools or #tools == 0 then f:refuse("tool_choice", "only with tools") end
+  if choice == "required" then f:refuse_constraint("tool_choice", "'required'") end
+  local named = inner_of(choice).name
+  if type(named) ~= "string" then
+    f:refuse("tool_choice", "auto, none, required or a function expected")
+  end
+  if not names_tool(tools, named) then
+    f:refuse("tool_choice", ("there is no tool '%s'"):format(named))
+  end
+  return f:refuse_constraint("tool_choice", "a named tool")
+end
+
+local FORMATS <const> = { json_object = true, json_schema = true }
+
+---Refuses forms of answers but text.
+---@param f moonlet.server.Fields
+---@param name string
+function conversation.refuse_format(f, name)
+  local given = f:object(name)
+  if not given or given.type == "text" then return end
+  if not FORMATS[given.type] then
+    f:refuse(name, "type text, json_object or json_schema expected")
+  end
+  f:refuse_constraint(name, given.type)
+end
+
 -- ---- prompts -----------------------------------------------------------------------------------
 
 ---What a template refuses is the fault of the request; where it lies is left out.

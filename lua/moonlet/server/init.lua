@@ -15,6 +15,7 @@ local model = require "moonlet.model"
 local openai_chat = require "moonlet.server.openai_chat"
 local openai_completions = require "moonlet.server.openai_completions"
 local openai_embeddings = require "moonlet.server.openai_embeddings"
+local openai_responses = require "moonlet.server.openai_responses"
 local openai_tokens = require "moonlet.server.openai_tokens"
 local openapi = require "moonlet.server.openapi"
 local options = require "moonlet.options"
@@ -80,6 +81,7 @@ local ROUTES <const> = {
   ["/v1/chat/completions"] = { POST = openai_chat.post },
   ["/v1/completions"] = { POST = openai_completions.post },
   ["/v1/embeddings"] = { POST = openai_embeddings.post },
+  ["/v1/responses"] = { POST = openai_responses.post },
   ["/v1/messages"] = anthropic(anthropic_messages.post),
   ["/v1/messages/count_tokens"] = anthropic(anthropic_messages.count_tokens),
   ["/tokenize"] = { POST = openai_tokens.tokenize },

@@ -38,49 +38,6 @@ function chat.template_variables(f, server)
   return variables
 end
 
-local function names_tool(tools, name)
-  for _, tool in ipairs(tools) do
-    local inner = json.is_object(tool) and (json.is_object(tool["function"]) and tool["function"]
-      or tool) or {}
-    if inner.name == name then return true end
-  end
-  return false
-end
-
--- Whether calls are looked for.
-local function read_tool_choice(f, tools)
-  local choice = f:get("tool_choice")
-  if choice == nil then return true end
-  if choice == "none" then return false end
-  if choice == "auto" and tools and #tools > 0 then return true end
-  if not tools or #tools == 0 then
-    if choice == "auto" then return true end
-    f:refuse("tool_choice", "only with tools")
-  end
-  if choice == "required" then f:refuse_constraint("tool_choice", "'required'") end
-  local named = json.is_object(choice) and json.is_object(choice["function"])
-    and choice["function"].name
-  if type(named) ~= "string" then
-    f:refuse("tool_choice", "auto, none, required or a function expected")
-  end
-  if not names_tool(tools, named) then
-    f:refuse("tool_choice", ("there is no tool '%s'"):format(named))
-  end
-  return f:refuse_constraint("tool_choice", "a named tool")
-end
-
-local function read_format(f)
-  local given = f:object("response_format")
-  if not given or given.type == "text" then return end
-  if given.type == "json_schema" and not json.is_object(given.json_schema) then
-    f:refuse("response_format", "json_schema expected")
-  end
-  if given.type ~= "json_object" and given.type ~= "json_schema" then
-    f:refuse("response_format", "type text, json_object or json_schema expected")
-  end
-  f:refuse_constraint("response_format", given.type)
-end
-
 local function read_logprobs(f)
   local wanted, top = f:boolean("logprobs"), f:integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
   if top and top > 0 and not wanted then f:refuse("top_logprobs", "only with logprobs") end
@@ -109,8 +66,8 @@ local function read(exchange)
   local messages = f:list("messages", server.limits.messages)
   if not messages then f:refuse("messages", "a list expected") end
   local variables = chat.template_variables(f, server)
-  local calls = read_tool_choice(f, variables.tools)
-  read_format(f)
+  local calls = conversation.read_tool_choice(f, variables.tools)
+  conversation.refuse_format(f, "response_format")
   refuse_unserved(f)
   local r = { f = f, model = generation.model_name(f, server) }
   r.stream, r.include_usage, r.continuous = openai.stream_options(f)

@@ -7,6 +7,7 @@ local chat = require "moonlet.server.openapi.chat"
 local info = require "moonlet.server.openapi.info"
 local json = require "moonlet.json"
 local messages = require "moonlet.server.openapi.messages"
+local responses = require "moonlet.server.openapi.responses"
 local texts = require "moonlet.server.openapi.texts"
 local version = require "moonlet.version"
 
@@ -26,7 +27,7 @@ local SCHEMES <const> = {
 function openapi.document(limits, has_keys)
   local paths, schemas = {}, {}
   local conversations = chat(limits)
-  for _, part in ipairs { info, conversations, messages(limits),
+  for _, part in ipairs { info, conversations, messages(limits), responses(limits),
     texts(limits, conversations.variables(limits)) } do
     for path, item in pairs(part.paths) do paths[path] = item end
     for name, schema in pairs(part.schemas) do schemas[name] = schema end
