@@ -136,6 +136,29 @@ describe("a file of Hessians", function()
     end
   end)
 
+  it("goes without what cannot be factored and says so, in a resumed run, too", function()
+    write_hessians(path, all, function(tensors)
+      for _, site in ipairs { "layers.0.ffn_down", "layers.1.experts_down" } do
+        local t = tensors[site]
+        local cols = t.shape[#t.shape]
+        local spoilt = string.pack("<f", 1e6) -- between two columns of 1000 each
+        t.data = t.data:sub(1, 4) .. spoilt .. t.data:sub(9, 4 * cols) .. spoilt
+          .. t.data:sub(4 * cols + 5)
+      end
+    end)
+    local fed, result, provenance = run()
+    local note = "^2 Hessians cannot be factored, however damped: encoded without error feedback in"
+      .. " language_model%.model%.layers%.0%.mlp%.shared_expert%.down_proj%.weight and 1 more$"
+    assert.matches(note, result.notes[1])
+    assert.same(result.notes, provenance.notes)
+    local _, _, code = run { threads = 2,
+      on_progress = function(_, _, name) return not name:find "layers.2" end }
+    assert.equal("cancelled", code)
+    local again, resumed = run { resume = true }
+    assert.same(result.notes, resumed.notes)
+    written.assert_same_tensors(fed, again)
+  end)
+
   it("serves the experts of compressed-tensors one by one", function()
     write_hessians(path, all)
     local stacked = run()

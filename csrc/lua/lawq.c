@@ -98,26 +98,23 @@ static int reciprocal(lua_State *L)
     return finish(&b, n);
 }
 
-/* awq_importance(importance, col_scale or nil, share) -> mean squares of the inputs of columns that
- * are scaled, times share */
-static int scaled_importance(lua_State *L)
+/* awq_weights(importance, col_scale or nil [, share = 1 [, power = 1]]) -> what errors count */
+static int weights(lua_State *L)
 {
     int64_t n;
     const float *x = check_floats(L, 1, &n);
     const float *s = lua_isnil(L, 2) ? NULL : check_n_floats(L, 2, n);
-    float share = (float)luaL_checknumber(L, 3);
+    float share = (float)luaL_optnumber(L, 3, 1), power = (float)luaL_optnumber(L, 4, 1);
     luaL_Buffer b;
-    float *out = start(L, &b, n);
-    for (int64_t i = 0; i < n; i++) out[i] = s ? x[i] / s[i] / s[i] * share : x[i] * share;
+    awq_weights(x, s, n, share, power, start(L, &b, n));
     return finish(&b, n);
 }
 
 void lml_open_awq(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"awq_fold_norm", fold_norm},   {"awq_importance", scaled_importance},
-        {"awq_reciprocal", reciprocal}, {"awq_scales", scales},
-        {"awq_spread", spread},         {NULL, NULL},
+        {"awq_fold_norm", fold_norm}, {"awq_weights", weights}, {"awq_reciprocal", reciprocal},
+        {"awq_scales", scales},       {"awq_spread", spread},   {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

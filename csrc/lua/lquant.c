@@ -184,12 +184,13 @@ static void read_matrix(lua_State *L, int64_t cols, quant_part *part)
     }
 }
 
-/* parts[i] = {name= or view=, first_row=, importance=, col_scale=, row_scale=}; the array and the
- * vectors are left on the stack. A name is that of a stored tensor, a view one of views.h. */
+/* parts[i] = {name= or view=, first_row=, importance=, weights=, col_scale=, row_scale=}; the array
+ * and the vectors are left on the stack. A name is that of a stored tensor, a view one of views.h.
+ */
 static void read_parts(lua_State *L, int job_table, quant_job *job)
 {
-    static const char *const keys[] = {"name",      "view",      "first_row", "importance",
-                                       "col_scale", "row_scale", NULL};
+    static const char *const keys[] = {"name",    "view",      "first_row", "importance",
+                                       "weights", "col_scale", "row_scale", NULL};
     lml_get(L, job_table, "parts");
     luaL_checktype(L, -1, LUA_TTABLE);
     int list = lua_gettop(L);
@@ -206,6 +207,8 @@ static void read_parts(lua_State *L, int job_table, quant_job *job)
         parts[i].first_row = get_int(L, -1, "first_row");
         parts[i].importance = opt_floats(L, keep, "importance", job->cols);
         if (parts[i].importance) lml_check_importance(L, parts[i].importance, job->cols);
+        parts[i].weights = opt_floats(L, keep, "weights", job->cols);
+        if (parts[i].weights) lml_check_importance(L, parts[i].weights, job->cols);
         parts[i].col_scale = opt_floats(L, keep, "col_scale", job->cols);
         parts[i].row_scale = opt_floats(L, keep, "row_scale", job->part_rows);
         lua_pop(L, 1);
@@ -288,7 +291,7 @@ static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, e
 
 /* q:put{op=, parts=, part_rows=, cols=, entry=, add=, subtract=, mode=, bits=, group=, flavour=,
  *       mx_rule=, zero_point=, global_scale=, least_scale=, scale_dtype=, fit=, exact=, hessian=,
- *       expert=} -> true
+ *       expert=} -> true, matrices of the Hessian that were of no use
  *
  * op: copy, bf16, f32 or encode (which needs mode, bits and group). entry: the 1-based entry of
  * the weight; scales and biases (or packed zero points) are the entries behind it. add, subtract:
@@ -297,7 +300,8 @@ static int read_job(lua_State *L, int table, quant_job *job, quant_hessian *h, e
 static int quant_put(lua_State *L)
 {
     err_info e = {0};
-    quant_job job = {.scales = -1, .biases = -1};
+    int64_t n_lost = 0;
+    quant_job job = {.scales = -1, .biases = -1, .n_lost = &n_lost};
     quant_hessian hessian;
     int n_arrays = read_job(L, 2, &job, &hessian, &e);
     if (!n_arrays) return lml_fail(L, &e);
@@ -308,7 +312,8 @@ static int quant_put(lua_State *L)
     if (n_arrays > 2) job.biases = job.weight + 2;
     if (quant_run(&job, q->writer, q->pool, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
-    return 1;
+    lua_pushinteger(L, n_lost);
+    return 2;
 }
 
 /* q:sync() -> true: what was put survives a power cut */

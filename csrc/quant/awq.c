@@ -50,6 +50,18 @@ void awq_spread(const float *s, awq_span span, float *out)
             for (int64_t i = 0; i < span.inner; i++) *out++ = s[o * span.inner + i];
 }
 
+void awq_weights(const float *importance, const float *s, int64_t n, float share, float power,
+                 float *out)
+{
+    double mean = 0;
+    for (int64_t i = 0; i < n; i++) mean += importance[i];
+    float rest = powf((float)(mean / (double)n), 1 - power) * share;
+    for (int64_t i = 0; i < n; i++) {
+        float x = power == 1 ? importance[i] * share : powf(importance[i], power) * rest;
+        out[i] = s ? x / s[i] / s[i] : x;
+    }
+}
+
 /* What a reader of the file has for a norm weight written with this scale. */
 static float read_back(float norm, float scale, num_dtype dtype, float subtract)
 {

@@ -33,6 +33,11 @@ void awq_scales(const float *importance, awq_span span, float alpha, float gain,
 /* s[outer][inner] for every repeat, into out[outer][repeat][inner]. */
 void awq_spread(const float *s, awq_span span, float *out);
 
+/* What errors count in columns that are scaled by s[n] (NULL: not scaled), into out[n]: the mean
+ * squares of their inputs, times `share`, tempered: importance^power * mean^(1 - power). */
+void awq_weights(const float *importance, const float *s, int64_t n, float share, float power,
+                 float *out);
+
 /* A norm weight norm[n] (as it multiplies) is to be divided by s[n]. It is written as
  * norm * norm_scale - subtract, rounded to `dtype`, and read back by adding `subtract`; what
  * readers of the normalized vector must be multiplied by to undo exactly that goes into

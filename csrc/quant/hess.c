@@ -231,5 +231,5 @@ hess_state hess_factor(hess *h, const hess_inputs *in, const kern_ops *ops, pool
         h->damping = share;
         if (factor(h, added, ops, p)) return HESS_READY;
     }
-    return HESS_BROKEN;
+    return HESS_LOST;
 }

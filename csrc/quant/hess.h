@@ -47,7 +47,8 @@ void hess_free(hess *h);
 typedef enum hess_state {
     HESS_READY,
     HESS_UNSEEN, /* no inputs, or zeros alone: nothing to go by */
-    HESS_BROKEN, /* numbers that no inputs give */
+    HESS_LOST,   /* no damping leaves a factor: too few inputs, or too badly summed */
+    HESS_BROKEN, /* numbers that no inputs give on the diagonal */
 } hess_state;
 
 /* Factors into h. Where f32 cannot hold the factor the share is raised tenfold, to at most 10.

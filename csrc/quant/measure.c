@@ -23,10 +23,10 @@ typedef struct measure {
  * as if the scale were undone behind it. */
 static quant_loss row_loss(const rows_place *s, const float *x, const float *y, int64_t cols)
 {
-    const float *importance = s->part->importance;
+    const float *weights = s->part->weights;
     double rows = s->part->row_scale ? s->part->row_scale[s->row] : 1, error = 0, size = 0;
     for (int64_t i = 0; i < cols; i++) {
-        double d = (double)y[i] - (double)x[i], k = importance ? importance[i] : 1;
+        double d = (double)y[i] - (double)x[i], k = weights ? weights[i] : 1;
         error += k * d * d;
         size += k * (double)x[i] * (double)x[i];
     }

@@ -200,6 +200,7 @@ static err_code run_fed(run *r, pool *p, const cancel_flag *cancel, err_info *e)
         r->end = range.end < r->n_rows ? range.end : r->n_rows;
         hess_state state = hess_factor(&h, &range.inputs, job->ops, p);
         r->h = state == HESS_READY ? &h : NULL;
+        if (state == HESS_LOST && job->n_lost) ++*job->n_lost;
         map_forget(range.inputs.sum, (size_t)(job->cols * job->cols) * sizeof(float));
         if (r->out.zeros && row % 32)
             code = err_set(e, ERR_UNSUPPORTED, "%s: experts whose rows are no multiple of 32",

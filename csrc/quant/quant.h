@@ -30,6 +30,7 @@ typedef struct quant_part {
     const char *name, *file; /* for error texts */
     int64_t first_row;
     const float *importance; /* [cols] mean squares of the inputs that the written columns meet */
+    const float *weights;    /* [cols] what errors count in quant_damage */
     const float *col_scale;  /* [cols] */
     const float *row_scale;  /* [part_rows] */
 } quant_part;
@@ -58,6 +59,8 @@ typedef struct quant_job {
     num_format format;              /* QUANT_ENCODE: the format, */
     num_fit fit;                    /* the choice of scales (importance counts with NUM_FIT_MSE), */
     const quant_hessian *hessian;   /* error feedback, or NULL, */
+    int64_t *n_lost;                /* how many of its matrices no damping saves is added here:
+                                       their rows go without. Or NULL, */
     const kern_ops *ops;            /* and whose arithmetic that has; it does not change a bit */
     int exact;                      /* codes are taken over or refused, never encoded */
     int64_t weight, scales, biases; /* entries of the writer; -1 where there is none. Under
@@ -81,7 +84,7 @@ err_code quant_largest(const quant_job *job, pool *p, const cancel_flag *cancel,
                        err_info *e);
 
 /* Sums over weights w and what they become, in the units of the outputs without row_scale:
- * importance of the column (1 without) times the square of the difference, and of w. */
+ * weight of the column (1 without) times the square of the difference, and of w. */
 typedef struct quant_loss {
     double error, size;
 } quant_loss;

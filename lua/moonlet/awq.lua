@@ -24,6 +24,11 @@ awq.GAINS = { 1, 4, 16, 64, 256 }
 -- spaced.
 awq.SAMPLE = 1 << 22
 
+-- Errors of a column are weighted by its inputs' mean square to this power. Columns that are loud
+-- on average are not loud for the tokens that are hard: with 1 in its place, weighted errors fall
+-- further and models get worse.
+awq.TEMPER = 0.5
+
 -- Mean squares below this share of the mean over all inputs count as that: how loud a quiet input
 -- is elsewhere is not known well enough.
 local QUIET = 1e-4
@@ -37,6 +42,7 @@ local QUIET = 1e-4
 ---@field readers moonlet.awq.Member[]
 ---@field span integer[]    { outer, repeat, inner } of the readers' columns; repeats share a scale
 ---@field experts integer?  each has scales of its own, its part of all members
+---@field gain_only boolean?  a search leaves its strength at 0
 
 ---@class moonlet.awq.Member
 ---@field name string       bare, as moonlet.gguf_names has it
@@ -59,8 +65,10 @@ local function mixer_groups(c, kind)
     { "input_layernorm", { all, 1, H }, "linear_attn.in_proj_qkv", "linear_attn.in_proj_z",
       "linear_attn.in_proj_a", "linear_attn.in_proj_b" },
     -- The gated norm normalizes, multiplies by its weight, which all heads share, then by the gate.
+    -- Means over heads that differ promise what does not come: of all groups this one alone made
+    -- models worse, so its strength is not searched.
     { "linear_attn.norm", { all, c.linear_num_value_heads, c.linear_value_head_dim },
-      "linear_attn.out_proj" },
+      "linear_attn.out_proj", gain_only = true },
   }
 end
 
@@ -122,7 +130,8 @@ local function all_open(form, readers, source)
 end
 
 local function add_group(list, form, members, prefix, spec)
-  local group = { name = prefix .. spec[1], span = spec[2], experts = spec.experts, readers = {} }
+  local group = { name = prefix .. spec[1], span = spec[2], experts = spec.experts,
+    gain_only = spec.gain_only, readers = {} }
   local source = members[group.name]
   for i = 3, #spec do group.readers[i - 2] = members[prefix .. spec[i]] end
   if not any_quantized(group.readers) or not all_open(form, group.readers, source) then return end
@@ -244,7 +253,10 @@ function Search:put_of(group, member)
     local importance = self.imatrix:importance(member.name, is_stack and i - 1 or nil)
       or group.importance[group.experts and i or 1]
     local share = is_stack and not group.experts and self:shares_of(member)[i] or 1
-    copy.importance = core.awq_importance(importance, part.col_scale, share)
+    copy.weights = core.awq_weights(importance, part.col_scale, share, awq.TEMPER)
+    if put.fit == "imatrix" then
+      copy.importance = core.awq_weights(importance, part.col_scale)
+    end
     put.parts[i] = copy
   end
   return put
@@ -350,7 +362,9 @@ function Search:search(group)
   end
   for _, b in ipairs(best) do b.first_gain = b.gain end
   for _, alpha in ipairs(awq.GRID) do
-    if ok and alpha ~= 0 then ok, message, code = self:try(group, alpha, nil, best) end
+    if ok and alpha ~= 0 and not group.gain_only then
+      ok, message, code = self:try(group, alpha, nil, best)
+    end
   end
   for u, b in ipairs(best) do
     if ok then ok, message, code = self:apply(group, u, b.s) end

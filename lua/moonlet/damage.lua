@@ -47,6 +47,7 @@ function Damage:weighted_parts(tensor)
     local copy = {}
     for k, v in pairs(part) do copy[k] = v end
     copy.importance = self.imatrix:importance(tensor.name, is_stack and i - 1 or nil)
+    copy.weights = copy.importance
     parts[i], counts[i] = copy, counts[i] or 1
     known = known and copy.importance ~= nil
   end

@@ -97,6 +97,24 @@ local function and_others(list)
   return #list == 1 and list[1] or ("%s and %d more"):format(list[1], #list - 1)
 end
 
+---What to say about Hessians that no damping saved.
+---@param files moonlet.File[]
+---@param lost table<string, integer>  item -> how many of its Hessians
+---@return string? note
+function hessians.lost_note(files, lost)
+  local list, n = {}, 0
+  for _, file in ipairs(files) do
+    for _, item in ipairs(file.items) do
+      if lost[item.name] then
+        list[#list + 1], n = item.name, n + lost[item.name]
+      end
+    end
+  end
+  if n == 0 then return nil end
+  return ("%d Hessians cannot be factored, however damped: encoded without error feedback in %s")
+    :format(n, and_others(list))
+end
+
 ---Gives every item that is to be encoded with error feedback its Hessian.
 ---@param self moonlet.Hessians?
 ---@param files moonlet.File[]

@@ -60,17 +60,16 @@ local function expert_of(item, i)
   return item.expert or i - 1
 end
 
----Gives the parts of an item what their columns meet, if the way it is encoded asks for it: with
----scales folded in, their inputs are so much smaller. Where the imatrix says nothing, a fit that
----needs it becomes one that does not.
+---Gives the parts of an item what their columns meet, if its fit is "imatrix": with scales folded
+---in, their inputs are so much smaller. Where the imatrix says nothing, the fit becomes "mse".
 ---@param item moonlet.Item
 function Weighting:attach(item)
   local put = item.put
-  if put.op ~= "encode" or (put.fit or "minmax") == "minmax" then return end
+  if put.op ~= "encode" or put.fit ~= "imatrix" then return end
   for i, part in ipairs(put.parts) do
     local importance = self.imatrix:importance(item.tensor.name, expert_of(item, i))
-    part.importance = importance and core.awq_importance(importance, part.col_scale, 1)
-    if not importance and put.fit == "imatrix" then put.fit = "mse" end
+    part.importance = importance and core.awq_weights(importance, part.col_scale)
+    if not importance then put.fit = "mse" end
   end
 end
 

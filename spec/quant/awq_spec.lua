@@ -91,10 +91,16 @@ describe("awq folds norms", function()
   end)
 end)
 
-describe("awq importance", function()
-  it("is that of inputs divided by the scales", function()
-    assert.same({ 2, 0.5 },
-      unpack(core.awq_importance(pack { 16, 1 }, pack { 2, 1 }, 0.5)))
-    assert.same({ 8, 0.5 }, unpack(core.awq_importance(pack { 16, 1 }, nil, 0.5)))
+describe("what errors count under awq", function()
+  it("is the importance of inputs divided by the scales", function()
+    assert.same({ 4, 1 }, unpack(core.awq_weights(pack { 16, 1 }, pack { 2, 1 })))
+    assert.same({ 8, 0.5 }, unpack(core.awq_weights(pack { 16, 1 }, nil, 0.5)))
+  end)
+
+  it("is tempered before it is divided", function()
+    near({ 40 ^ 0.5, 10 ^ 0.5 }, unpack(core.awq_weights(pack { 8, 2 }, nil, 1, 0.5)))
+    near({ 10 ^ 0.5, 10 ^ 0.5 },
+      unpack(core.awq_weights(pack { 8, 2 }, pack { 2 ^ 0.5, 1 }, 1, 0.5)))
+    assert.same({ 0, 0 }, unpack(core.awq_weights(pack { 0, 0 }, nil, 1, 0.5)))
   end)
 end)

@@ -1,5 +1,6 @@
--- What encoding loses, by its definition: importance times the squared difference between weights
--- and what dequantize_tensor makes of quantize_tensor's bytes, in the units of unscaled outputs.
+-- What encoding loses, by its definition: the weights of columns times the squared difference
+-- between weights and what dequantize_tensor makes of quantize_tensor's bytes, in the units of
+-- unscaled outputs.
 
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
@@ -23,7 +24,7 @@ local function damage(put, rows, threads)
   return writer:damage(put, rows or ROWS)
 end
 
--- Error and size of rows first .. last, with the scales and the importance of a part.
+-- Error and size of rows first .. last, with the scales and the weights of a part.
 local function expected(format, first, last, part)
   local error, size = 0, 0
   local function scale(key, i) return part[key] and numbers.unpack(part[key])[i] or 1 end
@@ -40,7 +41,7 @@ local function expected(format, first, last, part)
     local back = numbers.unpack(assert(core.dequantize_tensor(coded, options)))
     row = numbers.unpack(bytes)
     for c = 1, COLS do
-      local k = scale("importance", c) / rows ^ 2
+      local k = scale("weights", c) / rows ^ 2
       error, size = error + k * (back[c] - row[c]) ^ 2, size + k * row[c] ^ 2
     end
   end
@@ -51,14 +52,14 @@ local function near(want, got)
   assert.is_true(math.abs(got / want - 1) < 1e-5, got .. " " .. want)
 end
 
-local importance, columns = {}, {}
-for c = 1, COLS do importance[c], columns[c] = c % 7 + 0.25, 0.5 + c % 5 end
+local weights, columns = {}, {}
+for c = 1, COLS do weights[c], columns[c] = c % 7 + 0.25, 0.5 + c % 5 end
 
 describe("the damage of a put", function()
   for _, format in ipairs { { mode = "mxfp4", bits = 4, group = 32 },
     { mode = "nvfp4", bits = 4, group = 16 }, { mode = "mxfp8", bits = 8, group = 32 } } do
     it("is the weighted error of " .. format.mode, function()
-      local part = { name = "w", first_row = 0, importance = numbers.pack(importance),
+      local part = { name = "w", first_row = 0, weights = numbers.pack(weights),
         col_scale = numbers.pack(columns) }
       local put = { parts = { part } }
       for k, v in pairs(format) do put[k] = v end

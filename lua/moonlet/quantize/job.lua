@@ -43,6 +43,7 @@ end
 ---@field weighting moonlet.Weighting?  with an imatrix
 ---@field fits table<string, boolean>  ways in which scales are chosen
 ---@field hessians moonlet.Hessians?
+---@field lost table<string, integer>  items written -> their Hessians that were of no use
 ---@field with_views boolean?  the source is quantized
 ---@field side table<string, integer>  files to copy
 ---@field config string     text of config.json
@@ -145,9 +146,7 @@ end
 
 -- Notes on what was asked for and has nothing to work on.
 function Job:note_idle()
-  local by_range = true
-  for fit in pairs(self.fits) do by_range = by_range and fit == "minmax" end
-  if self.weighting and by_range and not self:folds() then
+  if self.weighting and not self.fits.imatrix and not self:folds() then
     self:note("the imatrix changes nothing: neither fit nor awq asks for it")
   end
   if self.settings.fit == "qstream" and not self.fits.qstream then
@@ -263,7 +262,7 @@ end
 ---@return string? message
 ---@return string? code
 function job.new(o)
-  local self = setmetatable({ options = o }, Job)
+  local self = setmetatable({ options = o, lost = {} }, Job)
   local ok, message, code = self:prepare()
   if ok then ok, message, code = self:check_space() end
   if ok then return self end
@@ -275,6 +274,12 @@ end
 ---Text of the index of the weight files.
 ---@return string
 function Job:index() return shards.index(self.files) end
+
+---Says what was encoded without error feedback although there was a Hessian.
+function Job:note_lost()
+  local note = hessians.lost_note(self.files, self.lost)
+  if note then self:note(note) end
+end
 
 ---Text of moonlet.json.
 ---@param head { date: string, command: string? }

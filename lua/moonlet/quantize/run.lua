@@ -96,6 +96,13 @@ function Run:find_largest(item)
   return true
 end
 
+-- Remembers that n Hessians of an item were of no use, for the notes of this run or of one that
+-- goes on with it.
+function Run:lose(name, n)
+  self.job.lost[name] = n
+  return self.dir:keep("lost", { name = name, n = n })
+end
+
 -- fn() while the item's parts have what their columns meet.
 function Run:weighed(item, fn)
   local weights = self.job.weighting
@@ -120,7 +127,10 @@ function Run:put(item, first)
       if not ok then return nil, message, code end
     end
   end
-  return self:weighed(item, function() return self.writer:put(put) end)
+  local lost
+  ok, lost, code = self:weighed(item, function() return self.writer:put(put) end)
+  if not ok then return nil, lost, code end
+  return lost == 0 or self:lose(item.name, lost)
 end
 
 function Run:write_file(file, n_done)
@@ -146,6 +156,7 @@ end
 
 function Run:write_files()
   local ok, message, code
+  for _, lost in ipairs(self.dir:recall "lost") do self.job.lost[lost.name] = lost.n end
   for _, file in ipairs(self.job.files) do
     for i = 1, self:items_done(file) do self.done = self.done + source_bytes(file.items[i]) end
   end
@@ -172,6 +183,7 @@ function Run:write()
     if raised or code == "cancelled" then self:note() end
   end })
   ok, message, code = self:write_files()
+  if ok then self.job:note_lost() end
   return ok, message, code
 end
 
