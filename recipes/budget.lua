@@ -1,8 +1,8 @@
 -- budget: what moonlet measured and solved for a size: one decision a tensor, from a list.
 --
--- `moonlet quantize --recipe budget --target SIZE` measures what each format does to each class of
--- this model, shares the bytes out so that the sum is least (moonlet.allocate), and gives the
--- result to this recipe, so that it is on record with the checkpoint. Options:
+-- `moonlet quantize --recipe budget --target SIZE` finds out what each format does to each matrix,
+-- shares the bytes out so that the sum is least (moonlet.allocate), and gives the result to this
+-- recipe, so that it is on record with the checkpoint. Options:
 --   choice  list of texts, "NAME MODE BITS GROUP" or "NAME keep" for every matrix
 --   mtp     "keep" (default) or "drop"
 

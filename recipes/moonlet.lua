@@ -12,22 +12,10 @@
 -- Scales are fitted to the weights, with an imatrix to what they meet, with Hessians errors are fed
 -- back.
 
-local CANDIDATES = {}
-for _, bits in ipairs { 2, 3, 4, 5, 6, 8 } do
-  for _, group in ipairs { 32, 64, 128 } do
-    CANDIDATES[#CANDIDATES + 1] = { mode = "affine", bits = bits, group = group }
-  end
-end
-
 return function(options, kit)
-  for key in pairs(options) do
-    kit.expect(key == "level" or key == "mtp", ("no option '%s'; there are: level mtp"):format(key))
-  end
+  kit.options(options, { level = "number", mtp = { "keep", "drop" } })
   local level = options.level or 38
-  kit.expect(type(level) == "number" and level >= 0 and level <= 80,
-    "level must be a number from 0 to 80")
-  kit.expect(options.mtp == nil or options.mtp == "keep" or options.mtp == "drop",
-    "mtp must be keep or drop")
+  kit.expect(level >= 0 and level <= 80, "level must be a number from 0 to 80")
   local price = 2.0 ^ -level
 
   -- The outer layers suffer most; rising steadily outwards also lets sizes change in small steps.
@@ -42,12 +30,10 @@ return function(options, kit)
     if not tensor.matrix then return kit.keep() end
     local weights, factor = tensor.rows * tensor.cols, outwards(tensor)
     local best, least = kit.keep(), price * weights * 2
-    for _, decision in ipairs(CANDIDATES) do
-      if tensor.cols % decision.group == 0 then
-        local bits = decision.bits + 32 / decision.group
-        local cost = factor * kit.damage(tensor, decision) + price * weights * bits / 8
-        if cost < least then best, least = decision, cost end
-      end
+    for _, decision in ipairs(kit.candidates(tensor)) do
+      local bits = decision.bits + 32 / decision.group
+      local cost = factor * kit.damage(tensor, decision) + price * weights * bits / 8
+      if cost < least then best, least = decision, cost end
     end
     return best
   end, kit.affine(4, 64), { fit = "best", gptq = true }

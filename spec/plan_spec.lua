@@ -1,3 +1,4 @@
+local budget = require "moonlet.eval.budget"
 local checkpoint = require "spec.support.checkpoint"
 local json = require "moonlet.json"
 local plan = require "moonlet.plan"
@@ -58,6 +59,14 @@ local function check_column(config, options, column)
     if t.name:find("A_log$") then want = { keep = "f32" } end
     assert.same(want, t.decision, t.name)
   end
+end
+
+-- The options of a recipe that bring it to options.target.
+local function sized(name, config, options)
+  local target = options.target
+  options.target = nil
+  return (assert(budget.options { recipe = name, source = config, target = target,
+    recipe_options = options }))
 end
 
 describe("plan", function()
@@ -147,7 +156,9 @@ describe("plan", function()
       local n, text = 0, checkpoint.slurp(("spec/golden/plan/%s.txt"):format(model))
       for heading, section in (text .. "\n"):gmatch("## ([^\n]*)\n(.-\n)\n") do
         local name, options = plans.options(heading)
-        local p = assert(plan(name, ("spec/golden/configs/%s.json"):format(model), options))
+        local config = ("spec/golden/configs/%s.json"):format(model)
+        if options.target then options = sized(name, config, options) end
+        local p = assert(plan(name, config, options))
         assert.equal(section, plans.text(p), heading)
         n = n + 1
       end

@@ -80,6 +80,17 @@ return function(formats, published)
     return (WEIGHTS[tensor.class] or 0.01) / layers * kit.error(decision)
   end
 
+  -- The affine decisions that rows of a tensor divide into, narrow ones and small groups first.
+  function kit.candidates(tensor)
+    local list = {}
+    for _, bits in ipairs(kit.widths) do
+      for _, group in ipairs { 32, 64, 128 } do
+        if tensor.cols % group == 0 then list[#list + 1] = kit.affine(bits, group) end
+      end
+    end
+    return list
+  end
+
   -- ---- options ---------------------------------------------------------------------------------
 
   -- True if the value is in the list.
@@ -116,8 +127,8 @@ return function(formats, published)
     return keys
   end
 
-  -- Refuses options that are not in `allowed`, key -> list of values, or "boolean", or "strings"
-  -- for a list of them. Returns the options.
+  -- Refuses options that are not in `allowed`, key -> list of values, or "boolean", or "number", or
+  -- "strings" for a list of them. Returns the options.
   function kit.options(given, allowed)
     local names = sorted_keys(allowed)
     for _, key in ipairs(sorted_keys(given)) do
@@ -126,6 +137,8 @@ return function(formats, published)
         #names > 0 and "there are: " .. words(names) or "it takes none"))
       if values == "boolean" then
         kit.expect(type(value) == "boolean", key .. " must be true or false")
+      elseif values == "number" then
+        kit.expect(type(value) == "number", key .. " must be a number")
       elseif values == "strings" then
         kit.expect(is_strings(value), key .. " must be a list of texts")
       else

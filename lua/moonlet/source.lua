@@ -26,14 +26,6 @@ local QUANTIZED = { "%.scales$", "%.biases$", "_scale$", "_scale_inv$", "_packed
 
 local function shape_text(shape) return "[" .. table.concat(shape, ", ") .. "]" end
 
-local function same_shape(a, b)
-  if #a ~= #b then return false end
-  for i = 1, #a do
-    if a[i] ~= b[i] then return false end
-  end
-  return true
-end
-
 local function starts(name, prefixes)
   for _, prefix in ipairs(prefixes) do
     if name:sub(1, #prefix) == prefix then return prefix end
@@ -109,7 +101,7 @@ local function bind_text(desc, text, used)
       return nil, ("tensor %s is %s: only BF16, F16 and F32 can be quantized"):format(t.name,
         t.dtype), "unsupported"
     end
-    if not same_shape(t.shape, part.shape) then
+    if shape_text(t.shape) ~= shape_text(part.shape) then
       return nil, ("tensor %s has shape %s; config.json asks for %s"):format(t.name,
         shape_text(t.shape), shape_text(part.shape)), "format"
     end

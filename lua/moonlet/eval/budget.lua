@@ -24,13 +24,6 @@ local budget = {}
 -- below where divergence is no longer proportional to them.
 local PROBE <const> = { mode = "affine", bits = 4, group = 64 }
 
-local CANDIDATES <const> = {}
-for _, bits in ipairs { 2, 3, 4, 5, 6, 8 } do
-  for _, group in ipairs { 32, 64, 128 } do
-    CANDIDATES[#CANDIDATES + 1] = { mode = "affine", bits = bits, group = group }
-  end
-end
-
 local KNOWN <const> = { source = "string", target = "string", sensitivity = "string",
   by = "string", mtp = "string", model = "table", weights = "table", imatrix = "string|table",
   threads = "integer" }
@@ -39,36 +32,29 @@ KNOWN.on_progress = "function"
 
 -- ---- errors ------------------------------------------------------------------------------------
 
--- The formats that a matrix can be in.
-local function formats_of(tensor)
-  local list = {}
-  for _, decision in ipairs(CANDIDATES) do
-    if tensor.cols % decision.group == 0 then list[#list + 1] = decision end
-  end
-  return list
-end
-
--- Tensor -> decision -> relative squared error, of every matrix.
+-- The formats of every matrix { decision, error }, error being relative and squared.
 local function errors_by_experience(tensors, kit)
   local found = {}
   for _, tensor in ipairs(tensors) do
     found[tensor] = {}
-    for _, d in ipairs(formats_of(tensor)) do found[tensor][d] = kit.error(d) end
+    for k, d in ipairs(kit.candidates(tensor)) do
+      found[tensor][k] = { decision = d, error = kit.error(d) }
+    end
   end
   return found
 end
 
-local function errors_measured(o, inventory, tensors)
+local function errors_measured(o, inventory, tensors, kit)
   local measure, message, code = damage.open(o.source, o.imatrix, inventory, o.threads)
   if not measure then return nil, message, code end
   local _ <close> = measure
   local found = {}
   for i, tensor in ipairs(tensors) do
-    local formats, of_formats = formats_of(tensor), {}
-    local errors, problem, kind = measure:errors(tensor, formats)
+    local candidates = kit.candidates(tensor)
+    local errors, problem, kind = measure:errors(tensor, candidates)
     if not errors then return nil, problem, kind end
-    for k, d in ipairs(formats) do of_formats[d] = errors[k] end
-    found[tensor] = of_formats
+    found[tensor] = {}
+    for k, d in ipairs(candidates) do found[tensor][k] = { decision = d, error = errors[k] } end
     if o.on_progress and o.on_progress(i, #tensors, "errors") == false then
       return nil, "stopped", "cancelled"
     end
@@ -99,12 +85,11 @@ local function module_of(tensor)
 end
 
 -- The error of a matrix in the format PROBE, or in groups of 32 where its rows ask for that.
-local function probe_error(errors)
-  local found, group = 0, 0
-  for d, error in pairs(errors) do
-    if d.bits == PROBE.bits and d.group <= PROBE.group and d.group > group then
-      found, group = error, d.group
-    end
+local function probe_error(formats)
+  local found = 0
+  for _, f in ipairs(formats) do
+    local d = f.decision
+    if d.bits == PROBE.bits and d.group <= PROBE.group then found = f.error end
   end
   return found
 end
@@ -156,9 +141,9 @@ local function items_of(tensors, weight_of, errors)
   for i, tensor in ipairs(tensors) do
     local keep = { keep = tensor.stored or "bf16" }
     local weight, candidates = weight_of(tensor), {}
-    for _, d in ipairs(formats_of(tensor)) do
-      candidates[#candidates + 1] = { decision = d, bytes = recipe.bytes(tensor, d),
-        damage = weight * errors[tensor][d] }
+    for k, f in ipairs(errors[tensor]) do
+      candidates[k] = { decision = f.decision, bytes = recipe.bytes(tensor, f.decision),
+        damage = weight * f.error }
     end
     candidates[#candidates + 1] = { decision = keep, bytes = recipe.bytes(tensor, keep),
       damage = 0 }
@@ -196,7 +181,7 @@ local function measured_items(o, inventory, found)
   local tensors, fixed = matrices_of(inventory.source.tensors, o.mtp)
   local errors, message, code
   if o.imatrix then
-    errors, message, code = errors_measured(o, inventory, tensors)
+    errors, message, code = errors_measured(o, inventory, tensors, kit)
   else
     errors = errors_by_experience(tensors, kit)
   end

@@ -4,7 +4,8 @@ Writes <model>.txt beside itself; spec/plan_spec.lua compares them with moonlet'
 comes from moonlet: tensors follow from the configurations, decisions are made on module names in
 the order in which each tool tests them. Sources: mlx-node/mlx-node (crates/mlx-core, convert.rs)
 at 434bfbf, a90def7, 31f3502, 5602f12; ml-explore/mlx-lm (mlx_lm/convert.py) 0.31.3;
-ekryski/mlx-swift-lm (scripts/convert_config_i.py) at 6b6a064; olka/qstream at 9f8cd0c.
+ekryski/mlx-swift-lm (scripts/convert_config_i.py) at 6b6a064; olka/qstream at 9f8cd0c. Recipes of
+moonlet's own are stated by what docs/recipes.md says of them, with the same tables of numbers.
 
     python3 spec/golden/plan/make.py
 """
@@ -385,9 +386,60 @@ def keep_bf16(_):
     return BF16
 
 
+# ---- moonlet's own ------------------------------------------------------------------------------
+
+# Relative squared errors of fitted scales, and what classes diverge by per unit of them (nats).
+ERRORS = {2: 0.102, 3: 0.0268, 4: 0.0066, 5: 0.00166, 6: 0.00042, 8: 0.000026}
+GROUP_ERRORS = {32: 0.8, 64: 1, 128: 1.17}
+WEIGHTS = {
+    "embed": 0.085, "lm_head": 0.074, "in_proj_qkv": 0.088, "in_proj_z": 0.08,
+    "in_proj_a": 0.0029, "in_proj_b": 0.0051, "out_proj": 0.093, "q_proj": 0.023,
+    "k_proj": 0.010, "v_proj": 0.008, "o_proj": 0.0088, "router": 0.0123, "shared_gate": 0.0012,
+    "expert_gate": 0.0155, "expert_up": 0.0126, "expert_down": 0.030, "shared_gate_proj": 0.0031,
+    "shared_up_proj": 0.0030, "shared_down_proj": 0.0103, "gate_proj": 0.0186, "up_proj": 0.0156,
+    "down_proj": 0.0403}
+
+
+def cheapest(t, price, factor=1.0):
+    """The format of a matrix with the least damage + price * bytes."""
+    weight = WEIGHTS[t.kind] / (1 if t.layer is None else t.n_layers)
+    costs = [(price * n_bytes(t, BF16), BF16)]
+    for bits in ERRORS:
+        for group in GROUP_ERRORS:
+            d = affine(bits, group)
+            if t.shape[-1] % group == 0:
+                damage = factor * weight * ERRORS[bits] * GROUP_ERRORS[group]
+                costs.append((damage + price * n_bytes(t, d), d))
+    return min(costs, key=lambda c: c[0])[1]
+
+
+def own(price, mtp, outwards):
+    """Middle layers count 0.85 times, the outermost 1.35 times, if `outwards`."""
+    def decide(t):
+        if t.kind == "mtp":
+            return DROP if mtp == "drop" else BF16
+        if t.kind not in WEIGHTS:
+            return BF16
+        factor = 1.0
+        if outwards and t.layer is not None:
+            middle = (t.n_layers - 1) / 2
+            factor = 0.85 + 0.5 * abs(t.layer - middle) / middle
+        return cheapest(t, price, factor)
+    return decide
+
+
+def budgets(tensors):
+    """The best allocations for some prices, headed by their sizes: no other has less damage."""
+    for level in (34, 37, 40):
+        decide = own(2.0 ** -level, "drop", False)
+        size = sum(n_bytes(t, fits(t, F32 if t.key.endswith("A_log") else decide(t)))
+                   for t in tensors)
+        yield f"budget --set mtp=drop --target {size}B", decide
+
+
 # ---- output -------------------------------------------------------------------------------------
 
-def sections():
+def sections(tensors):
     for n in (2, 3, 4, 5, 6, 8):
         yield f"unsloth --bits {n}", mlx_node(unsloth, n)
     for n in (2, 3, 4, 5, 6, 8):
@@ -424,6 +476,10 @@ def sections():
     for mode in ("mxfp4", "mxfp8", "nvfp4"):
         yield f"uniform --mode {mode} --set like=mlx-node", no_recipe(mode)
     yield "keep_bf16", keep_bf16
+    yield "moonlet", own(2.0 ** -38, "keep", True)
+    for level in (34, 42):
+        yield f"moonlet --set level={level} --set mtp=drop", own(2.0 ** -level, "drop", True)
+    yield from budgets(tensors)
 
 
 def ranges(some, every):
@@ -470,7 +526,7 @@ def main():
     for model in MODELS:
         config = json.loads((HERE / f"../configs/{model}.json").read_text())
         tensors = tensors_of(config)
-        text_ = "\n".join(section(name, tensors, decide) for name, decide in sections())
+        text_ = "\n".join(section(name, tensors, decide) for name, decide in sections(tensors))
         (HERE / f"{model}.txt").write_text(text_)
 
 
