@@ -1,5 +1,6 @@
 local calibration = require "spec.support.calibration"
 local checkpoint = require "spec.support.checkpoint"
+local damage = require "moonlet.damage"
 local moonlet = require "moonlet"
 local plan = require "moonlet.plan"
 local recipe = require "moonlet.recipe"
@@ -89,17 +90,17 @@ describe("budget", function()
       { "mixed_3_6", {} }, { "unsloth", { bits = 3, mxfp = true } } }
     for _, other in ipairs(others) do
       local p = assert(plan(other[1], MOE, other[2]))
-      local damage, by_name = 0, {}
+      local sum, by_name = 0, {}
       for _, tensor in ipairs(assert(plan.inventory(MOE)).source.tensors) do
         by_name[tensor.name] = tensor
       end
       for _, row in ipairs(p.tensors) do
         local tensor = by_name[row.name]
-        if tensor.matrix then damage = damage + kit.damage(tensor, row.decision) end
+        if tensor.matrix then sum = sum + kit.damage(tensor, row.decision) end
       end
       local solved = assert(moonlet.budget.solve { source = MOE, mtp = "drop",
         target = ("%.6fbpw"):format(p.bits_per_weight) })
-      assert.is_true(solved.damage <= damage, other[1])
+      assert.is_true(solved.damage <= sum, other[1])
     end
   end)
 
@@ -109,6 +110,10 @@ describe("budget", function()
       local a, b = solved.frontier[i - 1], solved.frontier[i]
       assert.is_true(b.bytes > a.bytes and b.damage <= a.damage)
     end
+    local last = solved.frontier[#solved.frontier] -- everything as it is
+    local whole = assert(plan("keep_bf16", DEMO))
+    assert.same({ whole.total_bytes, whole.bits_per_weight, 0 },
+      { last.bytes, last.bits_per_weight, last.damage })
   end)
 
   it("measures the classes of a model when asked to", function()
@@ -197,7 +202,7 @@ describe("budget", function()
   it("refuses what cannot be", function()
     local got, message = moonlet.budget.solve { source = DEMO, target = "1MB" }
     assert.is_nil(got)
-    assert.matches("budget cannot be that small", message)
+    assert.matches("budget cannot be that small: its least is 6.32 MiB, 2.%d+ bits", message)
     got, message = moonlet.budget.solve { source = DEMO, target = "much" }
     assert.is_nil(got)
     assert.matches("is no size", message)
@@ -229,13 +234,16 @@ describe("a target of quantize", function()
 
   it("measures on the way, and says so", function()
     local scope <close> = checkpoint.scope()
-    local stages = {}
+    local path, stages, sample = scope.path .. "/i.gguf", {}, damage.SAMPLE
+    damage.SAMPLE = 1 << 12 -- what comes out does not matter here
+    finally(function() damage.SAMPLE = sample end)
+    calibration.loud_imatrix(assert(plan.inventory(DEMO)), path):close()
     local p = assert(moonlet.quantize { source = DEMO, out = scope.path .. "/out",
       recipe = "budget", target = "9MiB", sensitivity = "kld", chat = DEMO .. "/eval.jsonl",
-      dialogues = { 1, 1 }, threads = 2, dry_run = true,
+      dialogues = { 1, 1 }, imatrix = { path }, threads = 2, dry_run = true,
       on_progress = function(_, _, _, stage) stages[stage or "put"] = true end })
     assert.is_true(p.total_bytes <= 9 * 2 ^ 20 and #p.frontier > 100)
-    assert.same({ kld = true }, stages)
+    assert.same({ kld = true, errors = true }, stages)
   end)
 
   it("that cannot be met ends the run before it begins", function()

@@ -32,12 +32,14 @@ local function hull_of(candidates)
   return hull
 end
 
--- Every step from one hull candidate to the next, of all items, best gain per byte first.
+-- Every step from one hull candidate to the next, of all items, best gain per byte first; the
+-- smallest choice with its bytes and damage, and the damage behind the last step.
 local function steps_of(items)
-  local steps, choice, bytes, damage = {}, {}, 0, 0
+  local steps, choice, bytes, damage, least = {}, {}, 0, 0, 0
   for i, item in ipairs(items) do
     local hull = hull_of(item.candidates)
     choice[i], bytes, damage = hull[1], bytes + hull[1].bytes, damage + hull[1].damage
+    least = least + hull[#hull].damage
     for k = 2, #hull do
       steps[#steps + 1] = { item = i, from = hull[k - 1], to = hull[k],
         gain = slope(hull[k - 1], hull[k]), order = #steps }
@@ -47,7 +49,7 @@ local function steps_of(items)
     if a.gain ~= b.gain then return a.gain > b.gain end
     return a.order < b.order
   end)
-  return steps, choice, bytes, damage
+  return steps, choice, bytes, damage, least
 end
 
 -- What is left buys whatever single change lowers the damage most.
@@ -97,12 +99,17 @@ end
 ---@param items moonlet.allocate.Item[]
 ---@return { bytes: number, damage: number }[]
 function allocate.frontier(items)
-  local steps, _, bytes, damage = steps_of(items)
-  local points = { { bytes = bytes, damage = damage } }
+  local steps, _, bytes, _, damage = steps_of(items)
+  local points = {}
   for i, step in ipairs(steps) do
+    points[i] = { bytes = bytes }
     bytes = bytes + step.to.bytes - step.from.bytes
-    damage = damage - (step.from.damage - step.to.damage)
-    points[i + 1] = { bytes = bytes, damage = damage }
+  end
+  -- From the end, where damages are small, so that sums lose nothing.
+  points[#steps + 1] = { bytes = bytes, damage = damage }
+  for i = #steps, 1, -1 do
+    damage = damage + (steps[i].from.damage - steps[i].to.damage)
+    points[i].damage = damage
   end
   return points
 end

@@ -11,6 +11,7 @@ local allocate = require "moonlet.allocate"
 local damage = require "moonlet.damage"
 local json = require "moonlet.json"
 local model = require "moonlet.model"
+local names = require "moonlet.gguf_names"
 local options = require "moonlet.options"
 local plan = require "moonlet.plan"
 local recipe = require "moonlet.recipe"
@@ -79,11 +80,6 @@ local function measure_weights(o)
   return divergence
 end
 
--- What the parts of a model are called without its prefix, as moonlet.eval.sensitivity has it.
-local function module_of(tensor)
-  return (tensor.name:gsub("^model%.", ""):gsub("^language_model%.", ""):gsub("%.weight$", ""))
-end
-
 -- The error of a matrix in the format PROBE, or in groups of 32 where its rows ask for that.
 local function probe_error(formats)
   local found = 0
@@ -100,7 +96,7 @@ end
 -- for known inputs are in different units.
 local function weigher(measured, tensors, errors, kit)
   local function part_of(tensor)
-    local module = module_of(tensor)
+    local module = names.bare(tensor.name)
     return measured[module] and module or tensor.class
   end
   local divergence, sums = {}, {}
@@ -122,17 +118,27 @@ local function kept_bytes(tensor, mtp)
   return recipe.bytes(tensor, { keep = tensor.stored or "bf16" })
 end
 
--- The matrices, and the bytes of all that is written besides.
-local function matrices_of(tensors, mtp)
-  local list, fixed = {}, 0
+local function matrices_of(tensors)
+  local list = {}
   for _, tensor in ipairs(tensors) do
-    if tensor.matrix then
-      list[#list + 1] = tensor
+    if tensor.matrix then list[#list + 1] = tensor end
+  end
+  return list
+end
+
+-- What there is no choice about: bytes of the text stack and of the rest, and how many weights the
+-- text stack has, matrices included.
+local function fixed_of(tensors, mtp)
+  local fixed = { text = 0, others = 0, weights = 0 }
+  for _, tensor in ipairs(tensors) do
+    if tensor.part ~= "text" then
+      fixed.others = fixed.others + kept_bytes(tensor, mtp)
     else
-      fixed = fixed + kept_bytes(tensor, mtp)
+      fixed.weights = fixed.weights + tensor.rows * tensor.cols
+      if not tensor.matrix then fixed.text = fixed.text + kept_bytes(tensor, mtp) end
     end
   end
-  return list, fixed
+  return fixed
 end
 
 -- The candidates of every matrix.
@@ -146,24 +152,21 @@ local function items_of(tensors, weight_of, errors)
         damage = weight * f.error }
     end
     candidates[#candidates + 1] = { decision = keep, bytes = recipe.bytes(tensor, keep),
-      damage = 0 }
+      damage = 0.0 }
     items[i] = { tensor = tensor, candidates = candidates }
   end
   return items
 end
 
--- The target as bytes of everything that is written.
-local function budget_bytes(goal, tensors, mtp)
-  if goal.bytes then return goal.bytes end
-  local weights, others = 0, 0
-  for _, tensor in ipairs(tensors) do
-    if tensor.part == "text" then
-      weights = weights + tensor.rows * tensor.cols
-    else
-      others = others + kept_bytes(tensor, mtp)
-    end
-  end
-  return goal.bits_per_weight * weights / 8 + others
+-- Bytes of a checkpoint and bits per weight of its text stack, by the bytes of its matrices.
+local function size_of(bytes, fixed)
+  return bytes + fixed.text + fixed.others, (bytes + fixed.text) * 8 / fixed.weights
+end
+
+-- The bytes that are left for matrices.
+local function room_for(goal, fixed)
+  if goal.bytes then return goal.bytes - fixed.text - fixed.others end
+  return goal.bits_per_weight * fixed.weights / 8 - fixed.text
 end
 
 local function choice_text(item, candidate)
@@ -174,11 +177,9 @@ end
 
 -- ---- public ------------------------------------------------------------------------------------
 
--- The items to choose for, and the bytes of all that is written besides; what was measured goes
--- into `found`.
+-- The items to choose for; weights that are measured go into `found`.
 local function measured_items(o, inventory, found)
-  local kit = recipe.kit()
-  local tensors, fixed = matrices_of(inventory.source.tensors, o.mtp)
+  local kit, tensors = recipe.kit(), matrices_of(inventory.source.tensors)
   local errors, message, code
   if o.imatrix then
     errors, message, code = errors_measured(o, inventory, tensors, kit)
@@ -190,16 +191,15 @@ local function measured_items(o, inventory, found)
     found.weights, message, code = measure_weights(o)
     if not found.weights then return nil, message, code end
   end
-  return items_of(tensors, weigher(found.weights or {}, tensors, errors, kit), errors), fixed
+  return items_of(tensors, weigher(found.weights or {}, tensors, errors, kit), errors)
 end
 
--- Sizes and damages that could be had, in whole checkpoints.
+-- Sizes and damages that could be had.
 local function frontier_of(items, fixed)
-  local frontier, n_weights = json.array {}, 0
-  for _, item in ipairs(items) do n_weights = n_weights + item.tensor.rows * item.tensor.cols end
+  local frontier = json.array {}
   for i, point in ipairs(allocate.frontier(items)) do
-    frontier[i] = json.object({ bytes = point.bytes + fixed,
-      bits_per_weight = point.bytes * 8 / n_weights, damage = math.max(point.damage, 0.0) },
+    local bytes, bits = size_of(point.bytes, fixed)
+    frontier[i] = json.object({ bytes = bytes, bits_per_weight = bits, damage = point.damage },
       { "bytes", "bits_per_weight", "damage" })
   end
   return frontier
@@ -228,17 +228,19 @@ function budget.solve(given)
   local inventory, message, code = plan.inventory(o.source)
   if not inventory then return nil, message, code end
   local found = { weights = o.weights }
-  local items, fixed, kind = measured_items(o, inventory, found)
-  if not items then return nil, fixed, kind end
-  local room = budget_bytes(goal, inventory.source.tensors, o.mtp) - fixed
-  local choice, bytes, expected = allocate.solve(items, room)
+  local items
+  items, message, code = measured_items(o, inventory, found)
+  if not items then return nil, message, code end
+  local fixed = fixed_of(inventory.source.tensors, o.mtp)
+  local choice, bytes, expected = allocate.solve(items, room_for(goal, fixed))
+  local total, bits = size_of(bytes, fixed)
   if not choice then
-    return nil, ("budget cannot be that small: its least is %s"):format(
-      plan.size_text(bytes + fixed)), "range"
+    return nil, ("budget cannot be that small: its least is %s, %.3f bits per weight"):format(
+      plan.size_text(total), bits), "range"
   end
   local lines = json.array {}
   for i, item in ipairs(items) do lines[i] = choice_text(item, choice[i]) end
-  return { recipe = "budget", options = { choice = lines, mtp = o.mtp }, bytes = bytes + fixed,
+  return { recipe = "budget", options = { choice = lines, mtp = o.mtp }, bytes = total,
     damage = expected, frontier = frontier_of(items, fixed), weights = found.weights }
 end
 

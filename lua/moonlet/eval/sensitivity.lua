@@ -173,7 +173,7 @@ end
 -- ---- public -------------------------------------------------------------------------------------
 
 local OPTIONS <const> = { decisions = "table", recipe = "any", recipe_options = "table",
-  by = "string", fit = "string", imatrix = "string", on_progress = "function" }
+  by = "string", fit = "string", imatrix = "string|table", on_progress = "function" }
 for key, kind in pairs(sequences.OPTIONS) do OPTIONS[key] = kind end
 
 local function check_options(opts)
@@ -231,12 +231,12 @@ end
 ---model's predictions. Replacements of the model are undone.
 ---@param model moonlet.Model
 ---@param opts { decisions?: table[], recipe?: string|function, recipe_options?: table,
----  by?: "class"|"layer"|"tensor", fit?: string, imatrix?: string, file?: string, text?: string,
----  chat?: string, window?: integer, windows?: integer[], dialogues?: integer[],
+---  by?: "class"|"layer"|"tensor", fit?: string, imatrix?: string|string[], file?: string,
+---  text?: string, chat?: string, window?: integer, windows?: integer[], dialogues?: integer[],
 ---  on_progress?: fun(done: integer, total: integer) }
 ---  decisions { mode, bits, group, fit }, each of which is tried on every group, or a recipe, whose
 ---  decisions are, without error feedback; by class unless told; fit for decisions that have none:
----  "minmax", "mse", "imatrix", "qstream" or "best", with the path of an imatrix; what is scored as
+---  "minmax", "mse", "imatrix", "qstream" or "best", with an imatrix; what is scored as
 ---  for perplexity
 ---@return table? result rows and totals (a row per decision or recipe: everything at once), each
 ---  with rule (number of the decision), name, decision (text), class, layer, tensors, parameters,
