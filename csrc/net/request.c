@@ -163,6 +163,9 @@ const char *net_method(const net_request *r)
     case EVHTTP_REQ_POST: return "POST";
     case EVHTTP_REQ_OPTIONS: return "OPTIONS";
     case EVHTTP_REQ_DELETE: return "DELETE";
+    case EVHTTP_REQ_PUT: return "PUT";
+    case EVHTTP_REQ_PATCH: return "PATCH";
+    case EVHTTP_REQ_TRACE: return "TRACE";
     default: return "";
     }
 }

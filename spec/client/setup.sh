@@ -10,6 +10,15 @@ flock 9
   "$dir/venv/bin/python" -c 'import anthropic, openai
 assert (anthropic.__version__, openai.__version__) == ("2.12.0", "2.54.0")' 2>/dev/null ||
     "$dir/venv/bin/pip" install -q anthropic==2.12.0 openai==2.54.0
+  for package in playwright==1.56.0 schemathesis==4.32.5; do
+    "$dir/venv/bin/pip" show -q "${package%%=*}" 2>/dev/null ||
+      "$dir/venv/bin/pip" install -q "$package"
+  done
+  if ! command -v chromium; then
+    root=()
+    [ "$(id -u)" -eq 0 ] || root=(sudo)
+    "${root[@]}" apt-get install -y -q chromium
+  fi
   # folder, packages with their versions; nobody's install scripts run but those named here
   install_npm() {
     [ "$(cat "$dir/$1/installed" 2>/dev/null)" = "$*" ] && return

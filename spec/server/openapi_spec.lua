@@ -29,6 +29,7 @@ local READERS <const> = {
   number = function() return { "number" } end,
   object = function() return { "object" } end,
   array = function() return { "array" } end,
+  list = function() return { "array" } end,
   ids = function() return { "array" } end,
   integer = function(min, max) return { "integer", min, max } end,
 }

@@ -123,7 +123,7 @@ end
 
 -- What a client of another make prints while the server runs.
 function client.command(server, command)
-  local c = spawn(command, nil, 100)
+  local c = spawn(command, nil, 600)
   client.wait(server, { c })
   return c.output()
 end

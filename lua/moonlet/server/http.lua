@@ -60,7 +60,7 @@ end
 ---@param body table|string a table is sent as JSON
 ---@param fields table<string, string>? a Content-Type is set unless it is among these
 function Exchange:reply(status, body, fields)
-  local all = { ["Content-Type"] = "application/json" }
+  local all = { ["Content-Type"] = body ~= "" and "application/json" or nil }
   for _, set in ipairs { self.fields, fields or {} } do
     for name, value in pairs(set) do all[name] = value end
   end

@@ -20,6 +20,7 @@ local tag = require "moonlet.turn.tag"
 ---@class moonlet.turn.Call
 ---@field name string
 ---@field arguments table<string, any>  in the order of the text
+---@field given { [1]: string, [2]: any }[]  all of them, also several of one name
 ---@field private parameters table  the tool's JSON schema of its parameters, {} when unknown
 local Call = {}
 Call.__index = Call
@@ -30,7 +31,7 @@ local call = {}
 ---@param parameters table?  JSON schema of the tool's parameters
 function call.open(name, parameters)
   return setmetatable({ name = name, parameters = parameters or {}, arguments = json.object {},
-    key = nil, at = 1, inside = {}, flat = false }, Call)
+    given = {}, key = nil, at = 1, inside = {}, flat = false }, Call)
 end
 
 local function properties_of(self)
@@ -128,9 +129,11 @@ local function step_value(self, text, final)
     stop = find_value_end(self, text, final)
   end
   if not stop then return nil end
+  local value = schema.coerce(bare(text:sub(1, stop - 1)), value_schema(self, self.key),
+    self.parameters)
   self.arguments[self.key] = nil -- the last of two with one name counts, in its own place
-  self.arguments[self.key] = schema.coerce(bare(text:sub(1, stop - 1)),
-    value_schema(self, self.key), self.parameters)
+  self.arguments[self.key] = value
+  self.given[#self.given + 1] = { self.key, value }
   self.key, self.at, self.inside, self.flat = nil, 1, {}, false
   return text:sub(stop)
 end

@@ -106,7 +106,8 @@ local function add_call(self, name, arguments)
   self.id = nil
 end
 
--- With stream_arguments: the members that are complete and not yet shown.
+-- With stream_arguments: the members that are complete and not yet shown. One that comes again is
+-- shown again, as what was sent stays: whoever reads JSON takes the last one, too.
 local function show_progress(self, complete)
   local c = self.call
   if not self.stream_arguments or not self.parallel and self.n_calls > 0 then return end
@@ -118,13 +119,12 @@ local function show_progress(self, complete)
     self.parts[#self.parts + 1] = { kind = "call_start", index = self.n_calls, id = self.id,
       name = c.name }
   end
-  local keys = json.keys(c.arguments)
-  for i = self.shown + 1, #keys do
-    add((i == 1 and "{" or ", ") .. json.encode(keys[i]) .. ": "
-      .. json.encode(c.arguments[keys[i]]))
+  for i = self.shown + 1, #c.given do
+    add((i == 1 and "{" or ", ") .. json.encode(c.given[i][1]) .. ": "
+      .. json.encode(c.given[i][2]))
   end
-  self.shown = #keys
-  if complete then add(#keys == 0 and "{}" or "}") end
+  self.shown = #c.given
+  if complete then add(#c.given == 0 and "{}" or "}") end
 end
 
 -- ---- states ------------------------------------------------------------------------------------
@@ -295,7 +295,9 @@ local function read_object(text)
   if type(arguments) == "string" then ok, arguments = literal.read(arguments) end
   if arguments == nil or arguments == json.null then arguments = json.object {} end
   if type(name) ~= "string" or not ok or not json.is_object(arguments) then return nil end
-  return { name = name, arguments = arguments }
+  local given = {}
+  for i, key in ipairs(json.keys(arguments)) do given[i] = { key, arguments[key] } end
+  return { name = name, arguments = arguments, given = given }
 end
 
 function states.object(self, final)

@@ -18,7 +18,7 @@ local SPELLINGS = { "think>", "/think>", "tool_call>", "/tool_call>", "/function
   "function=", "parameter=" }
 
 local function is_name(text)
-  return text ~= "" and not text:find("[%s{}<>\"']")
+  return text ~= "" and not text:find("[%s%c{}<>\"']")
 end
 
 -- Whether more text could make a tag of `<` and this.
