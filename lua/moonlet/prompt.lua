@@ -32,6 +32,7 @@ Prompts.__index = Prompts
 ---@field tail string  of the generation prompt, behind the line that names the role
 ---@field tail_ids integer[]
 ---@field tools table?
+---@field said string? what the last message says, which goes on
 
 -- ---- control strings ---------------------------------------------------------------------------
 
@@ -254,52 +255,104 @@ local function masked_messages(self, list, map)
   return masked
 end
 
+-- The last place of a string.
+local function last_of(text, s)
+  local first, last
+  repeat
+    local a, b = text:find(s, (first or 0) + 1, true)
+    first, last = a or first, b or last
+  until not a
+  return first, last
+end
+
+-- The messages and tools as templates take them, with stand-ins for control strings, and what
+-- takes these back.
+local function masked_of(self, list, tools, variables)
+  local given = json.encode({ list, tools or json.null })
+  local map, back = stand_ins(self.strings, function(mark) return given:find(mark, 1, true) end)
+  local options = {}
+  for name, value in pairs(variables or {}) do options[name] = value end
+  options.tools = tools and map_strings(tools, function(s) return mask(self.strings, map, s) end)
+  return masked_messages(self, list, map), options, back
+end
+
+-- A rendered conversation: all of it, then what comes before the assistant's turn, the line that
+-- begins this, and what the template itself says in it.
+local function render(self, masked, options)
+  options.add_generation_prompt = true
+  local whole, message, code = self.model:render(masked, options)
+  if not whole then return nil, message, code end
+  options.add_generation_prompt = false
+  local before
+  before, message, code = self.model:render(masked, options)
+  if not before then return nil, message, code end
+  local answer = whole:sub(1, #before) == before and whole:sub(#before + 1) or ""
+  local header, tail = answer:match("^(.-\n)(.*)$")
+  return whole, before, header or answer, tail or ""
+end
+
+-- What the last message says, if it is an assistant's text.
+local function last_words(list)
+  local last = list[#list]
+  local said = last.role == "assistant" and not last.tool_calls and trimmed(last.content) or ""
+  if said ~= "" then return said end
+  return nil, "messages: the last one has to be an assistant's text to be continued", "format"
+end
+
+-- What comes before the last turn of a conversation, and that turn up to the end of what it says.
+local function reopen(before, header, said)
+  local first, last = last_of(before, header)
+  if header == "" or not first then return nil end
+  local _, stop = last_of(before:sub(last + 1), said)
+  if not stop then return nil end
+  return before:sub(1, first - 1), before:sub(last + 1, last + stop)
+end
+
 ---@param messages table array of messages as OpenAI's API has them
 ---@param variables table? of the template: tools, enable_thinking, ...
+---@param ending string? "answer": the assistant's turn begins (the default); "continue": the last
+---  message, an assistant's text, goes on; "none": the prompt ends where the conversation does
 ---@return moonlet.Prompt? prompt
 ---@return string? message
 ---@return string? code
-function Prompts:make(messages, variables)
-  local list, tools, message, code
+function Prompts:make(messages, variables, ending)
+  local list, tools, said, message, code
   list, message, code = chat.messages(messages)
   if not list then return nil, message, code end
   tools, message, code = chat.tools(variables and variables.tools)
   if message then return nil, message, code end
-
-  local given = json.encode({ list, tools or json.null })
-  local map, back = stand_ins(self.strings, function(mark) return given:find(mark, 1, true) end)
-  local masked = masked_messages(self, list, map)
-  local options = {}
-  for name, value in pairs(variables or {}) do options[name] = value end
-  options.tools = tools and map_strings(tools, function(s) return mask(self.strings, map, s) end)
-  local function render(generate)
-    options.add_generation_prompt = generate
-    return self.model:render(masked, options)
+  if ending == "continue" then
+    said, message, code = last_words(list)
+    if not said then return nil, message, code end
   end
-  local whole, before
-  whole, message, code = render(true)
-  if not whole then return nil, message, code end
-  before, message, code = render(false)
-  if not before then return nil, message, code end
 
-  local answer = whole:sub(1, #before) == before and whole:sub(#before + 1) or ""
-  local header, tail = answer:match("^(.-\n)(.*)$")
-  header, tail = header or answer, tail or ""
+  local masked, options, back = masked_of(self, list, tools, variables)
+  local whole, before, header, tail = render(self, masked, options)
+  if not whole then return nil, before, header end
+  if said then
+    before, tail = reopen(before, header, trimmed(masked[#masked].content))
+    if not before then return nil, "the template does not show the last message", "template" end
+    whole = before .. header .. tail
+  elseif ending == "none" then
+    whole, tail = before, ""
+  end
   local start = leading_control(self, header)
   local pieces
   if start then
     pieces = pieces_of(self, before, start, header, tools, back)
-    pieces[#pieces + 1] = { text = answer }
+    if ending ~= "none" then pieces[#pieces + 1] = { text = header .. tail } end
   else -- a template of another kind: nothing to hold on to
     pieces, tail = { { text = whole } }, ""
   end
   local ids, text, starts = assemble(self, pieces, start or "\0", back)
   if not ids then return nil, text, starts end
+  local tail_text, ranges = unmask(back, tail)
   local tail_ids
-  tail_ids, message, code = self.model:encode(tail)
+  tail_ids, message, code = self.model:encode(tail_text, { plain = ranges })
   if not tail_ids then return nil, message, code end
-  return { ids = ids, text = text, tools = tools, tail = tail, tail_ids = tail_ids,
-    reasoning = tail:find("<think>", 1, true) ~= nil and not tail:find("</think>", 1, true),
+  return { ids = ids, text = text, tools = tools, tail = tail_text, tail_ids = tail_ids,
+    said = said, reasoning = tail:find("<think>", 1, true) ~= nil
+      and not tail:find("</think>", 1, true),
     keep_at = keep_points(starts, starts[#starts] or 0) }
 end
 

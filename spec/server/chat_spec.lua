@@ -279,7 +279,10 @@ describe("/v1/chat/completions", function()
       { "response_format", { response_format = { type = "json_object" } } },
       { "response_format", { response_format = { type = "json_schema" } } },
       { "reasoning_effort", { reasoning_effort = "extreme" } },
-      { "continue_final_message", { continue_final_message = true } },
+      { "continue_final_message", { continue_final_message = true,
+        add_generation_prompt = true } },
+      { "messages", { continue_final_message = true } },
+      { "prompt_logprobs", { prompt_logprobs = 1, stream = true } },
       { "chat_template", { chat_template = "x" } },
       { "stop_token_ids", { stop_token_ids = { -1 } } },
     } do

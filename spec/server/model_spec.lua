@@ -93,6 +93,52 @@ describe("a served model", function()
     end
   end)
 
+  it("goes on with a message as if it had been its own, or with none", function()
+    server = served.model(model)
+    local messages = user "What is the capital of France?"
+    local whole = ask { messages = messages, temperature = 0, return_token_ids = true }
+    local text = whole.choices[1].message.content
+    local head = text:sub(1, text:find(" ", 8, true) - 1)
+    messages[2] = { role = "assistant", content = head }
+    local body = { messages = messages, temperature = 0, continue_final_message = true,
+      return_token_ids = true }
+    local rest = ask(body)
+    assert.equal(text, head .. rest.choices[1].message.content)
+    assert.is_nil(rest.choices[1].message.reasoning_content)
+    body.echo = true
+    assert.equal(text, ask(body).choices[1].message.content)
+    body.stream = true
+    local streamed = ""
+    for _, event in ipairs(client.events(client.ask(server, "POST", PATH, body))) do
+      local choice = event.choices and event.choices[1]
+      streamed = streamed .. (choice and choice.delta.content or "")
+    end
+    assert.equal(text, streamed)
+    -- The turn that went on is recognised like any other.
+    messages[2] = { role = "assistant", content = text }
+    messages[3] = { role = "user", content = "And of Spain?" }
+    local next_turn = ask { messages = messages, temperature = 0, max_tokens = 1 }
+    assert.equal(whole.usage.total_tokens, next_turn.usage.prompt_tokens_details.cached_tokens)
+    local bare = ask { messages = user "Hi", add_generation_prompt = false, max_tokens = 1,
+      return_token_ids = true }
+    local tokens = client.ask(server, "POST", "/tokenize", { messages = user "Hi",
+      add_generation_prompt = false }).json.tokens
+    assert.same(model:encode(model:render(user "Hi", { add_generation_prompt = false })),
+      setmetatable(tokens, nil))
+    assert.same(tokens, setmetatable(bare.prompt_token_ids, nil))
+  end)
+
+  it("scores the prompt of a conversation", function()
+    server = served.model(model)
+    local r = ask { messages = user "Hi", prompt_logprobs = 2, max_tokens = 1,
+      return_token_ids = true }
+    assert.equal(#r.prompt_token_ids, #r.prompt_logprobs)
+    for i = 2, #r.prompt_token_ids do
+      local entry = r.prompt_logprobs[i][tostring(r.prompt_token_ids[i])]
+      assert.is_true(entry.logprob <= 0)
+    end
+  end)
+
   it("keeps min_tokens, stop ids and ignore_eos", function()
     server = served.model(model)
     local body = { messages = user "What is the capital of France?", temperature = 0 }

@@ -169,9 +169,10 @@ end
 ---@param server moonlet.Server
 ---@param messages table
 ---@param variables table
+---@param ending string? of moonlet.prompt
 ---@return moonlet.Prompt
-function conversation.prompt(server, messages, variables)
-  local prompt, message, code = server.prompts:make(messages, variables)
+function conversation.prompt(server, messages, variables, ending)
+  local prompt, message, code = server.prompts:make(messages, variables, ending)
   if not prompt and message:sub(1, #server.model.dir + 1) == server.model.dir .. "/" then
     message = message:sub(#server.model.dir + 2)
   end
@@ -185,8 +186,9 @@ end
 ---@param messages table
 ---@param variables table
 ---@param reading moonlet.turn.options what the request says of it
-function conversation.fill(wanted, server, messages, variables, reading)
-  local prompt = conversation.prompt(server, messages, variables)
+---@param ending string? of moonlet.prompt
+function conversation.fill(wanted, server, messages, variables, reading, ending)
+  local prompt = conversation.prompt(server, messages, variables, ending)
   reading.tools, reading.reasoning = reading.tools or prompt.tools, prompt.reasoning
   reading.stream_arguments = server.stream_arguments
   wanted.prompt, wanted.reading = prompt, reading

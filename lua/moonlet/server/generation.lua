@@ -244,7 +244,9 @@ local function run_choice(self, choice)
     take(choice, token)
   end
   finish(choice)
-  self.server.metrics:ended(choice.ended.reason, sys.seconds() - self.began)
+  local reason = choice.ended.reason
+  self.server.metrics:ended(self.cancelled and reason == "error" and "abort" or reason,
+    sys.seconds() - self.began)
 end
 
 local function guarded(self, choice)

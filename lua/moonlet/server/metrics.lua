@@ -71,7 +71,7 @@ function Metrics:text(model_name, now)
     end
   end
   head("request_success_total", "counter", "Requests that ended, by reason.")
-  for _, reason in ipairs { "stop", "length", "error" } do
+  for _, reason in ipairs { "stop", "length", "abort", "error" } do
     value("request_success_total", self.reasons[reason] or 0,
       (',finished_reason="%s"'):format(reason))
   end

@@ -66,4 +66,47 @@ function openai.token_text(tokenizer, id)
   return tokenizer:token_bytes(id) or ""
 end
 
+---Shortens a list of alternatives, which may have been made for a longer wish.
+---@param entry moonlet.Token
+---@param n integer
+---@return moonlet.Token
+function openai.with_top(entry, n)
+  return { id = entry.id, logprob = entry.logprob,
+    top = table.move(entry.top, 1, math.min(n, #entry.top), 1, {}) }
+end
+
+---Log-probabilities of a prompt's tokens as vLLM has them: by id, null for the first.
+---@param tokenizer moonlet.Tokenizer
+---@param ids integer[]
+---@param scores table<integer, moonlet.Token> of Scoring:logprobs
+---@param n_top integer
+---@return table
+function openai.list_prompt(tokenizer, ids, scores, n_top)
+  local list = json.array { json.null }
+  for i = 2, #ids do
+    local by_id = json.object {}
+    local function add(id, logprob, rank)
+      by_id[("%d"):format(id)] = json.object({ logprob = logprob, rank = rank,
+        decoded_token = openai.token_text(tokenizer, id) }, { "logprob", "rank", "decoded_token" })
+    end
+    for rank, other in ipairs(openai.with_top(scores[i], n_top).top) do
+      add(other.id, other.logprob, rank)
+    end
+    if not by_id[("%d"):format(ids[i])] then add(ids[i], scores[i].logprob, json.null) end
+    list[i] = by_id
+  end
+  return list
+end
+
+---@param exchange moonlet.server.Exchange
+---@param ids integer[]
+---@param n_top integer
+---@return table? list nil when the client has left
+function openai.prompt_logprobs(exchange, ids, n_top)
+  local server = exchange.server
+  local scores = server.scoring:logprobs(ids, n_top, function() return exchange:is_over() end)
+  if exchange:is_over() then return nil end
+  return openai.list_prompt(server.model.tokenizer, ids, scores, n_top)
+end
+
 return openai

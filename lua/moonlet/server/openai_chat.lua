@@ -44,15 +44,21 @@ local function read_logprobs(f)
   return wanted and (top or 0) or nil
 end
 
+-- How the prompt ends.
+---@param f moonlet.server.Fields
+---@return string? ending of moonlet.prompt
+function chat.read_ending(f)
+  local continues, begins = f:boolean("continue_final_message"),
+    f:boolean("add_generation_prompt")
+  if continues and begins then
+    f:refuse("continue_final_message", "not with add_generation_prompt")
+  end
+  return continues and "continue" or begins == false and "none" or nil
+end
+
 -- Fields that change what is generated in ways that are not offered.
 local function refuse_unserved(f)
   if f:get("structured_outputs") then f:refuse_constraint("structured_outputs", "this") end
-  if f:boolean("continue_final_message") then
-    f:refuse("continue_final_message", "a turn cannot be continued")
-  end
-  if f:boolean("add_generation_prompt") == false then
-    f:refuse("add_generation_prompt", "the assistant's turn always begins")
-  end
   if f:get("chat_template") then
     f:refuse("chat_template", "the checkpoint's own template is used")
   end
@@ -82,7 +88,10 @@ local function read(exchange)
     hide_reasoning = not r.include_reasoning,
   }
   conversation.fill(wanted, server, messages, variables,
-    { calls = calls, parallel = f:boolean("parallel_tool_calls") ~= false })
+    { calls = calls, parallel = f:boolean("parallel_tool_calls") ~= false }, chat.read_ending(f))
+  r.echo = f:boolean("echo") and wanted.prompt.said or nil
+  r.prompt_logprobs = f:integer("prompt_logprobs", 0, MAX_TOP_LOGPROBS)
+  if r.stream and r.prompt_logprobs then f:refuse("prompt_logprobs", "not in streams") end
   r.wanted = wanted
   return r
 end
@@ -197,8 +206,13 @@ local function message_of(collected, r)
 end
 
 local function reply_whole(exchange, run, r)
+  local prompt_logprobs
+  if r.prompt_logprobs then
+    prompt_logprobs = openai.prompt_logprobs(exchange, r.wanted.prompt.ids, r.prompt_logprobs)
+    if not prompt_logprobs then return end
+  end
   local tokenizer, collected, choices = exchange.server.model.tokenizer, {}, json.array {}
-  for i = 1, #run.choices do collected[i] = {} end
+  for i = 1, #run.choices do collected[i] = { content = r.echo } end
   local states = {}
   run:each(function(choice, part)
     local at = choice.index + 1
@@ -224,7 +238,7 @@ local function reply_whole(exchange, run, r)
   end
   exchange:reply(200, json.object({ id = r.id, object = "chat.completion", created = r.created,
     model = r.model, choices = choices, usage = openai.usage(run:usage()),
-    system_fingerprint = FINGERPRINT,
+    system_fingerprint = FINGERPRINT, prompt_logprobs = prompt_logprobs,
     prompt_token_ids = r.token_ids and json.array(r.wanted.prompt.ids) or nil },
     { "id", "object", "created", "model", "choices", "usage", "system_fingerprint" }))
 end
@@ -254,6 +268,7 @@ local function reply_stream(exchange, run, r)
     states[choice.index] = {}
     send(choice_chunk(r, choice.index, json.object({ role = "assistant", content = "" },
       { "role", "content" }), json.null))
+    if r.echo then send(choice_chunk(r, choice.index, { content = r.echo }, json.null)) end
   end
   run:each(function(choice, part)
     if part.kind == "end" then

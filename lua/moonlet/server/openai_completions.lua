@@ -82,22 +82,6 @@ local function list_tokens(state, tokenizer, tokens)
   return lists
 end
 
--- As vLLM has them: by id, null for the first.
-local function prompt_logprobs(tokenizer, ids, scores)
-  local list = json.array { json.null }
-  for i = 2, #ids do
-    local by_id = json.object {}
-    local function add(id, logprob, rank)
-      by_id[("%d"):format(id)] = json.object({ logprob = logprob, rank = rank,
-        decoded_token = openai.token_text(tokenizer, id) }, { "logprob", "rank", "decoded_token" })
-    end
-    for rank, other in ipairs(scores[i].top) do add(other.id, other.logprob, rank) end
-    if not by_id[("%d"):format(ids[i])] then add(ids[i], scores[i].logprob, json.null) end
-    list[i] = by_id
-  end
-  return list
-end
-
 -- ---- the prompt in an answer -------------------------------------------------------------------
 
 -- What each prompt contributes: its text and its own log-probabilities, as far as wanted.
@@ -116,10 +100,16 @@ local function score_prompts(exchange, r)
   return heads
 end
 
--- Shortens lists of alternatives, which were made for the longer of two wishes.
-local function with_top(entry, n)
-  return { id = entry.id, logprob = entry.logprob,
-    top = table.move(entry.top, 1, math.min(n, #entry.top), 1, {}) }
+-- fn(...), with idle() called meanwhile as often as that says.
+local function beside(loop, idle, fn, ...)
+  local is_done = false
+  loop:spawn(function()
+    while idle and not is_done do loop:sleep(idle()) end
+  end)
+  local results = table.pack(pcall(fn, ...))
+  is_done = true
+  if not results[1] then error(results[2], 0) end
+  return table.unpack(results, 2, results.n)
 end
 
 -- The first piece of a choice: text and lists of the prompt.
@@ -129,15 +119,13 @@ local function head_piece(r, head, state)
   local text = model:decode(head.ids)
   if not r.logprobs then return text, nil end
   local tokens = { { id = head.ids[1] } }
-  for i = 2, #head.ids do tokens[i] = with_top(head.scores[i], r.logprobs) end
+  for i = 2, #head.ids do tokens[i] = openai.with_top(head.scores[i], r.logprobs) end
   return text, list_tokens(state, model.tokenizer, tokens)
 end
 
 local function prompt_lists(r, head)
   if not r.prompt_logprobs then return nil end
-  local scores = {}
-  for i = 2, #head.ids do scores[i] = with_top(head.scores[i], r.prompt_logprobs) end
-  return prompt_logprobs(r.server.model.tokenizer, head.ids, scores)
+  return openai.list_prompt(r.server.model.tokenizer, head.ids, head.scores, r.prompt_logprobs)
 end
 
 -- ---- replies -----------------------------------------------------------------------------------
@@ -159,7 +147,7 @@ end
 
 -- Hands out pieces { text =, logprobs =, ... } of every choice, the last one with a reason.
 local function each_piece(exchange, run, r, idle, emit)
-  local heads = score_prompts(exchange, r)
+  local heads = beside(exchange.server.loop, idle, score_prompts, exchange, r)
   if not heads then return end
   local tokenizer, states = r.server.model.tokenizer, {}
   for i, head in ipairs(heads) do

@@ -11,9 +11,10 @@ local tokens = {}
 
 -- The ids of a text, or of a rendered conversation.
 local function ids_of(f, server)
-  local messages = f:array("messages")
+  local messages = f:list("messages", server.limits.messages)
   if messages then
-    return conversation.prompt(server, messages, openai_chat.template_variables(f, server)).ids
+    return conversation.prompt(server, messages, openai_chat.template_variables(f, server),
+      openai_chat.read_ending(f)).ids
   end
   local text = f:string("prompt")
   if not text then f:refuse("prompt", "a text, or messages, expected") end

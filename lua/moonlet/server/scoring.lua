@@ -8,7 +8,8 @@ local refusal = require "moonlet.server.refusal"
 
 local scoring = {}
 
-local PIECE <const> = 64 -- tokens; others wait for their next one as long as a piece takes
+-- Tokens; others wait for their next one as long as a piece takes.
+local PIECE <const>, PIECE_OF_STEPS <const> = 64, 8
 
 ---@class moonlet.server.Scoring
 local Scoring = {}
@@ -29,21 +30,21 @@ local function floats(tensor, format)
   return list
 end
 
-local function each_piece(engine, session, ids, is_over, read)
-  for first = 1, #ids, PIECE do
+local function each_piece(engine, session, ids, is_over, read, size)
+  for first = 1, #ids, size do
     if is_over() then return end
-    local piece = table.move(ids, first, math.min(first + PIECE - 1, #ids), 1, {})
+    local piece = table.move(ids, first, math.min(first + size - 1, #ids), 1, {})
     refusal.check(engine:between(read, session, piece, first))
   end
 end
 
 -- Runs read(session, piece, first) over all pieces of ids; stops early when is_over() says so. The
 -- session is closed between batches, too: closing one ends a batch that is being evaluated.
-local function in_pieces(self, ids, is_over, read)
+local function in_pieces(self, ids, is_over, read, size)
   local engine, model = self.server.engine, self.server.model
   local options = { ctx = #ids, kv = self.session_options.kv }
   local session = refusal.check(engine:between(function() return model:session(options) end))
-  local ok, problem = pcall(each_piece, engine, session, ids, is_over, read)
+  local ok, problem = pcall(each_piece, engine, session, ids, is_over, read, size)
   engine:between(session.close, session)
   if not ok then error(problem, 0) end
 end
@@ -135,8 +136,11 @@ end
 local function read_logprobs(self, ids, n_top, is_over)
   local entries = {}
   local make = READERS[n_top]
-  in_pieces(self, ids, is_over, make and make(self.server.model, ids, entries)
-    or read_steps(ids, entries, n_top))
+  if make then
+    in_pieces(self, ids, is_over, make(self.server.model, ids, entries), PIECE)
+  else
+    in_pieces(self, ids, is_over, read_steps(ids, entries, n_top), PIECE_OF_STEPS)
+  end
   return entries
 end
 
@@ -166,7 +170,7 @@ local function read_mean(self, ids, is_over)
       sums[i] = sum
     end
     return true
-  end)
+  end, PIECE)
   for i, sum in ipairs(sums) do sums[i] = sum / #ids end
   return sums
 end

@@ -67,8 +67,13 @@ local function request(limits)
     thinking_token_budget = { type = "integer", minimum = 0 },
     include_reasoning = boolean,
     return_token_ids = boolean,
-    add_generation_prompt = boolean,
-    continue_final_message = boolean,
+    add_generation_prompt = { type = "boolean",
+      description = "false: the prompt ends where the messages do" },
+    continue_final_message = { type = "boolean",
+      description = "The last message, an assistant's text, goes on." },
+    echo = { type = "boolean", description = "The answer begins with the message that goes on." },
+    prompt_logprobs = { type = "integer", minimum = 0, maximum = 20,
+      description = "of the prompt; not in streams" },
     chat_template = text,
   }
   shape.with(properties, variables(limits))
@@ -115,8 +120,8 @@ schemas.ChatChoice = choice({ message = object({ role = shape.always "assistant"
 
 schemas.ChatCompletion = object({ id = text, object = shape.always "chat.completion",
   created = integer, model = text, choices = list(ref "ChatChoice", { minItems = 1 }),
-  usage = ref "Usage", system_fingerprint = text, prompt_token_ids = list(integer) },
-  { "prompt_token_ids" })
+  usage = ref "Usage", system_fingerprint = text, prompt_token_ids = list(integer),
+  prompt_logprobs = ref "PromptLogprobs" }, { "prompt_token_ids", "prompt_logprobs" })
 
 schemas.ToolCallDelta = object({ index = integer, id = text, type = shape.always "function",
   ["function"] = object({ name = text, arguments = text }, { "name" }) }, { "id", "type" })

@@ -45,11 +45,13 @@ schemas.TextLogprobs = object {
 
 schemas.PromptLogprob = object { logprob = number, rank = nullable(integer), decoded_token = text }
 
+schemas.PromptLogprobs = list(nullable { type = "object",
+  additionalProperties = ref "PromptLogprob", description = "by token id" })
+
 local function choice(finish_reason)
   return object({ index = integer, text = text, logprobs = nullable(ref "TextLogprobs"),
     finish_reason = finish_reason, stop_reason = any(text, integer),
-    prompt_logprobs = list(nullable { type = "object",
-      additionalProperties = ref "PromptLogprob" }),
+    prompt_logprobs = ref "PromptLogprobs",
     token_ids = list(id), prompt_token_ids = list(id) },
     { "stop_reason", "prompt_logprobs", "token_ids", "prompt_token_ids" })
 end
@@ -86,7 +88,7 @@ return function(limits, variables)
   }, shape.ignored "user"), { "input" })
   requests.TokenizeRequest = shape.request(shape.with({
     prompt = text, messages = list(ref "Message", { minItems = 1, maxItems = limits.messages }),
-    return_token_strs = boolean,
+    return_token_strs = boolean, add_generation_prompt = boolean, continue_final_message = boolean,
   }, shape.with(variables, shape.ignored("model", "add_special_tokens"))))
   requests.DetokenizeRequest = shape.request(shape.with({ tokens = list(id) },
     shape.ignored "model"), { "tokens" })
