@@ -1,12 +1,21 @@
-/* Tokenizers and their streams: classes moonlet.tokenizer and moonlet.tokenizer_stream. */
+/* Tokenizers, their streams, and texts that are encoded in the background: classes
+ * moonlet.tokenizer, moonlet.tokenizer_stream and moonlet.tokenizer_encoding. */
 #include "lua/lml.h"
 
 #include "base/mem.h"
+#include "base/worker.h"
 #include "text/tok.h"
 
-#define TOK    "moonlet.tokenizer"
-#define STREAM "moonlet.tokenizer_stream"
-#define BOX    "moonlet.tokenizer_result"
+#define TOK      "moonlet.tokenizer"
+#define STREAM   "moonlet.tokenizer_stream"
+#define ENCODING "moonlet.tokenizer_encoding"
+#define BOX      "moonlet.tokenizer_result"
+
+typedef struct tok_box {
+    tok *t;
+    int n_running; /* encodings; the last one frees what was closed meanwhile */
+    int is_closed;
+} tok_box;
 
 /* A result of the C side until Lua has its copy: Lua may run out of memory in between. */
 static void **push_box(lua_State *L)
@@ -27,27 +36,35 @@ static int box_gc(lua_State *L)
 
 static const tok *check_tok(lua_State *L, int arg)
 {
-    tok **t = luaL_checkudata(L, arg, TOK);
-    if (!*t) luaL_error(L, "tokenizer is closed");
-    return *t;
+    tok_box *box = luaL_checkudata(L, arg, TOK);
+    if (box->is_closed) luaL_error(L, "tokenizer is closed");
+    return box->t;
 }
 
 static int core_tok_open(lua_State *L)
 {
     err_info e;
     const char *path = luaL_checkstring(L, 1);
-    tok **t = lua_newuserdatauv(L, sizeof *t, 0);
-    *t = NULL;
+    tok_box *box = lua_newuserdatauv(L, sizeof *box, 0);
+    *box = (tok_box){.is_closed = 1};
     luaL_setmetatable(L, TOK);
-    *t = tok_open(path, &e);
-    return *t ? 1 : lml_fail(L, &e);
+    box->t = tok_open(path, &e);
+    box->is_closed = !box->t;
+    return box->t ? 1 : lml_fail(L, &e);
+}
+
+static void free_if_unused(tok_box *box)
+{
+    if (!box->is_closed || box->n_running > 0) return;
+    tok_close(box->t);
+    box->t = NULL;
 }
 
 static int tok_gc(lua_State *L)
 {
-    tok **t = luaL_checkudata(L, 1, TOK);
-    tok_close(*t);
-    *t = NULL;
+    tok_box *box = luaL_checkudata(L, 1, TOK);
+    box->is_closed = 1;
+    free_if_unused(box);
     return 0;
 }
 
@@ -85,26 +102,127 @@ static const tok_range *check_plain(lua_State *L, int arg, size_t *n)
     return plain;
 }
 
-static int l_encode(lua_State *L)
+typedef struct encoding {
+    tok_box *owner; /* it, the text and the ranges are in the user value; NULL: not begun */
+    worker *worker; /* until the end has been seen */
+    const char *text;
+    size_t n_bytes, n_plain, n_ids;
+    const tok_range *plain;
+    int special;
+    int32_t *ids;
+    err_code code;
+    err_info error;
+} encoding;
+
+/* The arguments (tokenizer, text, options) into c; what c borrows of them is left on the stack. */
+static void check_encoding_arguments(lua_State *L, encoding *c)
 {
     static const char *const keys[] = {"special", "plain", NULL};
-    err_info e;
-    size_t n_bytes, n_plain, n_ids;
-    int32_t *ids;
-    const char *text = luaL_checklstring(L, 2, &n_bytes);
+    c->text = luaL_checklstring(L, 2, &c->n_bytes);
     lml_check_keys(L, 3, keys);
-    int special = lml_opt_bool(L, 3, "special", 1);
-    const tok_range *plain = check_plain(L, 3, &n_plain);
-    void **box = push_box(L);
-    const tok *t = check_tok(L, 1);
-    err_code c = tok_encode(t, text, n_bytes, special, plain, n_plain, &ids, &n_ids, &e);
-    if (c == ERR_RANGE) return luaL_error(L, "option 'plain': %s", e.text);
-    if (c) return lml_fail(L, &e);
-    *box = ids;
-    lml_push_ids(L, ids, (int64_t)n_ids);
-    mem_free(ids);
-    *box = NULL;
+    c->special = lml_opt_bool(L, 3, "special", 1);
+    c->plain = check_plain(L, 3, &c->n_plain);
+}
+
+static void run_encoding(void *ctx)
+{
+    encoding *c = ctx;
+    c->code = tok_encode(c->owner->t, c->text, c->n_bytes, c->special, c->plain, c->n_plain,
+                         &c->ids, &c->n_ids, &c->error);
+}
+
+static int push_encoded(lua_State *L, encoding *c)
+{
+    if (c->code == ERR_RANGE) return luaL_error(L, "option 'plain': %s", c->error.text);
+    if (c->code) return lml_fail(L, &c->error);
+    lml_push_ids(L, c->ids, (int64_t)c->n_ids);
     return 1;
+}
+
+static void end_encoding(encoding *c)
+{
+    if (!c->worker) return;
+    worker_close(c->worker); /* waits */
+    c->worker = NULL;
+    c->owner->n_running--;
+    free_if_unused(c->owner);
+}
+
+static int encoding_gc(lua_State *L)
+{
+    encoding *c = luaL_checkudata(L, 1, ENCODING);
+    end_encoding(c);
+    mem_free(c->ids);
+    c->ids = NULL;
+    c->code = ERR_NONE;
+    c->n_ids = 0;
+    return 0;
+}
+
+static int l_encode(lua_State *L)
+{
+    encoding given = {0};
+    check_encoding_arguments(L, &given);
+    encoding *c = lua_newuserdatauv(L, sizeof *c, 0);
+    *c = given;
+    luaL_setmetatable(L, ENCODING); /* Lua may run out of memory before it has its copy */
+    check_tok(L, 1);
+    c->owner = lua_touserdata(L, 1);
+    run_encoding(c);
+    int n = push_encoded(L, c);
+    mem_free(c->ids);
+    c->ids = NULL;
+    return n;
+}
+
+/* tokenizer:start(text, options) -> encoding */
+static int l_start(lua_State *L)
+{
+    encoding given = {0};
+    err_info e;
+    lua_settop(L, 3);
+    check_encoding_arguments(L, &given);
+    encoding *c = lua_newuserdatauv(L, sizeof *c, 1);
+    *c = given;
+    luaL_setmetatable(L, ENCODING);
+    int self = lua_gettop(L);
+    lua_createtable(L, 3, 0);
+    for (int i = 0; i < 3; i++) {
+        static const int kept[] = {1, 2, 4}; /* 4: the ranges, where there are some */
+        lua_pushvalue(L, kept[i]);
+        lua_rawseti(L, -2, i + 1);
+    }
+    lua_setiuservalue(L, self, 1);
+    check_tok(L, 1);
+    worker *w = worker_open(&e);
+    if (!w) return lml_fail(L, &e);
+    c->owner = lua_touserdata(L, 1);
+    c->worker = w;
+    c->owner->n_running++;
+    worker_start(w, run_encoding, c);
+    return 1;
+}
+
+static encoding *check_encoding(lua_State *L)
+{
+    return luaL_checkudata(L, 1, ENCODING);
+}
+
+/* encoding:fd() -> descriptor that can be read once it is done */
+static int encoding_fd(lua_State *L)
+{
+    encoding *c = check_encoding(L);
+    if (!c->worker) return luaL_error(L, "the encoding has ended");
+    lua_pushinteger(L, worker_fd(c->worker));
+    return 1;
+}
+
+/* encoding:result() -> ids, or nil, message, code; waits for the end */
+static int encoding_result(lua_State *L)
+{
+    encoding *c = check_encoding(L);
+    end_encoding(c);
+    return push_encoded(L, c);
 }
 
 static int l_decode(lua_State *L)
@@ -265,13 +383,17 @@ void lml_open_tok(lua_State *L)
         {"split", l_split},     {"stream", l_stream},
         {"id", l_id},           {"token_bytes", l_token_bytes},
         {"n_vocab", l_n_vocab}, {"is_special", l_is_special},
-        {"close", tok_gc},      {NULL, NULL},
+        {"close", tok_gc},      {"start", l_start},
+        {NULL, NULL},
     };
+    static const luaL_Reg encoding_methods[] = {
+        {"fd", encoding_fd}, {"result", encoding_result}, {"close", encoding_gc}, {NULL, NULL}};
     static const luaL_Reg stream_methods[] = {
         {"step", stream_step}, {"finish", stream_finish}, {"close", stream_gc}, {NULL, NULL}};
     static const luaL_Reg none[] = {{NULL, NULL}};
     lml_class(L, TOK, tok_methods, tok_gc);
     lml_class(L, STREAM, stream_methods, stream_gc);
+    lml_class(L, ENCODING, encoding_methods, encoding_gc);
     lml_class(L, BOX, none, box_gc);
     lua_pushcfunction(L, core_tok_open);
     lua_setfield(L, -2, "tok_open");

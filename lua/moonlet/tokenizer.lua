@@ -12,9 +12,16 @@ local core = require "moonlet.core"
 ---@field finish fun(self): string what is left, U+FFFD if it broke off inside a character
 ---@field close fun(self)
 
+---@class moonlet.Encoding
+---@field fd fun(self): integer can be read once it is done
+---@field result fun(self): integer[]?, string?, string? waits for the end
+---@field close fun(self)
+
 ---Immutable; ids are those of the model, from 0. Close it, or leave it to <close> or the collector.
 ---@class moonlet.Tokenizer
 ---@field encode fun(self, text: string, opts?: moonlet.EncodeOptions): integer[]
+---@field start fun(self, text: string, opts?: moonlet.EncodeOptions): moonlet.Encoding the same in
+--- the background
 ---@field decode fun(self, ids: integer[], opts?: {skip_special?: boolean}): string?, string?,
 --- string? broken UTF-8 becomes U+FFFD; nil, message, "range" for an id without token
 ---@field stream fun(self, opts?: {skip_special?: boolean}): moonlet.TokenizerStream

@@ -7,6 +7,7 @@
 --- One thread; every request is a coroutine, the engine computes in the background.
 
 local anthropic_messages = require "moonlet.server.anthropic_messages"
+local encoder = require "moonlet.server.encoder"
 local engine = require "moonlet.engine"
 local http = require "moonlet.server.http"
 local info = require "moonlet.server.info"
@@ -177,9 +178,10 @@ local function open_parts(self, o, transport)
     return nil, self.model.dir .. " has no tokenizer or no chat template", "unsupported"
   end
   self.name = o.name or self.model.dir:match("([^/]+)/*$") or self.model.dir
-  self.prompts = prompt.new(self.model)
   self.loop, message, code = sched.open(transport)
   if not self.loop then return nil, message, code end
+  self.encode = encoder.new(self.model, self.loop)
+  self.prompts = prompt.new(self.model, self.encode)
   ok, message, code = listen(self, o)
   if not ok then return nil, message, code end
   self.scoring = scoring.new(self, { kv = o.kv })

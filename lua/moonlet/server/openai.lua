@@ -32,12 +32,12 @@ function openai.stream_options(f)
 end
 
 -- One prompt: a text, or token ids.
-local function read_prompt(f, name, given, model)
+local function read_prompt(f, name, given, server)
   if type(given) == "string" then
-    return { ids = refusal.check(model:encode(given)), keep_at = {} }
+    return { ids = refusal.check(server.encode(given)), keep_at = {} }
   end
   if not json.is_array(given) then f:refuse(name, "texts or lists of token ids expected") end
-  return { keep_at = {}, ids = fields.check_ids(given, model.tokenizer:n_vocab(),
+  return { keep_at = {}, ids = fields.check_ids(given, server.model.tokenizer:n_vocab(),
     function(what) f:refuse(name, what) end) }
 end
 
@@ -55,7 +55,7 @@ function openai.prompts(f, name, server)
     f:refuse(name, ("at most %d are possible"):format(server.limits.inputs))
   end
   local list = {}
-  for i, one in ipairs(given) do list[i] = read_prompt(f, name, one, server.model) end
+  for i, one in ipairs(given) do list[i] = read_prompt(f, name, one, server) end
   return list
 end
 

@@ -18,7 +18,7 @@ local function ids_of(f, server)
   end
   local text = f:string("prompt")
   if not text then f:refuse("prompt", "a text, or messages, expected") end
-  return refusal.check(server.model:encode(text))
+  return refusal.check(server.encode(text))
 end
 
 ---@param exchange moonlet.server.Exchange

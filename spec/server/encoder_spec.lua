@@ -1,0 +1,55 @@
+-- Long texts are tokenized while everything else goes on.
+
+local encoder = require "moonlet.server.encoder"
+local model_of = require "moonlet.model"
+local sched = require "moonlet.sched"
+local served = require "spec.support.served"
+
+local LONG <const> = ("One two <|im_end|> three, été 🙂.\n"):rep(40000)
+
+describe("the server's encoder", function()
+  local model, loop
+  setup(function() model = assert(model_of.open_texts(served.DIR)) end)
+  teardown(function() model:close() end)
+  before_each(function() loop = assert(sched.open()) end)
+  after_each(function() loop:close() end)
+
+  it("gives way to others, and encodes as the model does", function()
+    local encode, turns, n_open, results = encoder.new(model, loop), 0, 3, {}
+    local function one(i, text, options)
+      results[i] = assert(encode(text, options))
+      n_open = n_open - 1
+    end
+    loop:spawn(one, 1, LONG)
+    loop:spawn(one, 2, LONG .. "x", { special = false })
+    loop:spawn(one, 3, "short", { plain = { { 1, 5 } } })
+    loop:spawn(function()
+      while n_open > 0 do
+        turns = turns + 1
+        loop:sleep(0)
+      end
+      loop:stop()
+    end)
+    assert(loop:run())
+    assert.is_true(turns >= 2) -- it had its turn while both long ones were going on
+    assert.same(model:encode(LONG), results[1])
+    assert.same(model:encode(LONG .. "x", { special = false }), results[2])
+    assert.same(model:encode("short"), results[3])
+  end)
+
+  it("survives what is closed meanwhile", function()
+    local tokenizer = assert(require "moonlet.tokenizer".open(served.DIR))
+    local encoding = assert(tokenizer:start(LONG, { plain = { { 1, 100 } } }))
+    tokenizer:close()
+    assert.error(function() tokenizer:encode("x") end)
+    assert.same(model:encode(LONG, { plain = { { 1, 100 } } }), (assert(encoding:result())))
+    assert.error(function() encoding:fd() end)
+    encoding:close()
+    assert.same({}, encoding:result())
+    local other = assert(require "moonlet.tokenizer".open(served.DIR))
+    other:start(LONG):close()
+    assert(other:start(LONG))
+    other:close() -- the collector has the encoding
+    collectgarbage()
+  end)
+end)
