@@ -6,8 +6,10 @@ local json = require "moonlet.json"
 local served = require "spec.support.served"
 
 -- What Pi's users start from: nothing said about reasoning or roles.
-local MODELS <const> = [[{"providers": {"local": {"baseUrl": "%s/v1", "api": "openai-completions",
+local MODELS <const> = [[{"providers": {"local": {"baseUrl": "%s%s", "api": "%s",
   "apiKey": "none", "models": [{"id": "demo-model"}]}}}]]
+local BASES <const> = { ["openai-completions"] = "/v1", ["openai-responses"] = "/v1",
+  ["anthropic-messages"] = "" }
 
 local call = clients.call
 
@@ -17,10 +19,11 @@ describe("Pi #client", function()
   after_each(function() work.close() end)
 
   -- Output of pi with these arguments; the server is asked at most once per answer.
-  local function pi(arguments, answers, options)
+  local function pi(arguments, answers, options, api)
     local server <close> = served.replay(answers, options or { ctx = 32768 })
     local statuses = clients.statuses(server)
-    work.write("home/.pi/agent/models.json", MODELS:format(server.url))
+    api = api or "openai-completions"
+    work.write("home/.pi/agent/models.json", MODELS:format(server.url, BASES[api], api))
     local out = client.command(server, ("cd %s/proj; timeout 60 env HOME=%s/home PI_OFFLINE=1 node "
       .. "%s/pi/node_modules/.bin/pi --offline --no-session --provider local --model demo-model "
       .. "%s </dev/null; echo rc $?"):format(work.dir, work.dir, clients.dir(), arguments))
@@ -33,10 +36,12 @@ describe("Pi #client", function()
     assert.matches("READY", pi('-p "Reply with the single word READY"', { "READY" }))
   end)
 
-  it("T2: writes a file", function()
-    pi('-p "Write hello.txt"', { call("write", { { "path", "hello.txt" }, { "content", "hi" } }),
-      "Done." })
-    assert.equal("hi", work.read("proj/hello.txt"))
+  it("T2: writes a file, in every dialect", function()
+    for api in pairs(BASES) do
+      pi('-p "Write hello.txt"', { call("write", { { "path", "hello.txt" },
+        { "content", api } }), "Done." }, nil, api)
+      assert.equal(api, work.read("proj/hello.txt"))
+    end
   end)
 
   it("T3: edits a file, with arguments that are lists of objects", function()

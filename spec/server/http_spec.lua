@@ -204,6 +204,17 @@ describe("server", function()
     assert.equal(200, status_of("GET", "/health"))
   end)
 
+  it("sends the last of an answer when it is told to end at that moment", function()
+    server = served.replay { "x" }
+    server.on_served = function() server:shutdown() end
+    local c = client.send(server, "POST", "/v1/chat/completions",
+      { messages = HELLO.messages, stream = true })
+    assert(server:run())
+    while not c.is_done() do os.execute("sleep 0.02") end
+    local events = client.events(client.parse(c.output()))
+    assert.equal("[DONE]", events[#events])
+  end)
+
   it("reads keys from a file", function()
     server = served.replay { "x" }
     local path = os.tmpname()

@@ -259,7 +259,8 @@ describe("/v1/messages", function()
       local count = client.ask(server, "POST", COUNT, body_of(more)).json
       assert.equal(ask(more).json.usage.input_tokens, count.input_tokens)
     end
-    local long = { messages = { { role = "user", content = ("word "):rep(9000) } } }
+    local long = { messages = { { role = "user", content = ("word "):rep(9000) },
+      { role = "assistant", content = "Yes." } } }
     assert.is_true(client.ask(server, "POST", COUNT, body_of(long)).json.input_tokens > 9000)
   end)
 
@@ -269,6 +270,7 @@ describe("/v1/messages", function()
     for _, row in ipairs {
       { "messages", { messages = json.array {} } },
       { "messages", { messages = { USER, USER, USER, USER } } },
+      { "messages", { messages = { USER, { role = "assistant", content = "The answer is" } } } },
       { "messages[0]", { messages = { "hi" } } },
       { "messages[0].role", { messages = { { role = "tool", content = "x" } } } },
       { "messages[0].content", { messages = { { role = "user", content = 5 } } } },

@@ -157,7 +157,7 @@ describe("a served model", function()
 
   -- Batches begun or under way between a client's leaving and nothing being worked on. It leaves
   -- when `is_time(engine)`.
-  local function batches_after_leaving(body, is_time)
+  local function batches_after_leaving(body, is_time, path)
     local engine, gone, go = server.engine, server.loop.on_gone, os.tmpname()
     os.remove(go)
     local at_leaving
@@ -167,7 +167,7 @@ describe("a served model", function()
     end
     local c = client.start(server.port,
       ('cat "$0.in" >&3; while [ ! -e %s ]; do sleep 0.01; done'):format(go),
-      client.bytes("POST", PATH, body))
+      client.bytes("POST", path or PATH, body))
     server.loop:spawn(function()
       while not is_time(engine) do server.loop:sleep(0.001) end
       assert(io.open(go, "w")):close()
@@ -194,6 +194,10 @@ describe("a served model", function()
     for _, case in ipairs {
       { { messages = user "Tell me a story.", ignore_eos = true }, generates },
       { { messages = user "Tell me a story.", ignore_eos = true, stream = true }, generates },
+      { { messages = user "Tell me a story.", ignore_eos = true, stream = true }, generates,
+        "/v1/messages" },
+      { { input = "Tell me a story.", ignore_eos = true, stream = true }, generates,
+        "/v1/responses" },
       { { messages = long, stream = true }, reads },
     } do
       server.engine.stats.generated_tokens = 0

@@ -8,6 +8,7 @@ local conversation = require "moonlet.server.conversation"
 local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
+local refusal = require "moonlet.server.refusal"
 local sampling = require "moonlet.server.sampling"
 local sealed = require "moonlet.server.sealed"
 
@@ -198,7 +199,9 @@ local function read(exchange)
   reading.tools = all
   reading.new_id = function() return generation.new_id("toolu_") end
   -- `input` is an object, which a call that is cut off never was.
-  conversation.fill(wanted, server, read_messages(f, server, deferred), variables, reading)
+  local list = read_messages(f, server, deferred)
+  r.is_prefilled = list[#list].role == "assistant"
+  conversation.fill(wanted, server, list, variables, reading)
   reading.stream_arguments = reading.stream_arguments and r.stream
   r.wanted = wanted
   return r
@@ -331,6 +334,10 @@ end
 ---@param exchange moonlet.server.Exchange
 function messages.post(exchange)
   local r = read(exchange)
+  if r.is_prefilled then
+    refusal.raise(400, "messages: an assistant's turn cannot be continued; the conversation must "
+      .. "end with a user message")
+  end
   local reply = r.stream and reply_stream or reply_whole
   reply(exchange, generation.serve(exchange, { r.wanted }), r)
 end

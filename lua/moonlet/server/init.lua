@@ -245,6 +245,7 @@ function Server:shutdown()
   self.loop.net:stop_listening()
   while next(self.exchanges) do self.loop:sleep(0.02) end
   self.engine:drain()
+  self.loop:sleep(0.02) -- what was written last leaves with the loop's next round
   self.loop:stop()
 end
 
