@@ -8,67 +8,112 @@
 
 /* ---- rows of x ------------------------------------------------------------------------------ */
 
-V16_FN void quantize_block(const float *x, int64_t b, int8_row row)
+/* The largest magnitudes of four blocks, as bits of an f32. */
+V16_FN __m128i largest_of(const float *x)
 {
-    v16 lo = v16_load(x), hi = v16_load(x + 16);
-    __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-    __m512i largest = _mm512_max_epu32(_mm512_and_si512(_mm512_castps_si512(lo), magnitude),
-                                       _mm512_and_si512(_mm512_castps_si512(hi), magnitude));
-    uint32_t top = _mm512_reduce_max_epu32(largest);
-    float inverse, largest_f;
-    memcpy(&largest_f, &top, 4);
-    int finite = top < 0x7f800000;
-    float scale = int8_block_scale(largest_f, finite, &inverse);
-    __mmask16 m = finite ? 0xffff : 0;
-    __m512i q0 = _mm512_maskz_cvtps_epi32(m, v16_mul(lo, v16_set1(inverse)));
-    __m512i q1 = _mm512_maskz_cvtps_epi32(m, v16_mul(hi, v16_set1(inverse)));
-    __m256i q = _mm256_set_m128i(_mm512_cvtepi32_epi8(q1), _mm512_cvtepi32_epi8(q0));
-    _mm256_storeu_si256((void *)(row.natural + b * INT8_BLOCK), q);
-    __m256i apart = _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15, 0, 2, 4,
-                                     6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
-    q = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(q, apart), 0xd8);
+    __m512i magnitude = _mm512_set1_epi32(0x7fffffff), m[4];
+    for (int i = 0; i < 4; i++) {
+        __m512i lo = _mm512_loadu_si512(x + i * 32), hi = _mm512_loadu_si512(x + i * 32 + 16);
+        m[i] = _mm512_max_epu32(_mm512_and_si512(lo, magnitude), _mm512_and_si512(hi, magnitude));
+    }
+    __m512i a =
+        _mm512_max_epu32(_mm512_unpacklo_epi32(m[0], m[1]), _mm512_unpackhi_epi32(m[0], m[1]));
+    __m512i c =
+        _mm512_max_epu32(_mm512_unpacklo_epi32(m[2], m[3]), _mm512_unpackhi_epi32(m[2], m[3]));
+    a = _mm512_max_epu32(_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c));
+    a = _mm512_max_epu32(a, _mm512_shuffle_i32x4(a, a, 0x4e));
+    return _mm512_castsi512_si128(_mm512_max_epu32(a, _mm512_shuffle_i32x4(a, a, 0xb1)));
+}
+
+/* Blocks b .. b + 4 from their 128 columns. */
+V16_FN void quantize_four(const float *x, int64_t b, int8_row row)
+{
+    __m128i top = largest_of(x);
+    __m128 largest = _mm_castsi128_ps(top), all = _mm_set1_ps(127.0f);
+    __mmask8 finite = _mm_cmplt_epu32_mask(top, _mm_set1_epi32(0x7f800000));
+    __mmask8 counts = _mm_cmp_ps_mask(largest, _mm_set1_ps(INT8_LEAST), _CMP_GE_OQ);
+    __m128 inverse = _mm_maskz_div_ps(counts & finite, all, largest);
+    __m128 scale = _mm_maskz_div_ps(counts, largest, all);
+    scale = _mm_mask_mov_ps(_mm_set1_ps(NAN), finite, scale);
+
+    __m512i q[8];
+    float factor[4];
+    _mm_storeu_ps(factor, inverse);
+    for (int i = 0; i < 8; i++) {
+        __mmask16 m = finite >> i / 2 & 1 ? 0xffff : 0;
+        q[i] = _mm512_maskz_cvtps_epi32(m, v16_mul(v16_load(x + 16 * i), v16_set1(factor[i / 2])));
+    }
+    __m512i order = SETR(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), bytes[2];
+    for (int i = 0; i < 2; i++) {
+        __m512i lo = _mm512_packs_epi32(q[4 * i], q[4 * i + 1]);
+        __m512i hi = _mm512_packs_epi32(q[4 * i + 2], q[4 * i + 3]);
+        bytes[i] = _mm512_permutexvar_epi32(order, _mm512_packs_epi16(lo, hi));
+        _mm512_storeu_si512(row.natural + b * INT8_BLOCK + 64 * i, bytes[i]);
+    }
+
+    __m512i parity =
+        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15));
+    __m512i a = _mm512_shuffle_epi8(bytes[0], parity), c = _mm512_shuffle_epi8(bytes[1], parity);
+    __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+    __m512i odd = _mm512_setr_epi64(1, 3, 5, 7, 9, 11, 13, 15);
     int8_t *split = row.split + int8_split_at(b);
-    _mm_storeu_si128((void *)split, _mm256_castsi256_si128(q));
-    _mm_storeu_si128((void *)(split + 64), _mm256_extracti128_si256(q, 1));
-    int sum0 = _mm512_reduce_add_epi32(q0), sum1 = _mm512_reduce_add_epi32(q1);
-    row.scale[b] = scale;
-    row.sum[b] = scale * (float)(sum0 + sum1);
-    row.half[2 * b] = -INT8_E2M1_OFFSET * sum0;
-    row.half[2 * b + 1] = -INT8_E2M1_OFFSET * sum1;
-    row.offset[b] = -INT8_E2M1_OFFSET * (sum0 + sum1);
+    _mm512_storeu_si512(split, _mm512_permutex2var_epi64(a, even, c));
+    _mm512_storeu_si512(split + 64, _mm512_permutex2var_epi64(a, odd, c));
+
+    /* Sums of 16 columns: each lane's four, then lanes gathered from both registers. */
+    __m512i zero = _mm512_setzero_si512(), ones = _mm512_set1_epi8(1), s[2];
+    for (int i = 0; i < 2; i++) {
+        s[i] = _mm512_dpbusd_epi32(zero, ones, bytes[i]);
+        s[i] = _mm512_add_epi32(s[i], _mm512_shuffle_epi32(s[i], _MM_PERM_BADC));
+        s[i] = _mm512_add_epi32(s[i], _mm512_shuffle_epi32(s[i], _MM_PERM_CDAB));
+    }
+    __m512i lanes = SETR(0, 4, 8, 12, 16, 20, 24, 28, 0, 0, 0, 0, 0, 0, 0, 0);
+    __m256i half = _mm512_castsi512_si256(_mm512_permutex2var_epi32(s[0], lanes, s[1]));
+    __m128i sum = _mm_hadd_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    _mm256_storeu_si256((void *)(row.half + 2 * b),
+                        _mm256_mullo_epi32(half, _mm256_set1_epi32(-INT8_E2M1_OFFSET)));
+    _mm_storeu_si128((void *)(row.offset + b),
+                     _mm_mullo_epi32(sum, _mm_set1_epi32(-INT8_E2M1_OFFSET)));
+    _mm_storeu_ps(row.scale + b, scale);
+    _mm_storeu_ps(row.sum + b, _mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
 }
 
 static void quantize(const float *x, int64_t cols, void *out)
 {
+    enum { FOUR = INT8_PARTS * INT8_BLOCK };
     int8_row row = int8_row_at(out, cols);
-    int64_t n = cols / INT8_BLOCK;
-    if (n % INT8_PARTS) memset(out, 0, (size_t)kern_int8_bytes(cols));
-    for (int64_t b = 0; b < n; b++) quantize_block(x + b * INT8_BLOCK, b, row);
+    int64_t k = 0;
+    for (; k + FOUR <= cols; k += FOUR) quantize_four(x + k, k / INT8_BLOCK, row);
+    if (k < cols) {
+        float last[FOUR] = {0};
+        memcpy(last, x + k, (size_t)(cols - k) * sizeof *last);
+        quantize_four(last, k / INT8_BLOCK, row);
+    }
 }
 
 /* ---- forms ---------------------------------------------------------------------------------- */
 
 /* Panels of one layout, whatever they were decoded from. */
-#define TILES(name, mode, nibbles)                                                                 \
+#define TILES(name, mode, split)                                                                   \
     static void tile_##name(const char *panel, int64_t n_blocks, int64_t n_rows,                   \
-                            const int8_row *x, int n_tokens, float *y, int64_t ldy)                \
+                            const tile_rows *x, int n_tokens, float *y, int64_t ldy)               \
     {                                                                                              \
         switch (n_tokens) {                                                                        \
-        case 1: panel_tile(mode, nibbles, 1, panel, n_blocks, n_rows, x, y, ldy); break;           \
-        case 2: panel_tile(mode, nibbles, 2, panel, n_blocks, n_rows, x, y, ldy); break;           \
-        case 3: panel_tile(mode, nibbles, 3, panel, n_blocks, n_rows, x, y, ldy); break;           \
-        case 4: panel_tile(mode, nibbles, 4, panel, n_blocks, n_rows, x, y, ldy); break;           \
-        case 5: panel_tile(mode, nibbles, 5, panel, n_blocks, n_rows, x, y, ldy); break;           \
-        default: panel_tile(mode, nibbles, 6, panel, n_blocks, n_rows, x, y, ldy); break;          \
+        case 1: panel_tile(mode, split, 1, panel, n_blocks, n_rows, x, y, ldy); break;             \
+        case 2: panel_tile(mode, split, 2, panel, n_blocks, n_rows, x, y, ldy); break;             \
+        case 3: panel_tile(mode, split, 3, panel, n_blocks, n_rows, x, y, ldy); break;             \
+        case 4: panel_tile(mode, split, 4, panel, n_blocks, n_rows, x, y, ldy); break;             \
+        case 5: panel_tile(mode, split, 5, panel, n_blocks, n_rows, x, y, ldy); break;             \
+        default: panel_tile(mode, split, 6, panel, n_blocks, n_rows, x, y, ldy); break;            \
         }                                                                                          \
     }
 
 TILES(mxfp4, NUM_MXFP4, 1)
 TILES(nvfp4, NUM_NVFP4, 1)
-TILES(affine4, NUM_AFFINE, 1)
+TILES(apart, NUM_AFFINE, 1)
 TILES(affine, NUM_AFFINE, 0)
 
-typedef void tile_fn(const char *panel, int64_t n_blocks, int64_t n_rows, const int8_row *x,
+typedef void tile_fn(const char *panel, int64_t n_blocks, int64_t n_rows, const tile_rows *x,
                      int n_tokens, float *y, int64_t ldy);
 
 typedef struct form {
@@ -105,9 +150,9 @@ static const form *form_of(const num_matrix *w)
     static const form mxfp4 = {gemv_mxfp4, lay_mxfp4, tile_mxfp4};
     static const form nvfp4 = {gemv_nvfp4, lay_nvfp4, tile_nvfp4};
     static const form affine[9] = {
-        [2] = {gemv_affine2, lay_affine2, tile_affine},
-        [3] = {gemv_affine3, lay_affine3, tile_affine},
-        [4] = {gemv_affine4, lay_affine4, tile_affine4},
+        [2] = {gemv_affine2, lay_affine2, tile_apart},
+        [3] = {gemv_affine3, lay_affine3, tile_apart},
+        [4] = {gemv_affine4, lay_affine4, tile_apart},
         [5] = {gemv_affine5, lay_affine5, tile_affine},
         [6] = {gemv_affine6, lay_affine6, tile_affine},
         [8] = {gemv_affine8, lay_affine8, tile_affine},
@@ -123,11 +168,9 @@ static void panel_products(const form *f, const num_matrix *w, int64_t n_rows, c
 {
     int64_t stride = kern_int8_bytes(w->cols), n_tiles = (n_x + PANEL_TOKENS - 1) / PANEL_TOKENS;
     for (int64_t i = 0, t = 0; i < n_tiles; i++) {
-        int8_row rows[PANEL_TOKENS];
         int64_t n = (n_x - t + n_tiles - i - 1) / (n_tiles - i); /* tiles as even as can be */
-        for (int64_t j = 0; j < n; j++)
-            rows[j] = int8_row_at((char *)(uintptr_t)x + (t + j) * stride, w->cols);
-        f->tile(panel, w->cols / INT8_BLOCK, n_rows, rows, (int)n, y + t * ldy, ldy);
+        tile_rows rows = {int8_row_at((char *)(uintptr_t)x + t * stride, w->cols), stride};
+        f->tile(panel, w->cols / INT8_BLOCK, n_rows, &rows, (int)n, y + t * ldy, ldy);
         t += n;
     }
 }

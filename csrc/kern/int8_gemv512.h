@@ -9,10 +9,6 @@
 /* Rows of w side by side, and most tokens at once: above, laying a panel out pays. */
 enum { QUAD = 4, GEMV_TOKENS = 4, STRIP_BLOCKS = 16 };
 
-/* Bytes ahead of the codes being read. The prefetcher of the hardware does not keep up with some
- * twenty instructions per cache line. */
-enum { PREFETCH_BYTES = 6144 };
-
 #define EACH_ROW   _Pragma("GCC unroll 4") for (int r = 0; r < QUAD; r++)
 #define EACH_TOKEN _Pragma("GCC unroll 4") for (int t = 0; t < n_tokens; t++)
 
@@ -128,10 +124,8 @@ V16_FN v16 add_term(v16 sum, __m512i d, v16 scale, v16 x_scale)
 V16_FN void load_row_codes(num_mode mode, int bits, const unpacker *u, const uint8_t *p, int64_t n,
                            __m512i out[2])
 {
-    if (has_nibbles(mode, bits)) {
-        __m512i raw = _mm512_maskz_loadu_epi8(first_bytes(n / 2), p);
-        out[0] = low_nibbles(mode, u, raw);
-        out[1] = high_nibbles(mode, u, raw);
+    if (is_split(mode, bits)) {
+        codes_apart(mode, bits, u, p, least(n, 128), out);
         return;
     }
     out[0] = codes_in_order(bits, u, p, least(n, 64));
@@ -139,10 +133,10 @@ V16_FN void load_row_codes(num_mode mode, int bits, const unpacker *u, const uin
 }
 
 /* Four sums per block: a lane of the result is a block. */
-V16_FN __m512i row_dot(int nibbles, const __m512i code[2], __m512i x0, __m512i x1)
+V16_FN __m512i row_dot(int split, const __m512i code[2], __m512i x0, __m512i x1)
 {
     __m512i zero = _mm512_setzero_si512(), a = _mm512_dpbusd_epi32(zero, code[0], x0);
-    if (nibbles) return _mm512_dpbusd_epi32(a, code[1], x1);
+    if (split) return _mm512_dpbusd_epi32(a, code[1], x1);
     __m512i b = _mm512_dpbusd_epi32(zero, code[1], x1);
     return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
 }
@@ -150,11 +144,11 @@ V16_FN __m512i row_dot(int nibbles, const __m512i code[2], __m512i x0, __m512i x
 V16_FN v16 add_blocks(num_mode mode, int bits, const __m512i code[QUAD][2], v16 first, v16 second,
                       int8_row x, int64_t b, v16 sum)
 {
-    int nibbles = has_nibbles(mode, bits);
-    const int8_t *q = (nibbles ? x.split : x.natural) + b * INT8_BLOCK;
+    int split = is_split(mode, bits);
+    const int8_t *q = (split ? x.split : x.natural) + b * INT8_BLOCK;
     __m512i x0 = _mm512_loadu_si512(q), x1 = _mm512_loadu_si512(q + 64), s[QUAD];
     v16 scale = spread_floats(x.scale + b);
-    EACH_ROW s[r] = row_dot(nibbles, code[r], x0, x1);
+    EACH_ROW s[r] = row_dot(split, code[r], x0, x1);
     if (mode == NUM_NVFP4) {
         __m512i d0 =
             sum_pairs(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpacklo_epi32(s[2], s[3]));
@@ -170,31 +164,50 @@ V16_FN v16 add_blocks(num_mode mode, int bits, const __m512i code[QUAD][2], v16 
     return mode == NUM_AFFINE ? v16_fma(second, spread_floats(x.sum + b), sum) : sum;
 }
 
+typedef struct gemv_rows {
+    int64_t row[QUAD];
+    const uint8_t *codes[QUAD];
+} gemv_rows;
+
+/* `n` <= 16 blocks from `strip` on: a constant for all but a ragged end, so that no mask has to be
+ * worked out. */
+V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, const gemv_rows *rows,
+                       int64_t strip, int64_t n, const int8_row *x, v16 *sum)
+{
+    factors f;
+    load_factors(mode, v, rows->row, strip, n, &f);
+    _Pragma("GCC unroll 4") for (int64_t i = 0; INT8_PARTS * i < n; i++)
+    {
+        int64_t b = strip + INT8_PARTS * i, at = b * INT8_BLOCK * bits / 8;
+        __m512i code[QUAD][2];
+        EACH_ROW
+        {
+            const uint8_t *p = rows->codes[r] + at;
+            _mm_prefetch((const char *)p + KERN_PREFETCH, _MM_HINT_T0);
+            if (bits > 4) _mm_prefetch((const char *)p + KERN_PREFETCH + 64, _MM_HINT_T0);
+            load_row_codes(mode, bits, &v->unpack, p, (n - INT8_PARTS * i) * INT8_BLOCK, code[r]);
+        }
+        v16 second = mode == NUM_MXFP4 ? v16_zero() : f.second[i];
+        EACH_TOKEN sum[t] = add_blocks(mode, bits, code, f.first[i], second, x[t], b, sum[t]);
+    }
+}
+
 /* Four rows against n_tokens rows of x. The lanes of a sum are the parts of int8.h. */
 V16_FN void gemv_quad(num_mode mode, int bits, int n_tokens, const gemv *v, const int64_t *row,
                       const int8_row *x, v16 *sum)
 {
-    const num_matrix *w = v->w;
-    int64_t n_blocks = w->cols / INT8_BLOCK;
-    EACH_TOKEN sum[t] = v16_zero();
-    for (int64_t strip = 0; strip < n_blocks; strip += STRIP_BLOCKS) {
-        factors f;
-        int64_t end = least(strip + STRIP_BLOCKS, n_blocks);
-        load_factors(mode, v, row, strip, end - strip, &f);
-        for (int64_t b = strip; b < end; b += INT8_PARTS) {
-            __m512i code[QUAD][2];
-            int64_t i = (b - strip) / INT8_PARTS, at = b * INT8_BLOCK * bits / 8;
-            EACH_ROW
-            {
-                const uint8_t *p = w->codes + row[r] * w->row_bytes + at;
-                _mm_prefetch((const char *)p + PREFETCH_BYTES, _MM_HINT_T0);
-                if (bits > 4) _mm_prefetch((const char *)p + PREFETCH_BYTES + 64, _MM_HINT_T0);
-                load_row_codes(mode, bits, &v->unpack, p, (n_blocks - b) * INT8_BLOCK, code[r]);
-            }
-            v16 second = mode == NUM_MXFP4 ? v16_zero() : f.second[i];
-            EACH_TOKEN sum[t] = add_blocks(mode, bits, code, f.first[i], second, x[t], b, sum[t]);
-        }
+    gemv_rows rows;
+    int64_t n_blocks = v->w->cols / INT8_BLOCK, strip = 0;
+    EACH_ROW
+    {
+        rows.row[r] = row[r];
+        rows.codes[r] = v->w->codes + row[r] * v->w->row_bytes;
     }
+    EACH_TOKEN sum[t] = v16_zero();
+    for (; strip + STRIP_BLOCKS <= n_blocks; strip += STRIP_BLOCKS)
+        gemv_strip(mode, bits, n_tokens, v, &rows, strip, STRIP_BLOCKS, x, sum);
+    if (strip < n_blocks)
+        gemv_strip(mode, bits, n_tokens, v, &rows, strip, n_blocks - strip, x, sum);
 }
 
 V16_FN void gemv_tokens(num_mode mode, int bits, int n_tokens, const gemv *v, int64_t row,

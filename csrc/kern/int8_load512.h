@@ -12,6 +12,12 @@ V16_FN int64_t least(int64_t a, int64_t b)
     return a < b ? a : b;
 }
 
+/* Whether codes come apart as even and odd columns: 16 of them lie in eight bytes. */
+V16_FN int is_split(num_mode mode, int bits)
+{
+    return mode != NUM_AFFINE || bits <= 4;
+}
+
 V16_FN int has_nibbles(num_mode mode, int bits)
 {
     return mode != NUM_AFFINE || bits == 4;
@@ -25,10 +31,10 @@ V16_FN __mmask64 first_bytes(int64_t n)
 /* ---- codes ---------------------------------------------------------------------------------- */
 
 /* What takes codes apart: for nibbles the table of E2M1 four times over, as a byte permutation
- * looks at six bits of an index; for other widths which bytes an eight of codes lies in and where
- * each of them begins. */
+ * looks at six bits of an index; for other widths which bytes each eight codes of the result lie in
+ * and where each of them begins. */
 typedef struct unpacker {
-    __m512i table, shift, mask;
+    __m512i table, shift, odd, mask;
 } unpacker;
 
 V16_FN unpacker make_unpacker(num_mode mode, int bits)
@@ -40,12 +46,14 @@ V16_FN unpacker make_unpacker(num_mode mode, int bits)
         u.table = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)e2m1));
         return u;
     }
+    int step = is_split(mode, bits) ? 2 * bits : bits;
     for (int i = 0; i < 64; i++) {
-        bytes[i] = (uint8_t)(i / 8 * bits + i % 8);
-        shifts[i] = (uint8_t)(i % 8 * bits);
+        bytes[i] = (uint8_t)(i / 8 * step + i % 8);
+        shifts[i] = (uint8_t)(i % 8 * step);
     }
     u.table = _mm512_loadu_si512(bytes);
     u.shift = _mm512_loadu_si512(shifts);
+    u.odd = _mm512_add_epi8(u.shift, _mm512_set1_epi8((char)bits));
     return u;
 }
 
@@ -58,6 +66,21 @@ V16_FN __m512i low_nibbles(num_mode mode, const unpacker *u, __m512i raw)
 V16_FN __m512i high_nibbles(num_mode mode, const unpacker *u, __m512i raw)
 {
     return low_nibbles(mode, u, _mm512_srli_epi16(raw, 4));
+}
+
+/* Even and odd ones of n <= 128 codes of `bits` <= 4 at p. */
+V16_FN void codes_apart(num_mode mode, int bits, const unpacker *u, const uint8_t *p, int64_t n,
+                        __m512i out[2])
+{
+    __m512i raw = _mm512_maskz_loadu_epi8(first_bytes(n * bits / 8), p);
+    if (has_nibbles(mode, bits)) {
+        out[0] = low_nibbles(mode, u, raw);
+        out[1] = high_nibbles(mode, u, raw);
+        return;
+    }
+    raw = _mm512_permutexvar_epi8(u->table, raw);
+    out[0] = _mm512_and_si512(_mm512_multishift_epi64_epi8(u->shift, raw), u->mask);
+    out[1] = _mm512_and_si512(_mm512_multishift_epi64_epi8(u->odd, raw), u->mask);
 }
 
 /* n <= 64 codes of `bits` at p in order, zeros behind them. */

@@ -66,6 +66,30 @@ V16_FN void lay_nibbles(num_mode mode, const unpacker *u, const num_matrix *w, c
     }
 }
 
+/* The same for other codes that come apart. */
+V16_FN void lay_apart(num_mode mode, int bits, const unpacker *u, const num_matrix *w,
+                      const int64_t *row, int vec, char *panel)
+{
+    int64_t n_blocks = w->cols / INT8_BLOCK;
+    for (int64_t b = 0; b < n_blocks; b += 4) {
+        int64_t n = least(128, (n_blocks - b) * INT8_BLOCK);
+        _Pragma("GCC unroll 2") for (int odd = 0; odd < 2; odd++)
+        {
+            __m512i m[16];
+            EACH_16
+            {
+                const uint8_t *p = w->codes + row[i] * w->row_bytes + b * INT8_BLOCK * bits / 8;
+                __m512i code[2];
+                codes_apart(mode, bits, u, p, n, code);
+                m[i] = odd ? code[1] : code[0];
+            }
+            transpose_16(m);
+            EACH_16 if (b + i / 4 < n_blocks) _mm512_storeu_si512(
+                panel_block(panel, b + i / 4) + odd * 512 + vec * 64 + i % 4 * 128, m[i]);
+        }
+    }
+}
+
 V16_FN void lay_codes(int bits, const unpacker *u, const num_matrix *w, const int64_t *row, int vec,
                       char *panel)
 {
@@ -113,6 +137,8 @@ V16_FN void lay_panel(num_mode mode, int bits, const num_matrix *w, int64_t firs
         EACH_16 row[i] = first + least(vec * 16 + i, n_rows - 1);
         if (has_nibbles(mode, bits))
             lay_nibbles(mode, &u, w, row, vec, panel);
+        else if (is_split(mode, bits))
+            lay_apart(mode, bits, &u, w, row, vec, panel);
         else
             lay_codes(bits, &u, w, row, vec, panel);
         lay_numbers(mode, &scales, w, row, vec, 0, panel);
@@ -128,76 +154,97 @@ V16_FN void lay_panel(num_mode mode, int bits, const num_matrix *w, int64_t firs
 #define EACH_VEC    _Pragma("GCC unroll 2") for (int v = 0; v < PANEL_VECS; v++)
 #define EACH_TOKEN6 _Pragma("GCC unroll 6") for (int t = 0; t < n_tokens; t++)
 
+/* Tokens of a tile: the first one's row, and the bytes from each to the next. One distance for all
+ * arrays of a row keeps addresses in registers. */
+typedef struct tile_rows {
+    int8_row first;
+    int64_t stride;
+} tile_rows;
+
+V16_FN int32_t int_of(const void *p, int64_t at)
+{
+    int32_t i;
+    memcpy(&i, (const char *)p + at, 4);
+    return i;
+}
+V16_FN v16 float_of(const void *p, int64_t at)
+{
+    return _mm512_castsi512_ps(_mm512_set1_epi32(int_of(p, at)));
+}
+
 /* d[v][t] += four columns of 16 rows times those of a token, for registers k of the block. */
-V16_FN void add_columns(int n_tokens, const char *block, int k, const int8_t *const *q, int64_t at,
+V16_FN void add_columns(int n_tokens, const char *block, int k, const int8_t *q, int64_t stride,
                         __m512i d[PANEL_VECS][PANEL_TOKENS])
 {
     __m512i w[PANEL_VECS];
     EACH_VEC w[v] = _mm512_loadu_si512(block + k * 128 + v * 64);
     EACH_TOKEN6
     {
-        int32_t four;
-        memcpy(&four, q[t] + at, 4);
-        __m512i x = _mm512_set1_epi32(four);
+        __m512i x = _mm512_set1_epi32(int_of(q, t * stride));
         EACH_VEC d[v][t] = _mm512_dpbusd_epi32(d[v][t], w[v], x);
     }
 }
 
-V16_FN void add_scaled(int n_tokens, const char *numbers, const float *const *scale, int64_t b,
+V16_FN void add_scaled(int n_tokens, const char *numbers, const float *scale, int64_t stride,
                        __m512i d[PANEL_VECS][PANEL_TOKENS], v16 sum[PANEL_VECS][PANEL_TOKENS])
 {
     v16 w[PANEL_VECS];
     EACH_VEC w[v] = v16_load((const float *)(const void *)(numbers + v * 64));
     EACH_TOKEN6
     {
-        v16 x = v16_set1(scale[t][b]);
+        v16 x = float_of(scale, t * stride);
         EACH_VEC sum[v][t] = v16_fma(_mm512_cvtepi32_ps(d[v][t]), v16_mul(w[v], x), sum[v][t]);
     }
 }
 
 /* The terms of one block. */
-V16_FN void add_block(num_mode mode, int nibbles, int n_tokens, const char *block, int64_t b,
-                      const int8_row *x, v16 sum[PANEL_VECS][PANEL_TOKENS])
+V16_FN void add_block(num_mode mode, int split, int n_tokens, const char *block, int64_t b,
+                      const tile_rows *x, v16 sum[PANEL_VECS][PANEL_TOKENS])
 {
     __m512i d[PANEL_VECS][PANEL_TOKENS];
-    const int8_t *q[PANEL_TOKENS];
-    const float *scale[PANEL_TOKENS];
-    EACH_TOKEN6 q[t] = nibbles ? x[t].split + int8_split_at(b) : x[t].natural + b * INT8_BLOCK;
-    EACH_TOKEN6 scale[t] = x[t].scale;
+    const int8_t *q = split ? x->first.split + int8_split_at(b) : x->first.natural + b * INT8_BLOCK;
+    const float *scale = x->first.scale + b;
+    int64_t stride = x->stride;
     if (mode == NUM_NVFP4) {
         for (int h = 0; h < 2; h++) {
-            EACH_TOKEN6 EACH_VEC d[v][t] = _mm512_set1_epi32(x[t].half[2 * b + h]);
+            const int32_t *half = x->first.half + 2 * b + h;
+            EACH_TOKEN6 EACH_VEC d[v][t] = _mm512_set1_epi32(int_of(half, t * stride));
             for (int k = 2 * h; k < 2 * h + 2; k++) {
-                add_columns(n_tokens, block, k, q, 4 * k, d);
-                add_columns(n_tokens, block, k + 4, q, 64 + 4 * k, d);
+                add_columns(n_tokens, block, k, q + 4 * k, stride, d);
+                add_columns(n_tokens, block, k + 4, q + 64 + 4 * k, stride, d);
             }
-            add_scaled(n_tokens, block + PANEL_NUMBERS + h * 128, scale, b, d, sum);
+            add_scaled(n_tokens, block + PANEL_NUMBERS + h * 128, scale, stride, d, sum);
         }
         return;
     }
+    const int32_t *offset = x->first.offset + b;
     EACH_TOKEN6 EACH_VEC d[v][t] =
-        mode == NUM_MXFP4 ? _mm512_set1_epi32(x[t].offset[b]) : _mm512_setzero_si512();
+        mode == NUM_MXFP4 ? _mm512_set1_epi32(int_of(offset, t * stride)) : _mm512_setzero_si512();
     _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++)
-        add_columns(n_tokens, block, k, q, nibbles ? k / 4 * 64 + k % 4 * 4 : 4 * k, d);
-    add_scaled(n_tokens, block + PANEL_NUMBERS, scale, b, d, sum);
+        add_columns(n_tokens, block, k, q + (split ? k / 4 * 64 + k % 4 * 4 : 4 * k), stride, d);
+    add_scaled(n_tokens, block + PANEL_NUMBERS, scale, stride, d, sum);
     if (mode != NUM_AFFINE) return;
     v16 bias[PANEL_VECS];
     EACH_VEC bias[v] =
         v16_load((const float *)(const void *)(block + PANEL_NUMBERS + 128 + v * 64));
-    EACH_TOKEN6 EACH_VEC sum[v][t] = v16_fma(bias[v], v16_set1(x[t].sum[b]), sum[v][t]);
+    EACH_TOKEN6
+    {
+        v16 x_sum = float_of(x->first.sum + b, t * stride);
+        EACH_VEC sum[v][t] = v16_fma(bias[v], x_sum, sum[v][t]);
+    }
 }
 
 /* A panel times n_tokens, a constant. One part of the sums after the other, so that as few as
  * possible are alive. */
-V16_FN void panel_tile(num_mode mode, int nibbles, int n_tokens, const char *panel,
-                       int64_t n_blocks, int64_t n_rows, const int8_row *x, float *y, int64_t ldy)
+V16_FN void panel_tile(num_mode mode, int split, int n_tokens, const char *panel, int64_t n_blocks,
+                       int64_t n_rows, const tile_rows *x, float *y, int64_t ldy)
 {
     v16 part[INT8_PARTS][PANEL_VECS][PANEL_TOKENS];
     for (int p = 0; p < INT8_PARTS; p++) {
         v16 sum[PANEL_VECS][PANEL_TOKENS];
         EACH_VEC EACH_TOKEN6 sum[v][t] = v16_zero();
         for (int64_t b = p; b < n_blocks; b += INT8_PARTS)
-            add_block(mode, nibbles, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
+            add_block(mode, split, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
         EACH_VEC EACH_TOKEN6 part[p][v][t] = sum[v][t];
     }
     EACH_VEC EACH_TOKEN6

@@ -16,6 +16,10 @@ extern const num_fit_ops kern_avx512_fit;
 /* Partial sums of a dot product: one AVX-512 register, two of AVX2. */
 enum { KERN_LANES = 16 };
 
+/* Bytes ahead of the weights that a product with one row reads. The prefetcher of the hardware does
+ * not keep up with some twenty instructions per cache line. */
+enum { KERN_PREFETCH = 4096 };
+
 /* Outside of these e^x is above FLT_MAX or below FLT_MIN. */
 #define EXP_MAX 88.72283f
 #define EXP_MIN -87.33654f

@@ -190,6 +190,9 @@ V16_FN void product_group(num_mode mode, int bits, int n_rows, const uint8_t *co
     EACH_ROW values[r] = make_group(mode, bits, &s[r], i);
     for (; k + KERN_LANES <= end; k += KERN_LANES) {
         v16 a = v16_load(x + k);
+        if (bits >= 8)
+            EACH_ROW _mm_prefetch((const char *)codes[r] + k * bits / 8 + KERN_PREFETCH,
+                                  _MM_HINT_T0);
         EACH_ROW sum[r] =
             v16_fma(decode_16(mode, bits, codes[r] + k * bits / 8, values[r]), a, sum[r]);
     }
