@@ -4,27 +4,20 @@
 
 #include <string.h>
 
+#include "kern/int8_quantize.h"
 #include "kern/v16_avx2.h"
+#include "kern/vector_codes.h"
 
 /* Rows that are taken apart at once: as many as fit into the scratch of a panel. */
 enum { ROWS = 8 };
 
-/* A row of w: codes and, one for each block and each half of nvfp4's blocks, scales; biases. What
- * pads it to four blocks is zero. Codes of 8 bits have 128 taken off, so that sums of two products
- * stay within 16 bits; `moved` is what such codes are short of. */
+/* A row of w, padded to four blocks with zeros. Codes of 8 bits stay where they are if they can. */
 typedef struct weight_row {
-    uint8_t *codes;
-    float *scales, *second; /* biases, or scales of second halves */
+    const uint8_t *codes;
+    float *scales, *second; /* of blocks; biases, or scales of second halves */
 } weight_row;
 
-static weight_row row_in(void *scratch, int r, int64_t n_blocks)
-{
-    char *p = (char *)scratch + r * n_blocks * (INT8_BLOCK + 8);
-    float *scales = (float *)(void *)(p + n_blocks * INT8_BLOCK);
-    return (weight_row){(uint8_t *)p, scales, scales + n_blocks};
-}
-
-/* ---- rows of w ------------------------------------------------------------------------------ */
+/* ---- codes ---------------------------------------------------------------------------------- */
 
 /* 32 nibbles in order, E2M1 doubled and moved. */
 V16_FN __m256i nibbles(int is_e2m1, const uint8_t *p)
@@ -36,43 +29,166 @@ V16_FN __m256i nibbles(int is_e2m1, const uint8_t *p)
     return is_e2m1 ? _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), c) : c;
 }
 
-static void take_apart(const num_matrix *w, int64_t row, int64_t n_blocks, weight_row out)
+/* 16 codes in the order of their 16-bit numbers: 0-3, 8-11, 4-7, 12-15. */
+V16_FN __m256i sixteen(int bits, const uint8_t *p)
 {
-    int64_t n = w->cols / INT8_BLOCK, first = row * int8_n_groups(w);
-    const uint8_t *p = w->codes + row * w->row_bytes;
-    if (w->bits == 4)
-        for (int64_t b = 0; b < n; b++)
-            _mm256_storeu_si256((void *)(out.codes + b * INT8_BLOCK),
-                                nibbles(w->mode != NUM_AFFINE, p + 16 * b));
-    else
-        int8_codes(w, row, out.codes);
-    memset(out.codes + n * INT8_BLOCK, 0, (size_t)((n_blocks - n) * INT8_BLOCK));
-    memset(out.scales, 0, (size_t)n_blocks * 2 * sizeof(float));
-    for (int64_t b = 0; b < n; b++) {
-        int64_t g = first + b * INT8_BLOCK / w->group;
-        int same = b > 0 && b * INT8_BLOCK % w->group != 0;
-        out.scales[b] = same ? out.scales[b - 1] : int8_scale(w, g);
-        if (w->mode == NUM_NVFP4)
-            out.second[b] = int8_scale(w, g + 1);
-        else if (w->mode == NUM_AFFINE)
-            out.second[b] = same ? out.second[b - 1] : num_element(w->biases, w->bias_dtype, g);
+    v16i s = v16_spread(load_codes(p, bits), bits);
+    __m256i mask = _mm256_set1_epi32((1 << bits) - 1);
+    return _mm256_packs_epi32(_mm256_and_si256(s.lo, mask), _mm256_and_si256(s.hi, mask));
+}
+
+V16_FN void spread_row(int bits, const uint8_t *p, int64_t n, uint8_t *out)
+{
+    __m256i order = SETR(0, 4, 1, 5, 2, 6, 3, 7);
+    for (int64_t b = 0; b < n; b++, p += 4 * bits, out += INT8_BLOCK) {
+        __m256i c = _mm256_packus_epi16(sixteen(bits, p), sixteen(bits, p + 2 * bits));
+        _mm256_storeu_si256((void *)out, _mm256_permutevar8x32_epi32(c, order));
     }
+}
+
+static void write_codes(const num_matrix *w, int64_t row, int64_t n, uint8_t *out)
+{
+    const uint8_t *p = w->codes + row * w->row_bytes;
+    switch (w->bits) {
+    case 2: spread_row(2, p, n, out); break;
+    case 3: spread_row(3, p, n, out); break;
+    case 4:
+        for (int64_t b = 0; b < n; b++)
+            _mm256_storeu_si256((void *)(out + b * INT8_BLOCK),
+                                nibbles(w->mode != NUM_AFFINE, p + 16 * b));
+        break;
+    case 5: spread_row(5, p, n, out); break;
+    case 6: spread_row(6, p, n, out); break;
+    default: int8_codes(w, row, out); break;
+    }
+}
+
+/* ---- scales --------------------------------------------------------------------------------- */
+
+/* n <= 16 numbers from i on; U8 means E8M0 or, under nvfp4, E4M3. */
+V16_FN v16 load_numbers(num_mode mode, const uint8_t *p, num_dtype dtype, int64_t i, int64_t n,
+                        float gain)
+{
+    uint8_t copy[64];
+    int size = num_dtype_bytes(dtype);
+    p += i * size;
+    if (n < 16) {
+        v16_copy_bytes(copy, p, n * size);
+        p = copy;
+    }
+    v16 x;
+    if (mode == NUM_NVFP4)
+        x = v16_from_e4m3(_mm_loadu_si128((const void *)p));
+    else if (mode == NUM_MXFP4)
+        x = v16_from_e8m0(_mm_loadu_si128((const void *)p));
+    else if (dtype == NUM_DT_F32)
+        return v16_load((const float *)(const void *)p);
+    else
+        return dtype == NUM_DT_F16 ? v16_from_f16(_mm256_loadu_si256((const void *)p))
+                                   : v16_from_bf16(_mm256_loadu_si256((const void *)p));
+    return v16_mul(x, v16_set1(gain));
+}
+
+/* The even and the odd ones of 16 numbers. */
+V16_FN void store_apart(v16 x, float *even, float *odd)
+{
+    __m256d e = _mm256_castps_pd(_mm256_shuffle_ps(x.lo, x.hi, 0x88));
+    __m256d o = _mm256_castps_pd(_mm256_shuffle_ps(x.lo, x.hi, 0xdd));
+    _mm256_storeu_ps(even, _mm256_castpd_ps(_mm256_permute4x64_pd(e, 0xd8)));
+    _mm256_storeu_ps(odd, _mm256_castpd_ps(_mm256_permute4x64_pd(o, 0xd8)));
+}
+
+V16_FN void store_twice(v16 x, float *out)
+{
+    __m256i lo = SETR(0, 0, 1, 1, 2, 2, 3, 3), hi = SETR(4, 4, 5, 5, 6, 6, 7, 7);
+    _mm256_storeu_ps(out, _mm256_permutevar8x32_ps(x.lo, lo));
+    _mm256_storeu_ps(out + 8, _mm256_permutevar8x32_ps(x.lo, hi));
+    _mm256_storeu_ps(out + 16, _mm256_permutevar8x32_ps(x.hi, lo));
+    _mm256_storeu_ps(out + 24, _mm256_permutevar8x32_ps(x.hi, hi));
+}
+
+/* Numbers g .. g + n of a row to where their blocks are: `out` gets the first or only one of a
+ * block, `odd` under nvfp4 the second. */
+V16_FN void place_numbers(num_mode mode, v16 x, int64_t g, int64_t n, int64_t per_number,
+                          float *out, float *odd)
+{
+    float each[16];
+    if (n == 16 && mode == NUM_NVFP4) {
+        store_apart(x, out + g / 2, odd + g / 2);
+        return;
+    }
+    if (n == 16 && per_number == 1) {
+        v16_store(out + g, x);
+        return;
+    }
+    if (n == 16 && per_number == 2) {
+        store_twice(x, out + 2 * g);
+        return;
+    }
+    v16_store(each, x);
+    for (int64_t i = 0; i < n; i++) {
+        if (mode == NUM_NVFP4) ((g + i) % 2 ? odd : out)[(g + i) / 2] = each[i];
+        for (int64_t b = 0; b < per_number; b++) out[(g + i) * per_number + b] = each[i];
+    }
+}
+
+V16_FN void write_numbers(num_mode mode, const num_matrix *w, const uint8_t *p, num_dtype dtype,
+                          int64_t row, float *out, float *odd)
+{
+    int64_t n = int8_n_groups(w), per_number = w->group / INT8_BLOCK;
+    for (int64_t g = 0; g < n; g += 16) {
+        int64_t count = n - g < 16 ? n - g : 16;
+        v16 x = load_numbers(mode, p, dtype, row * n + g, count, int8_gain(w));
+        place_numbers(mode, x, g, count, per_number, out, odd);
+    }
+}
+
+static void write_scales(const num_matrix *w, int64_t row, float *scales, float *second)
+{
+    switch (w->mode) {
+    case NUM_MXFP4: write_numbers(NUM_MXFP4, w, w->scales, NUM_DT_U8, row, scales, NULL); break;
+    case NUM_NVFP4: write_numbers(NUM_NVFP4, w, w->scales, NUM_DT_U8, row, scales, second); break;
+    default:
+        write_numbers(NUM_AFFINE, w, w->scales, w->scale_dtype, row, scales, NULL);
+        write_numbers(NUM_AFFINE, w, w->biases, w->bias_dtype, row, second, NULL);
+        break;
+    }
+}
+
+/* Row `row` of w, in piece r of scratch. */
+static weight_row take_apart(const num_matrix *w, int64_t row, void *scratch, int r)
+{
+    int64_t n = w->cols / INT8_BLOCK, n_blocks = int8_n_blocks(w->cols);
+    uint8_t *codes = (uint8_t *)scratch + r * n_blocks * (INT8_BLOCK + 8);
+    float *scales = (float *)(void *)(codes + n_blocks * INT8_BLOCK), *second = scales + n_blocks;
+    memset(scales, 0, (size_t)n_blocks * 2 * sizeof *scales);
+    write_scales(w, row, scales, second);
+    if (w->bits == 8 && n == n_blocks)
+        return (weight_row){w->codes + row * w->row_bytes, scales, second};
+    write_codes(w, row, n, codes);
+    memset(codes + n * INT8_BLOCK, 0, (size_t)((n_blocks - n) * INT8_BLOCK));
+    return (weight_row){codes, scales, second};
 }
 
 /* ---- products ------------------------------------------------------------------------------- */
 
 /* Eight sums of products of 32 codes. Those of 8 bits may be 255, too much for two products in 16
- * bits: they are taken as signed, and 128 times the sum of q is added. */
+ * bits: 128 is taken off them. */
 V16_FN __m256i dot_32(int wide, const uint8_t *codes, const int8_t *q)
 {
     __m256i c = _mm256_loadu_si256((const void *)codes), x = _mm256_loadu_si256((const void *)q);
     __m256i ones = _mm256_set1_epi16(1);
     if (!wide) return _mm256_madd_epi16(_mm256_maddubs_epi16(c, x), ones);
-    __m256i moved = _mm256_xor_si256(c, _mm256_set1_epi8(INT8_MIN));
-    __m256i sums = _mm256_maddubs_epi16(_mm256_abs_epi8(moved), _mm256_sign_epi8(x, moved));
-    __m256i all = _mm256_maddubs_epi16(_mm256_set1_epi8(64), x);
-    __m256i d = _mm256_madd_epi16(sums, ones);
-    return _mm256_add_epi32(d, _mm256_slli_epi32(_mm256_madd_epi16(all, ones), 1));
+    c = _mm256_xor_si256(c, _mm256_set1_epi8(INT8_MIN));
+    __m256i d = _mm256_maddubs_epi16(_mm256_abs_epi8(c), _mm256_sign_epi8(x, c));
+    return _mm256_madd_epi16(d, ones);
+}
+
+/* 128 * sum of q from -12 * sum of q: times -32 / 3, of which the 1 / 3 is exact modulo 2^32. */
+V16_FN __m128i taken_off(const int32_t *offset)
+{
+    __m128i factor = _mm_set1_epi32((int)(0u - 32u * 0xaaaaaaabu));
+    return _mm_mullo_epi32(_mm_loadu_si128((const void *)offset), factor);
 }
 
 V16_FN __m128 add_term(__m128 sum, __m128i d, __m128 scale, __m128 x_scale)
@@ -101,6 +217,7 @@ V16_FN __m128 add_blocks(num_mode mode, int wide, weight_row w, int8_row x, int6
     }
     __m128i all = _mm_add_epi32(lo, hi);
     if (mode == NUM_MXFP4) all = _mm_add_epi32(all, _mm_loadu_si128((const void *)(x.offset + b)));
+    if (wide) all = _mm_add_epi32(all, taken_off(x.offset + b));
     sum = add_term(sum, all, scale, x_scale);
     return mode == NUM_AFFINE ? _mm_fmadd_ps(second, _mm_loadu_ps(x.sum + b), sum) : sum;
 }
@@ -131,21 +248,13 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
     int64_t n_blocks = int8_n_blocks(w->cols), stride = kern_int8_bytes(w->cols);
     for (int64_t r = 0; r < n_rows; r += ROWS) {
         int n = (int)(n_rows - r < ROWS ? n_rows - r : ROWS);
-        for (int i = 0; i < n; i++)
-            take_apart(w, row + r + i, n_blocks, row_in(scratch, i, n_blocks));
+        weight_row rows[ROWS];
+        for (int i = 0; i < n; i++) rows[i] = take_apart(w, row + r + i, scratch, i);
         for (int64_t t = 0; t < n_x; t++) {
             int8_row q = int8_row_at((char *)(uintptr_t)x + t * stride, w->cols);
-            for (int i = 0; i < n; i++)
-                y[t * ldy + r + i] = any_product(w, row_in(scratch, i, n_blocks), q, n_blocks);
+            for (int i = 0; i < n; i++) y[t * ldy + r + i] = any_product(w, rows[i], q, n_blocks);
         }
     }
 }
 
-/* ---- rows of x ------------------------------------------------------------------------------ */
-
-static void quantize(const float *x, int64_t cols, void *out)
-{
-    kern_scalar_int8.quantize(x, cols, out);
-}
-
-const kern_int8_ops kern_avx2_int8 = {.quantize = quantize, .product = product};
+const kern_int8_ops kern_avx2_int8 = {.quantize = int8_quantize, .product = product};

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "kern/int8_quantize.h"
 #include "num/fp.h"
 
 int kern_takes_int8(const num_matrix *w)
@@ -17,37 +18,6 @@ int64_t kern_int8_bytes(int64_t cols)
 {
     int64_t n = int8_n_blocks(cols);
     return (n * (2 * INT8_BLOCK + 5 * (int64_t)sizeof(float)) + 63) / 64 * 64;
-}
-
-/* ---- rows of x ------------------------------------------------------------------------------ */
-
-static void quantize_block(const float *x, int64_t b, int8_row row)
-{
-    float largest = 0, inverse;
-    int finite = 1, sum[2] = {0, 0};
-    for (int k = 0; k < INT8_BLOCK; k++) {
-        largest = fabsf(x[k]) > largest ? fabsf(x[k]) : largest;
-        finite &= (fp_bits(x[k]) & 0x7f800000) != 0x7f800000;
-    }
-    row.scale[b] = int8_block_scale(largest, finite, &inverse);
-    for (int k = 0; k < INT8_BLOCK; k++) {
-        int q = finite ? (int)rintf(x[k] * inverse) : 0;
-        row.natural[b * INT8_BLOCK + k] = (int8_t)q;
-        row.split[int8_split_at(b) + k % 2 * 64 + k / 2] = (int8_t)q;
-        sum[k / 16] += q;
-    }
-    row.half[2 * b] = -INT8_E2M1_OFFSET * sum[0];
-    row.half[2 * b + 1] = -INT8_E2M1_OFFSET * sum[1];
-    row.offset[b] = row.half[2 * b] + row.half[2 * b + 1];
-    row.sum[b] = row.scale[b] * (float)(sum[0] + sum[1]);
-}
-
-static void quantize(const float *x, int64_t cols, void *out)
-{
-    int8_row row = int8_row_at(out, cols);
-    int64_t n = cols / INT8_BLOCK;
-    memset(out, 0, (size_t)kern_int8_bytes(cols));
-    for (int64_t b = 0; b < n; b++) quantize_block(x + b * INT8_BLOCK, b, row);
 }
 
 /* ---- rows of w ------------------------------------------------------------------------------ */
@@ -120,4 +90,4 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
     }
 }
 
-const kern_int8_ops kern_scalar_int8 = {.quantize = quantize, .product = product};
+const kern_int8_ops kern_scalar_int8 = {.quantize = int8_quantize, .product = product};

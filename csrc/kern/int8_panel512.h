@@ -41,6 +41,15 @@ V16_FN void transpose_16(__m512i m[16])
     }
 }
 
+/* Where a row's codes from block b on lie. The same place of the row 16 further is asked for: rows
+ * are read 64 bytes at a time, more streams than the hardware follows. */
+V16_FN const uint8_t *codes_at(const num_matrix *w, int64_t row, int64_t b, int bits)
+{
+    const uint8_t *p = w->codes + row * w->row_bytes + b * INT8_BLOCK * bits / 8;
+    _mm_prefetch((const char *)p + 16 * w->row_bytes, _MM_HINT_T1);
+    return p;
+}
+
 V16_FN char *panel_block(char *panel, int64_t b)
 {
     return panel + b * INT8_PANEL_BYTES;
@@ -54,7 +63,7 @@ V16_FN void lay_nibbles(num_mode mode, const unpacker *u, const num_matrix *w, c
     for (int64_t b = 0; b < n_blocks; b += 4) {
         __m512i m[16];
         __mmask64 here = first_bytes((n_blocks - b) * 16);
-        EACH_16 m[i] = _mm512_maskz_loadu_epi8(here, w->codes + row[i] * w->row_bytes + b * 16);
+        EACH_16 m[i] = _mm512_maskz_loadu_epi8(here, codes_at(w, row[i], b, 4));
         transpose_16(m);
         EACH_16
         {
@@ -78,9 +87,8 @@ V16_FN void lay_apart(num_mode mode, int bits, const unpacker *u, const num_matr
             __m512i m[16];
             EACH_16
             {
-                const uint8_t *p = w->codes + row[i] * w->row_bytes + b * INT8_BLOCK * bits / 8;
                 __m512i code[2];
-                codes_apart(mode, bits, u, p, n, code);
+                codes_apart(mode, bits, u, codes_at(w, row[i], b, bits), n, code);
                 m[i] = odd ? code[1] : code[0];
             }
             transpose_16(m);
@@ -96,8 +104,8 @@ V16_FN void lay_codes(int bits, const unpacker *u, const num_matrix *w, const in
     int64_t n_blocks = w->cols / INT8_BLOCK;
     for (int64_t b = 0; b < n_blocks; b += 2) {
         __m512i m[16];
-        int64_t n = least(64, (n_blocks - b) * INT8_BLOCK), at = b * INT8_BLOCK * bits / 8;
-        EACH_16 m[i] = codes_in_order(bits, u, w->codes + row[i] * w->row_bytes + at, n);
+        int64_t n = least(64, (n_blocks - b) * INT8_BLOCK);
+        EACH_16 m[i] = codes_in_order(bits, u, codes_at(w, row[i], b, bits), n);
         transpose_16(m);
         EACH_16 if (b + i / 8 < n_blocks)
             _mm512_storeu_si512(panel_block(panel, b + i / 8) + vec * 64 + i % 8 * 128, m[i]);
