@@ -8,9 +8,7 @@
 package.path = "./lua/?.lua;./lua/?/init.lua;./?.lua;" .. package.path
 package.cpath = "./build/?.so;" .. package.cpath
 
-local client = require "spec.support.client"
-local conforms = require "spec.support.conforms"
-local http = require "moonlet.server.http"
+local direct = require "spec.support.direct"
 local json = require "moonlet.json"
 local openapi = require "moonlet.server.openapi"
 local served = require "spec.support.served"
@@ -97,46 +95,9 @@ local function random_request(document, paths)
       ["content-type"] = mostly and "application/json" or pick(KINDS) or nil } }
 end
 
--- ---- a request without a socket ----------------------------------------------------------------
-
-local Request = {}
-Request.__index = Request
-
-function Request:header(name) return self.given.fields[name:lower()] end
-function Request:method() return self.given.method end
-function Request:target() return self.given.target end
-function Request:body() return self.given.body end
-function Request:is_over() return self.over or false end
-function Request:finish() self.over = true end
-function Request:close() self.over = true end
-
-function Request:start(status, fields)
-  self.answer = { status = status, fields = {}, body = "" }
-  for name, value in pairs(fields) do self.answer.fields[name:lower()] = value end
-end
-
-function Request:write(text)
-  self.answer.body = self.answer.body .. text
-  return true
-end
-
-function Request:reply(status, fields, text)
-  self:start(status, fields)
-  self:write(text)
-  self:finish()
-end
-
 local function try(server, document, given)
-  local request = setmetatable({ given = given }, Request)
-  http.serve(server, request)
-  local reply = assert(request.answer, "no reply")
-  if (reply.fields["content-type"] or ""):find("json") and given.method ~= "HEAD" then
-    reply.json = assert(json.decode(reply.body))
-  end
+  local reply = direct.ask(server, document, given)
   assert(reply.status < 500, "status " .. reply.status)
-  local path = given.target:match("^[^?#]*")
-  local ok, why = conforms.reply(document, given.method, path, reply, client.events)
-  assert(ok, tostring(why) .. "\n" .. reply.body)
 end
 
 -- ---- the loop ----------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 local client = require "spec.support.client"
 local conforms = require "spec.support.conforms"
+local direct = require "spec.support.direct"
 local fields = require "moonlet.server.fields"
 local json = require "moonlet.json"
 local served = require "spec.support.served"
@@ -97,6 +98,28 @@ describe("/openapi.json", function()
     assert.same(routes, described)
   end)
 
+  it("consists of schemas", function()
+    local KINDS <const> = { string = true, number = true, integer = true, boolean = true,
+      array = true, object = true, null = true }
+    local n = 0
+    local function check(schema, place)
+      n = n + 1
+      if schema["$ref"] then
+        local name = schema["$ref"]:match("^#/components/schemas/(.*)$")
+        assert.is_table(document.components.schemas[name], place .. " " .. schema["$ref"])
+      end
+      local kinds = type(schema.type) == "string" and { schema.type } or schema.type or {}
+      for _, kind in ipairs(kinds) do assert.is_true(KINDS[kind], place) end
+      for name, child in pairs(schema.properties or {}) do check(child, place .. "." .. name) end
+      for i, child in ipairs(schema.anyOf or {}) do check(child, place .. " " .. i) end
+      for _, name in ipairs { "items", "additionalProperties" } do
+        if type(schema[name]) == "table" then check(schema[name], place .. "[]") end
+      end
+    end
+    for name, schema in pairs(document.components.schemas) do check(schema, name) end
+    assert.is_true(n > 300)
+  end)
+
   it("needs a key where the server does", function()
     local keyed <close> = served.replay({ "x" }, { api_keys = { "k" } })
     local guarded = client.ask(keyed, "GET", "/openapi.json").json
@@ -163,6 +186,21 @@ describe("/openapi.json", function()
     return some
   end
 
+  local function replies_to(requests)
+    local replies, problem = {}, nil
+    server.loop:spawn(function()
+      for i, request in ipairs(requests) do
+        local ok, reply = pcall(direct.ask, server, document, request)
+        if not ok then problem = problem or reply end
+        replies[i] = reply
+      end
+      server.loop:stop()
+    end)
+    assert(server.loop:run())
+    assert.is_nil(problem)
+    return replies
+  end
+
   it("forbids what is refused and allows what is taken", function()
     local n_allowed, n_forbidden = 0, 0
     for path, bodies in pairs(REQUESTS) do
@@ -176,11 +214,12 @@ describe("/openapi.json", function()
           end
           if name == "prompt" then body.messages = nil end -- which come first
           body[name] = value
-          requests[#requests + 1] = { "POST", path, body }
+          requests[#requests + 1] = { method = "POST", target = path,
+            body = json.encode(body), fields = { host = "localhost" } }
           rows[#rows + 1] = { name, value, (conforms.check(value, schema, document)) }
         end
       end
-      for i, reply in ipairs(client.all(server, requests)) do
+      for i, reply in ipairs(replies_to(requests)) do
         local name, value, allowed = table.unpack(rows[i])
         local place = ("%s %s: %s"):format(path, name, json.encode(value))
         if not allowed then

@@ -130,9 +130,10 @@ local function describe(document, path)
 end
 
 local function check_events(events, media, document)
+  local data = media.schema.properties.data.contentSchema
   for _, event in ipairs(events) do
     if type(event) ~= "table" or not event.comment then
-      local ok, why = conforms.check(event, media["x-itemSchema"], document, true)
+      local ok, why = conforms.check(event, data, document, true)
       if not ok then return false, why .. " in " .. json.encode(event) end
     end
   end

@@ -19,6 +19,8 @@ function shape.nullable(schema)
   end
   local made = {}
   for key, value in pairs(schema) do made[key] = value end
+  if type(made.type) == "table" or made.type == "null" then return schema end -- it is already
+  if made.const then made.enum, made.const = { made.const }, nil end
   if made.type then made.type = json.array { made.type, "null" } end
   if made.enum then
     made.enum = table.move(made.enum, 1, #made.enum, 1, json.array {})
@@ -117,18 +119,19 @@ function shape.reply(description, schema, headers)
   return { description = description, content = json_content(schema), headers = headers }
 end
 
----A reply that is streamed when the request says so. OpenAPI 3.1 has no words for what the events
----hold, so an extension says it.
+---A reply that is streamed when the request says so. The schema of a stream is that of each event:
+---OpenAPI 3.1 has no words for it, and this is what programs take it for.
 ---@param description string
 ---@param schema table of the whole reply
 ---@param event table of each event's data
 ---@return table response
 function shape.streamed(description, schema, event)
   local made = shape.reply(description, schema)
-  made.content["text/event-stream"] = { schema = { type = "string",
-    description = "Server-sent events; x-itemSchema describes the data of each, JSON or, "
-      .. "at the end of completions, [DONE]. Comments keep the connection alive." },
-    ["x-itemSchema"] = event }
+  made.content["text/event-stream"] = { schema = { type = "object",
+    description = "Each event of a stream; comments keep the connection alive.",
+    required = json.array { "data" }, properties = json.object { event = { type = "string" },
+      data = { type = "string", contentMediaType = "application/json", contentSchema = event,
+        description = "JSON or, at the end of completions, [DONE]" } } } }
   return made
 end
 
