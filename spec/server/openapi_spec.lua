@@ -202,9 +202,10 @@ describe("/openapi.json", function()
   end
 
   it("forbids what is refused and allows what is taken", function()
-    local n_allowed, n_forbidden = 0, 0
-    for path, bodies in pairs(REQUESTS) do
-      local requests, rows = {}, {}
+    local n_allowed, n_forbidden, one_of_a_kind = 0, 0, {}
+    for path in pairs(REQUESTS) do one_of_a_kind[request_schema(document, path)] = path end
+    for _, path in pairs(one_of_a_kind) do
+      local bodies, requests, rows = REQUESTS[path], {}, {}
       for name, schema in pairs(request_schema(document, path).properties) do
         for _, value in ipairs(some_of(schema)) do
           local body = json.object {}
