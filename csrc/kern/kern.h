@@ -33,6 +33,34 @@ typedef struct kern_int8_ops {
                     float *y, int64_t ldy, void *scratch);
 } kern_int8_ops;
 
+/* Positions whose keys lie side by side, and positions that share a softmax: what a key or value
+ * meets is cut at multiples of KERN_BLOCK, wherever a call begins or ends. */
+enum { KERN_PAGE = 32, KERN_BLOCK = 256, KERN_BLOCK_PAGES = KERN_BLOCK / KERN_PAGE };
+
+/* Keys and values of one head at n <= KERN_BLOCK positions, in pages: keys [dim][KERN_PAGE], so
+ * that a register holds one dimension of many positions; values [KERN_PAGE][dim]. A page of keys
+ * is read whole, a page of values up to position n. */
+typedef struct kern_kv {
+    const void *keys[KERN_BLOCK_PAGES], *values[KERN_BLOCK_PAGES];
+    const void *next[KERN_BLOCK_PAGES]; /* keys that are met next, to be fetched; or `keys` */
+    int is_f16;                         /* else f32 */
+    int64_t n, dim;
+} kern_kv;
+
+/* What some queries found in a block; rows of several blocks are merged by `axpby`. */
+typedef struct kern_found {
+    float *top, *sum; /* [n_q] */
+    float *out;       /* [n_q][dim] */
+} kern_found;
+
+/* n tokens of one head for `delta_rule`: row t of each array is at its stride times t. */
+typedef struct kern_delta {
+    const float *q, *k;        /* [dk] each */
+    float *v;                  /* [dv], replaced by the output */
+    const float *decay, *beta; /* one number each */
+    int64_t n, ld_qk, ld_v, ld_gates;
+} kern_delta;
+
 typedef struct kern_ops {
     const char *name; /* "scalar", "avx2", "avx512" */
     cpu_level level;
@@ -63,10 +91,6 @@ typedef struct kern_ops {
     /* y[i] += a * x[i], by fma */
     void (*axpy)(float a, const float *x, float *y, int64_t n);
 
-    /* y[i] += a[r] * x[r*ldx + i] for r < n_rows, r rising: the bits of n_rows calls of axpy, with
-     * y loaded and stored once. */
-    void (*axpy_rows)(const float *a, const float *x, int64_t ldx, int n_rows, float *y, int64_t n);
-
     /* Softmax in place. -inf entries become 0, also when there is nothing else. Returns
      * max + ln(sum(exp(x - max))), -inf when there is nothing else. */
     float (*softmax)(float *x, int64_t n);
@@ -75,11 +99,21 @@ typedef struct kern_ops {
      * row_j[c]), j rising; rows[0] oldest ... rows[k-1] the current token. w: [n][k], out: [n]. */
     void (*conv_silu)(const float *const *rows, const float *w, int k, int64_t n, float *out);
 
-    /* One token of the gated delta rule for one head (facts: Yang et al., Gated Delta Networks):
-     *   S *= decay;  r = S k;  d = beta (v - r);  S += d k^T;  out = S q
-     * S: [dv][dk], k contiguous; q, k: [dk]; v, out: [dv]. Updates S in place; out may be v. */
-    void (*delta_step)(float *S, const float *q, const float *k, const float *v, int64_t dk,
-                       int64_t dv, float decay, float beta, float *out);
+    /* The gated delta rule for one head (Yang et al., Gated Delta Networks), token after token:
+     *   r = decay (S k);  d = beta (v - r);  S = d k^T + decay S, by fma;  v = S q
+     * S: [dv][dk], k contiguous. S k and S q are dot products as above. */
+    void (*delta_rule)(float *S, int64_t dk, int64_t dv, const kern_delta *d);
+
+    /* For each of the n_q queries [dim]:
+     *   s[j] = scale (sum_i q[i] k[j][i]);  top = max_j s[j]
+     *   e[j] = exp(s[j] - top), 0 where s[j] is -inf;  sum = sum_j e[j];  out = sum_j e[j] v[j]
+     * The first and the last sum add by fma in rising order from +0, `sum` adds lanes j mod 16 and
+     * then their tree. scores: scratch [n_q][KERN_BLOCK]. */
+    void (*attend)(const kern_kv *kv, const float *q, int64_t n_q, float scale, float *scores,
+                   const kern_found *found);
+
+    /* acc[i] = b x[i] + (a acc[i]), by fma: how blocks come together. */
+    void (*axpby)(float b, const float *x, float a, float *acc, int64_t n);
 
     /* f16 rows of the KV cache. */
     void (*f16_encode)(const float *x, uint16_t *out, int64_t n);

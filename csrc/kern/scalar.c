@@ -115,22 +115,24 @@ static void axpy(float a, const float *x, float *y, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 
-static void axpy_rows(const float *a, const float *x, int64_t ldx, int n_rows, float *y, int64_t n)
+/* x[i] = exp(x[i] - top), 0 for -inf; returns their sum. */
+static float exps(float *x, int64_t n, float *top)
 {
-    for (int r = 0; r < n_rows; r++) axpy(a[r], x + r * ldx, y, n);
+    float lane[LANES] = {0};
+    *top = -INFINITY;
+    for (int64_t i = 0; i < n; i++)
+        if (x[i] > *top) *top = x[i];
+    for (int64_t i = 0; i < n; i++) {
+        /* where nothing is finite there is no maximum to subtract */
+        x[i] = x[i] == -INFINITY ? 0.0f : kern_expf(x[i] - *top);
+        lane[i % LANES] += x[i];
+    }
+    return tree_sum(lane);
 }
 
 static float softmax(float *x, int64_t n)
 {
-    float top = -INFINITY, lane[LANES] = {0};
-    for (int64_t i = 0; i < n; i++)
-        if (x[i] > top) top = x[i];
-    for (int64_t i = 0; i < n; i++) {
-        /* where nothing is finite there is no maximum to subtract */
-        x[i] = x[i] == -INFINITY ? 0.0f : kern_expf(x[i] - top);
-        lane[i % LANES] += x[i];
-    }
-    float sum = tree_sum(lane);
+    float top, sum = exps(x, n, &top);
     if (sum == 0.0f) return -INFINITY;
     float factor = 1.0f / sum;
     for (int64_t i = 0; i < n; i++) x[i] *= factor;
@@ -146,16 +148,61 @@ static void conv_silu(const float *const *rows, const float *w, int k, int64_t n
     }
 }
 
-static void delta_step(float *S, const float *q, const float *k, const float *v, int64_t dk,
-                       int64_t dv, float decay, float beta, float *out)
+static void delta_rule(float *S, int64_t dk, int64_t dv, const kern_delta *a)
 {
-    for (int64_t i = 0; i < dv; i++) {
-        float *row = S + i * dk;
-        for (int64_t j = 0; j < dk; j++) row[j] *= decay;
-        float d = beta * (v[i] - dot(row, k, dk));
-        for (int64_t j = 0; j < dk; j++) row[j] = fmaf(d, k[j], row[j]);
-        out[i] = dot(row, q, dk);
+    for (int64_t t = 0; t < a->n; t++) {
+        const float *q = a->q + t * a->ld_qk, *k = a->k + t * a->ld_qk;
+        float *v = a->v + t * a->ld_v, decay = a->decay[t * a->ld_gates];
+        for (int64_t i = 0; i < dv; i++) {
+            float *row = S + i * dk;
+            float d = a->beta[t * a->ld_gates] * (v[i] - decay * dot(row, k, dk));
+            for (int64_t j = 0; j < dk; j++) row[j] = fmaf(d, k[j], decay * row[j]);
+            v[i] = dot(row, q, dk);
+        }
     }
+}
+
+static float stored(const void *p, int is_f16, int64_t i)
+{
+    return is_f16 ? fp_f16_decode(((const uint16_t *)p)[i]) : ((const float *)p)[i];
+}
+
+static void score(const kern_kv *kv, const float *q, float *s)
+{
+    for (int64_t j = 0; j < kv->n; j++) {
+        const void *page = kv->keys[j / KERN_PAGE];
+        s[j] = 0.0f;
+        for (int64_t i = 0; i < kv->dim; i++)
+            s[j] = fmaf(q[i], stored(page, kv->is_f16, i * KERN_PAGE + j % KERN_PAGE), s[j]);
+    }
+}
+
+static void add_values(const kern_kv *kv, const float *e, float *out)
+{
+    for (int64_t i = 0; i < kv->dim; i++) {
+        out[i] = 0.0f;
+        for (int64_t j = 0; j < kv->n; j++)
+            out[i] = fmaf(
+                e[j], stored(kv->values[j / KERN_PAGE], kv->is_f16, j % KERN_PAGE * kv->dim + i),
+                out[i]);
+    }
+}
+
+static void attend(const kern_kv *kv, const float *q, int64_t n_q, float scale, float *scores,
+                   const kern_found *found)
+{
+    for (int64_t t = 0; t < n_q; t++) {
+        float *s = scores + t * KERN_BLOCK;
+        score(kv, q + t * kv->dim, s);
+        for (int64_t j = 0; j < kv->n; j++) s[j] *= scale;
+        found->sum[t] = exps(s, kv->n, &found->top[t]);
+        add_values(kv, s, found->out + t * kv->dim);
+    }
+}
+
+static void axpby(float b, const float *x, float a, float *acc, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) acc[i] = fmaf(b, x[i], a * acc[i]);
 }
 
 static void f16_encode(const float *x, uint16_t *out, int64_t n)
@@ -181,10 +228,11 @@ const kern_ops kern_scalar = {
     .silu_mul = silu_mul,
     .sigmoid_mul = sigmoid_mul,
     .axpy = axpy,
-    .axpy_rows = axpy_rows,
     .softmax = softmax,
     .conv_silu = conv_silu,
-    .delta_step = delta_step,
+    .delta_rule = delta_rule,
+    .attend = attend,
+    .axpby = axpby,
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
     .int8 = &kern_scalar_int8,

@@ -17,6 +17,7 @@
 
 /* 16 registers: 2 x 3 sums are 12 of them. */
 enum { V16_DOT_ROWS = 2, V16_DOT_TOKENS = 3, V16_FUSED_ROWS = 2 };
+enum { V16_MIX_ROWS = 4, V16_MIX_COLS = 1 };
 
 typedef struct v16 {
     __m256 lo, hi;

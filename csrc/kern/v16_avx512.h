@@ -20,6 +20,9 @@
 /* Rows x tokens of one register block of `dots`, and rows of a fused product. */
 enum { V16_DOT_ROWS = 4, V16_DOT_TOKENS = 4, V16_FUSED_ROWS = 4 };
 
+/* Queries x registers of columns of one register block of `attend`. */
+enum { V16_MIX_ROWS = 8, V16_MIX_COLS = 2 };
+
 typedef __m512 v16;
 typedef __m512i v16i;
 

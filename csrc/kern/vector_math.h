@@ -116,19 +116,13 @@ static void sigmoid_mul(float *x, const float *gate, int64_t n)
     }
 }
 
-static void axpy_rows(const float *a, const float *x, int64_t ldx, int n_rows, float *y, int64_t n)
-{
-    for (int64_t k = 0; k < n; k += KERN_LANES) {
-        v16 sum = v16_load_upto(y + k, n - k);
-        for (int r = 0; r < n_rows; r++)
-            sum = v16_fma(v16_set1(a[r]), v16_load_upto(x + r * ldx + k, n - k), sum);
-        v16_store_upto(y + k, sum, n - k);
-    }
-}
-
 static void axpy(float a, const float *x, float *y, int64_t n)
 {
-    axpy_rows(&a, x, n, 1, y, n);
+    v16 va = v16_set1(a);
+    for (int64_t k = 0; k < n; k += KERN_LANES) {
+        v16 sum = v16_fma(va, v16_load_upto(x + k, n - k), v16_load_upto(y + k, n - k));
+        v16_store_upto(y + k, sum, n - k);
+    }
 }
 
 static float top_of(const float *x, int64_t n)
@@ -148,10 +142,11 @@ static float top_of(const float *x, int64_t n)
     return top;
 }
 
-static float softmax(float *x, int64_t n)
+/* x[i] = exp(x[i] - top), 0 for -inf; returns their sum. */
+static float exps(float *x, int64_t n, float *top)
 {
-    float top = top_of(x, n);
-    v16 vtop = v16_set1(top), sum = v16_zero(), lowest = v16_set1(-INFINITY);
+    *top = top_of(x, n);
+    v16 vtop = v16_set1(*top), sum = v16_zero(), lowest = v16_set1(-INFINITY);
     for (int64_t k = 0; k < n; k += KERN_LANES) {
         v16 a = v16_load_upto(x + k, n - k), e = v16_exp(v16_sub(a, vtop));
         /* -inf becomes 0 even when it is the maximum; a NaN stays one */
@@ -160,11 +155,21 @@ static float softmax(float *x, int64_t n)
         v16_store_upto(x + k, e, n - k);
         sum = v16_add(sum, e);
     }
-    float total = v16_sum(sum);
-    if (total == 0.0f) return -INFINITY;
-    v16 factor = v16_set1(1.0f / total);
+    return v16_sum(sum);
+}
+
+static void scale_by(float *x, float factor, int64_t n)
+{
+    v16 f = v16_set1(factor);
     for (int64_t k = 0; k < n; k += KERN_LANES)
-        v16_store_upto(x + k, v16_mul(v16_load_upto(x + k, n - k), factor), n - k);
+        v16_store_upto(x + k, v16_mul(v16_load_upto(x + k, n - k), f), n - k);
+}
+
+static float softmax(float *x, int64_t n)
+{
+    float top, total = exps(x, n, &top);
+    if (total == 0.0f) return -INFINITY;
+    scale_by(x, 1.0f / total, n);
     return top + logf(total);
 }
 
@@ -198,39 +203,6 @@ static void conv_silu(const float *const *rows, const float *w, int k, int64_t n
         for (int j = 0; j < k; j++) sum = fmaf(w[c * k + j], rows[j][c], sum);
         out[c] = sum / (1.0f + kern_expf(-sum));
     }
-}
-
-/* S is read twice, the second time from L1, and written once. S * decay is worked out both times:
- * the same bits, and cheaper than a store. */
-V16_FN float delta_row(float *row, const float *q, const float *k, int64_t dk, v16 decay, float v,
-                       float beta)
-{
-    v16 sum = v16_zero();
-    for (int64_t j = 0; j < dk; j += KERN_LANES) {
-        v16 s = v16_upto(v16_mul(v16_load_upto(row + j, dk - j), decay), dk - j);
-        sum = v16_fma(s, v16_load_upto(k + j, dk - j), sum);
-    }
-    v16 d = v16_set1(beta * (v - v16_sum(sum)));
-    sum = v16_zero();
-    for (int64_t j = 0; j < dk; j += KERN_LANES) {
-        v16 s = v16_mul(v16_load_upto(row + j, dk - j), decay);
-        s = v16_upto(v16_fma(d, v16_load_upto(k + j, dk - j), s), dk - j);
-        v16_store_upto(row + j, s, dk - j);
-        sum = v16_fma(s, v16_load_upto(q + j, dk - j), sum);
-    }
-    return v16_sum(sum);
-}
-
-static void delta_step(float *S, const float *q, const float *k, const float *v, int64_t dk,
-                       int64_t dv, float decay, float beta, float *out)
-{
-    v16 vdecay = v16_set1(decay);
-    if (dk == 128) { /* Qwen's: unrolled, no tails */
-        for (int64_t i = 0; i < dv; i++)
-            out[i] = delta_row(S + i * 128, q, k, 128, vdecay, v[i], beta);
-        return;
-    }
-    for (int64_t i = 0; i < dv; i++) out[i] = delta_row(S + i * dk, q, k, dk, vdecay, v[i], beta);
 }
 
 static void f16_encode(const float *x, uint16_t *out, int64_t n)

@@ -1,5 +1,7 @@
 /* The table of one instruction set. Included last by avx2.c and avx512.c. */
 #include "kern/int8.h"
+#include "kern/vector_attn.h"
+#include "kern/vector_delta.h"
 #include "kern/vector_math.h"
 #include "kern/vector_matrix.h"
 
@@ -15,10 +17,11 @@ const kern_ops V16_TABLE = {
     .silu_mul = silu_mul,
     .sigmoid_mul = sigmoid_mul,
     .axpy = axpy,
-    .axpy_rows = axpy_rows,
     .softmax = softmax,
     .conv_silu = conv_silu,
-    .delta_step = delta_step,
+    .delta_rule = delta_rule,
+    .attend = attend,
+    .axpby = axpby,
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
     .int8 = &V16_INT8,

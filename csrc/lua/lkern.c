@@ -288,16 +288,6 @@ static int run_axpy(lua_State *L, const kern_ops *ops)
     return push_floats(L, y, n);
 }
 
-/* {a [rows], x [rows][n], y [n]} -> y */
-static int run_axpy_rows(lua_State *L, const kern_ops *ops)
-{
-    int64_t n, n_rows;
-    float *y = arg_array(L, "y", sizeof *y, &n);
-    const float *a = arg_array(L, "a", sizeof *a, &n_rows);
-    ops->axpy_rows(a, arg_floats(L, "x", n_rows * n), n, (int)n_rows, y, n);
-    return push_floats(L, y, n);
-}
-
 /* {x} -> probabilities, max + ln(sum) */
 static int run_softmax(lua_State *L, const kern_ops *ops)
 {
@@ -325,19 +315,89 @@ static int run_conv_silu(lua_State *L, const kern_ops *ops)
     return push_floats(L, out, n);
 }
 
-/* {S [dv][dk], q, k [dk], v [dv], decay, beta} -> S, out [dv] */
-static int run_delta_step(lua_State *L, const kern_ops *ops)
+/* {S [dv][dk], q, k [n][dk], v [n][dv], decay, beta [n], repeats} -> S, out [n][dv], and
+ * with repeats, each of which goes on from the S before it, seconds of the fastest */
+static int run_delta_rule(lua_State *L, const kern_ops *ops)
 {
-    int64_t dk, dv;
-    const float *q = arg_array(L, "q", sizeof *q, &dk);
-    const float *v = arg_array(L, "v", sizeof *v, &dv);
-    const float *k = arg_floats(L, "k", dk);
+    int64_t n, total, repeats = arg_count(L, "repeats", 1);
+    const float *decay = arg_array(L, "decay", sizeof *decay, &n);
+    const float *beta = arg_floats(L, "beta", n);
+    const float *q = arg_array(L, "q", sizeof *q, &total);
+    int64_t dk = total / n;
+    const float *k = arg_floats(L, "k", n * dk);
+    float *v = arg_array(L, "v", sizeof *v, &total);
+    int64_t dv = total / n;
     float *S = arg_floats(L, "S", dv * dk);
-    float *out = guard_new(L, (size_t)dv * sizeof *out);
-    ops->delta_step(S, q, k, v, dk, dv, arg_number(L, "decay"), arg_number(L, "beta"), out);
+    kern_delta d = {q, k, v, decay, beta, n, dk, dv, 1};
+    double best = 0;
+    for (int64_t i = 0; i < repeats; i++) {
+        double start = clock_seconds();
+        ops->delta_rule(S, dk, dv, &d);
+        double seconds = clock_seconds() - start;
+        if (i == 0 || seconds < best) best = seconds;
+    }
     push_floats(L, S, dv * dk);
-    push_floats(L, out, dv);
-    return 2;
+    push_floats(L, v, n * dv);
+    if (repeats == 1) return 2;
+    lua_pushnumber(L, best);
+    return 3;
+}
+
+/* {keys = {page, ...}, values = {page, ...}, f16, n, dim, q [n_q][dim], scale, repeats} -> out
+ * [n_q][dim], top [n_q], sum [n_q], with repeats seconds of the fastest. Pages are whole but for
+ * the last of the values, which ends after position n. */
+static int run_attend(lua_State *L, const kern_ops *ops)
+{
+    int64_t total, repeats = arg_count(L, "repeats", 1);
+    kern_kv kv = {.n = arg_count(L, "n", 1), .dim = arg_count(L, "dim", 1)};
+    lua_getfield(L, 3, "f16");
+    kv.is_f16 = lua_toboolean(L, -1);
+    if (kv.n > KERN_BLOCK) luaL_error(L, "'n': out of range");
+    const float *q = arg_array(L, "q", sizeof *q, &total);
+    int64_t n_q = total / kv.dim, row = kv.dim * (kv.is_f16 ? 2 : 4);
+    static const char *const names[] = {"keys", "values"};
+    const void **pages[] = {kv.keys, kv.values};
+    luaL_checkstack(L, 4 * KERN_BLOCK_PAGES, NULL);
+    for (int which = 0; which < 2; which++) {
+        lua_getfield(L, 3, names[which]);
+        int list = lua_gettop(L);
+        for (int64_t at = 0; at < kv.n; at += KERN_PAGE) {
+            int64_t rows = which && kv.n - at < KERN_PAGE ? kv.n - at : KERN_PAGE;
+            size_t n_bytes;
+            lua_geti(L, list, at / KERN_PAGE + 1);
+            const char *page = luaL_checklstring(L, -1, &n_bytes);
+            if ((int64_t)n_bytes < rows * row) luaL_error(L, "'%s': short page", names[which]);
+            pages[which][at / KERN_PAGE] = guard_copy(L, page, (size_t)(rows * row));
+            kv.next[at / KERN_PAGE] = kv.keys[at / KERN_PAGE];
+        }
+    }
+    float *scores = guard_new(L, (size_t)(n_q * KERN_BLOCK) * sizeof *scores);
+    kern_found found = {guard_new(L, (size_t)n_q * sizeof(float)),
+                        guard_new(L, (size_t)n_q * sizeof(float)),
+                        guard_new(L, (size_t)total * sizeof(float))};
+    float scale = arg_number(L, "scale");
+    double best = 0;
+    for (int64_t i = 0; i < repeats; i++) {
+        double start = clock_seconds();
+        ops->attend(&kv, q, n_q, scale, scores, &found);
+        double seconds = clock_seconds() - start;
+        if (i == 0 || seconds < best) best = seconds;
+    }
+    push_floats(L, found.out, total);
+    push_floats(L, found.top, n_q);
+    push_floats(L, found.sum, n_q);
+    if (repeats == 1) return 3;
+    lua_pushnumber(L, best);
+    return 4;
+}
+
+/* {b, x [n], a, acc [n]} -> acc */
+static int run_axpby(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    float *acc = arg_array(L, "acc", sizeof *acc, &n);
+    ops->axpby(arg_number(L, "b"), arg_floats(L, "x", n), arg_number(L, "a"), acc, n);
+    return push_floats(L, acc, n);
 }
 
 /* {x [n], importance [n], mode, bits, group, ...} -> codes, scales, biases and decoded values of
@@ -395,11 +455,12 @@ static const struct op {
     const char *name;
     run_fn *run;
 } op_list[] = {
+    {"attend", run_attend},
+    {"axpby", run_axpby},
     {"axpy", run_axpy},
-    {"axpy_rows", run_axpy_rows},
     {"conv_silu", run_conv_silu},
     {"decode", run_decode},
-    {"delta_step", run_delta_step},
+    {"delta_rule", run_delta_rule},
     {"dots", run_dots},
     {"f16_decode", run_f16_decode},
     {"f16_encode", run_f16_encode},

@@ -16,6 +16,7 @@ typedef struct gdn_loop {
     pass *p;
     const gdn_weights *w;
     int slot;
+    int64_t n; /* rows of the batch */
 } gdn_loop;
 
 /* The rows that enter the convolution before a session's next token, oldest first: [K-1][C]. */
@@ -23,6 +24,13 @@ static float *conv_past(const gdn_loop *l, const span *sp)
 {
     const model_config *c = &l->p->m->config;
     return sp->s->conv + (int64_t)l->slot * (c->conv_kernel - 1) * config_conv_width(c);
+}
+
+/* After the convolution a head's rows lie together: [head][n][its width]. Rows of all heads would
+ * be a power of two apart, and a head's tokens compete for the same few lines of a cache. */
+static float *head_rows(const gdn_loop *l, int64_t first_column)
+{
+    return l->p->conv_out + first_column * l->n;
 }
 
 /* Convolution, SiLU and norms of one head: `width` columns from `at` on, for all rows. */
@@ -39,10 +47,21 @@ static void prepare_head(const gdn_loop *l, int64_t at, int64_t width, float nor
             const float *rows[CONFIG_MAX_TAPS];
             for (int64_t j = 0; j <= past; j++)
                 rows[j] = i + j < past ? before + (i + j) * C : now + (i + j - past) * C;
-            float *out = p->conv_out + (sp->first + i) * C + at;
+            float *out = head_rows(l, at) + (sp->first + i) * width;
             ops->conv_silu(rows, l->w->conv + at * (past + 1), (int)past + 1, width, out);
             if (norm_scale != 0) ops->l2_norm(out, width, 1e-6f, norm_scale, out);
         }
+    }
+}
+
+/* beta and decay of value head h take the places of b and a. */
+static void prepare_gates(const gdn_loop *l, int64_t h)
+{
+    const pass *p = l->p;
+    int64_t Nv = p->m->config.lin_v_heads;
+    for (int64_t i = h; i < l->n * Nv; i += Nv) {
+        p->b[i] = kern_sigmoidf(p->b[i]);
+        p->a[i] = kern_expf(l->w->neg_exp_a[h] * kern_softplusf(p->a[i] + l->w->dt_bias[h]));
     }
 }
 
@@ -55,38 +74,49 @@ static void prepare_heads(void *ctx, int64_t begin, int64_t end, int worker)
     int64_t Nk = c->lin_k_heads, Dk = c->lin_k_dim, Dv = c->lin_v_dim;
     float query_scale = 1 / sqrtf((float)Dk);
 
-    for (int64_t h = begin; h < end; h++)
-        if (h < 2 * Nk)
+    for (int64_t h = begin; h < end; h++) {
+        if (h < 2 * Nk) {
             prepare_head(l, h * Dk, Dk, h < Nk ? query_scale : 1);
-        else
+        } else {
             prepare_head(l, 2 * Nk * Dk + (h - 2 * Nk) * Dv, Dv, 0);
+            prepare_gates(l, h - 2 * Nk);
+        }
+    }
 }
 
-/* The recurrence of items [begin, end), which are (span, value head) pairs: token by token, then
- * norm and gate into z. */
+/* The recurrence of items [begin, end), which are (span, value head) pairs, then norm and gate into
+ * z. A few tokens at a time, so that they stay in L1 while the rows of S pass by. */
 static void run_heads(void *ctx, int64_t begin, int64_t end, int worker)
 {
+    enum { TOKENS = 32 };
     (void)worker;
     const gdn_loop *l = ctx;
     pass *p = l->p;
     const model_config *c = &p->m->config;
     const kern_ops *ops = p->m->ops;
     int64_t Nk = c->lin_k_heads, Nv = c->lin_v_heads, Dk = c->lin_k_dim, Dv = c->lin_v_dim;
-    int64_t C = config_conv_width(c);
 
     for (int64_t item = begin; item < end; item++) {
         const span *sp = &p->spans[item / Nv];
-        int64_t h = item % Nv, key_head = h / (Nv / Nk);
+        int64_t h = item % Nv, key_head = h / (Nv / Nk), last = sp->first + sp->n;
         float *S = sp->s->S + (l->slot * Nv + h) * Dv * Dk;
-        for (int64_t i = sp->first; i < sp->first + sp->n; i++) {
-            float *q = p->conv_out + i * C + key_head * Dk, *k = q + Nk * Dk;
-            float *v = p->conv_out + i * C + 2 * Nk * Dk + h * Dv; /* its output replaces it */
-            float beta = kern_sigmoidf(p->b[i * Nv + h]);
-            float decay =
-                kern_expf(l->w->neg_exp_a[h] * kern_softplusf(p->a[i * Nv + h] + l->w->dt_bias[h]));
-            ops->delta_step(S, q, k, v, Dk, Dv, decay, beta, v);
-            ops->rms_norm(v, l->w->norm, Dv, c->rms_eps, v);
-            ops->silu_mul(p->z + (i * Nv + h) * Dv, v, Dv);
+        const float *q = head_rows(l, key_head * Dk), *k = head_rows(l, (Nk + key_head) * Dk);
+        float *v = head_rows(l, 2 * Nk * Dk + h * Dv); /* its output replaces it */
+        for (int64_t i = sp->first; i < last; i += TOKENS) {
+            kern_delta d = {.q = q + i * Dk,
+                            .k = k + i * Dk,
+                            .v = v + i * Dv,
+                            .decay = p->a + i * Nv + h,
+                            .beta = p->b + i * Nv + h,
+                            .n = last - i < TOKENS ? last - i : TOKENS,
+                            .ld_qk = Dk,
+                            .ld_v = Dv,
+                            .ld_gates = Nv};
+            ops->delta_rule(S, Dk, Dv, &d);
+        }
+        for (int64_t i = sp->first; i < last; i++) {
+            ops->rms_norm(v + i * Dv, l->w->norm, Dv, c->rms_eps, v + i * Dv);
+            ops->silu_mul(p->z + (i * Nv + h) * Dv, v + i * Dv, Dv);
         }
     }
 }
@@ -109,7 +139,7 @@ void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
 {
     const model_config *c = &p->m->config;
     int64_t Nk = c->lin_k_heads, Nv = c->lin_v_heads, C = config_conv_width(c), f = sizeof(float);
-    gdn_loop l = {p, w, slot};
+    gdn_loop l = {p, w, slot, n};
 
     kern_job jobs[] = {
         {&w->in_proj_qkv, p->u, p->conv_in, c->hidden_size, n, C},

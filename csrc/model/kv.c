@@ -21,9 +21,14 @@ static int64_t kv_width(const model *m)
     return (int64_t)m->config.n_kv_heads * m->config.head_dim;
 }
 
+static int64_t codec_bytes(kv_codec codec)
+{
+    return codec == KV_F32 ? 4 : 2;
+}
+
 int64_t kv_row_bytes(const model *m, kv_codec codec)
 {
-    return kv_width(m) * (codec == KV_F32 ? 4 : 2);
+    return kv_width(m) * codec_bytes(codec);
 }
 
 int kv_mtp_slot(const model *m)
@@ -49,37 +54,64 @@ void kv_own(ses *s, int64_t pos, int64_t n)
         kv_page_own(s->kv, &s->pages[i]);
 }
 
-static char *row_at(const ses *s, int slot, kv_which which, int64_t pos)
+/* Head h of the keys or values of page `page`. */
+static char *head_at(const ses *s, int slot, kv_which which, int64_t page, int h)
 {
-    int64_t row = (2 * (int64_t)slot + which) * KV_PAGE_ROWS + pos % KV_PAGE_ROWS;
-    return s->pages[pos / KV_PAGE_ROWS]->rows + row * kv_row_bytes(s->m, s->codec);
+    int64_t at = (2 * (int64_t)slot + which) * s->m->config.n_kv_heads + h;
+    int64_t bytes = KV_PAGE_ROWS * s->m->config.head_dim * codec_bytes(s->codec);
+    return s->pages[page]->rows + at * bytes;
+}
+
+const void *kv_head(const ses *s, int slot, kv_which which, int64_t page, int h)
+{
+    return head_at(s, slot, which, page, h);
+}
+
+/* One position's key across a page, whose dimensions are rows. */
+static void write_key(const ses *s, char *page, int64_t at, const float *key)
+{
+    enum { PIECE = 64 };
+    uint16_t codes[PIECE];
+    int64_t D = s->m->config.head_dim;
+    if (s->codec == KV_F32) {
+        float *to = (float *)(void *)page + at;
+        for (int64_t d = 0; d < D; d++) to[d * KV_PAGE_ROWS] = key[d];
+        return;
+    }
+    uint16_t *to = (uint16_t *)(void *)page + at;
+    for (int64_t first = 0; first < D; first += PIECE) {
+        int64_t n = D - first < PIECE ? D - first : PIECE;
+        s->m->ops->f16_encode(key + first, codes, n);
+        for (int64_t d = 0; d < n; d++) to[(first + d) * KV_PAGE_ROWS] = codes[d];
+    }
 }
 
 void kv_write(ses *s, int slot, int64_t pos, const float *key, const float *value)
 {
-    int64_t width = kv_width(s->m), bytes = kv_row_bytes(s->m, s->codec);
-    char *k = row_at(s, slot, KV_KEY, pos), *v = row_at(s, slot, KV_VALUE, pos);
-    if (s->codec == KV_F32) {
-        memcpy(k, key, (size_t)bytes);
-        memcpy(v, value, (size_t)bytes);
-    } else {
-        s->m->ops->f16_encode(key, (uint16_t *)k, width);
-        s->m->ops->f16_encode(value, (uint16_t *)v, width);
+    int64_t D = s->m->config.head_dim, row = D * codec_bytes(s->codec);
+    int64_t page = pos / KV_PAGE_ROWS, at = pos % KV_PAGE_ROWS;
+    for (int h = 0; h < s->m->config.n_kv_heads; h++) {
+        char *v = head_at(s, slot, KV_VALUE, page, h) + at * row;
+        write_key(s, head_at(s, slot, KV_KEY, page, h), at, key + h * D);
+        if (s->codec == KV_F32)
+            memcpy(v, value + h * D, (size_t)row);
+        else
+            s->m->ops->f16_encode(value + h * D, (uint16_t *)(void *)v, D);
     }
 }
 
-const float *kv_head_rows(const ses *s, int slot, kv_which which, int64_t pos, int n, int h,
-                          float *tmp, int64_t *ld)
+void kv_read(const ses *s, int slot, int64_t pos, float *key, float *value)
 {
-    int64_t width = kv_width(s->m), D = s->m->config.head_dim, at = h * D;
-    const char *rows = row_at(s, slot, which, pos);
-    if (s->codec == KV_F32) {
-        *ld = width;
-        return (const float *)(const void *)rows + at;
+    int64_t D = s->m->config.head_dim, at = pos % KV_PAGE_ROWS, step[2] = {KV_PAGE_ROWS, 1};
+    for (int64_t i = 0; i < 2 * kv_width(s->m); i++) {
+        kv_which which = i < kv_width(s->m) ? KV_KEY : KV_VALUE;
+        int64_t column = i % kv_width(s->m), h = column / D, d = column % D;
+        const void *p = head_at(s, slot, which, pos / KV_PAGE_ROWS, (int)h);
+        float *out = (which == KV_KEY ? key : value) + column;
+        int64_t from = d * step[which] + at * (which == KV_KEY ? 1 : D);
+        if (s->codec == KV_F32)
+            *out = ((const float *)p)[from];
+        else
+            s->m->ops->f16_decode((const uint16_t *)p + from, out, 1);
     }
-    for (int i = 0; i < n; i++)
-        s->m->ops->f16_decode((const uint16_t *)(const void *)rows + at + i * width, tmp + i * D,
-                              D);
-    *ld = D;
-    return tmp;
 }

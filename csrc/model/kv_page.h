@@ -1,7 +1,7 @@
 /* kv_page: key and value rows in pages that sequences share. Internal to the model room.
  *
  * A page holds KV_PAGE_ROWS positions of one sequence, for all attention layers and the MTP block:
- *   [layer slot][key, value][KV_PAGE_ROWS] rows of kv_row_bytes
+ *   [layer slot][keys, values][head], keys [D][KV_PAGE_ROWS], values [KV_PAGE_ROWS][D] as kern_kv
  * Pages are counted by reference and copied before they are written while somebody else holds
  * them, so that forks and snapshots cost no rows. A pool hands them out; what a session or a
  * snapshot may come to own is promised to it when it is made, so that taking a page in the middle
@@ -12,9 +12,9 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kern/kern.h"
 
-/* A multiple of KERN_ROWS, so that no block of rows that a kernel reads crosses pages. */
-enum { KV_PAGE_ROWS = 32 };
+enum { KV_PAGE_ROWS = KERN_PAGE };
 
 typedef struct kv_page {
     char *rows;

@@ -68,6 +68,7 @@ static void lay_out(pass *p, layout *l)
     p->b = take(l, n * Nv, f);
     p->a = take(l, n * Nv, f);
     p->qg = take(l, n * c->n_heads * 2 * D, f);
+    p->q = take(l, n * c->n_heads * D, f);
     p->k = take(l, n * kv_width, f);
     p->v = take(l, n * kv_width, f);
     p->heads = take(l, n * c->n_heads * D, f);
@@ -87,14 +88,14 @@ static void lay_out(pass *p, layout *l)
     p->mtp_in = take(l, p->m->weights.mtp.present ? n * 2 * H : 0, f);
     p->kern = take(l, workers, (size_t)kern_scratch_bytes(p->kern_cols));
     p->kern_rows = p->m->int8 ? take(l, 1, (size_t)kern_rows_bytes(p)) : NULL;
-    p->kv_rows = take(l, workers * KERN_ROWS * D, f);
+    p->attn_work = take(l, workers * attn_work_floats(c), f);
 }
 
-static size_t scores_bytes(const pass *p)
+static size_t found_bytes(const pass *p)
 {
     const model_config *c = &p->m->config;
-    return (size_t)(c->n_heads / c->n_kv_heads) * (size_t)p->n_scores * sizeof(float) *
-           (size_t)pool_n_threads(p->m->pool);
+    return (size_t)(c->n_heads / c->n_kv_heads) * (size_t)p->n_found * (size_t)(c->head_dim + 2) *
+           sizeof(float);
 }
 
 static size_t scored_bytes(const pass *p)
@@ -110,7 +111,7 @@ static err_code open_into(pass *p, err_info *e)
     if (!(p->arena = mem_array(1, l.n_bytes, e))) return e->code;
     l = (layout){.base = p->arena};
     lay_out(p, &l);
-    if (!(p->scores = mem_pages(scores_bytes(p), e))) return e->code;
+    if (!(p->found = mem_pages(found_bytes(p), e))) return e->code;
     if (!(p->scored = mem_pages(scored_bytes(p), e))) return e->code;
     return ERR_NONE;
 }
@@ -120,7 +121,7 @@ pass *pass_open(model *m, err_info *e)
     pass *p = mem_array(1, sizeof *p, e);
     if (!p) return NULL;
     p->m = m;
-    p->n_scores = m->config.max_positions + 32;
+    p->n_found = attn_n_found(&m->config);
     p->kern_cols = widest_matrix(&m->config);
     if (open_into(p, e)) {
         pass_close(p);
@@ -132,7 +133,7 @@ pass *pass_open(model *m, err_info *e)
 void pass_close(pass *p)
 {
     if (!p) return;
-    mem_pages_free(p->scores, scores_bytes(p));
+    mem_pages_free(p->found, found_bytes(p));
     mem_pages_free(p->scored, scored_bytes(p));
     mem_free(p->arena);
     mem_free(p);

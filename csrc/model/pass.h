@@ -34,10 +34,11 @@ struct pass {
     float *u;              /* [n][H] its norm: what the layer's matrices read */
     float *y;              /* [n][H] what a mixer or FFN adds to x */
     float *conv_in;        /* [n][C] rows that enter the convolution */
-    float *conv_out;       /* [n][C] q, k, v after convolution */
+    float *conv_out;       /* q, k, v after convolution: [2 Nk + Nv heads][n][their width] */
     float *z;              /* [n][Nv*Dv] output gate, then the gated output */
-    float *b, *a;          /* [n][Nv] */
+    float *b, *a;          /* [n][Nv], then beta and decay */
     float *qg;             /* [n][Nq][2*D] queries and gates */
+    float *q;              /* [Nkv][n][Nq/Nkv][D] queries, normed and rotated */
     float *k, *v;          /* [n][Nkv*D] */
     float *heads;          /* [n][Nq*D] attention output */
     float *cos, *sin;      /* [n][rotary/2] of the rows' positions */
@@ -54,10 +55,10 @@ struct pass {
     float *mtp_in;         /* [n][2*H] */
     void *kern;            /* kern_linear's, per worker */
     void *kern_rows;       /* what matrices read, in 8 bits; NULL when the model runs in f32 */
-    float *kv_rows;        /* per worker [KERN_ROWS][D] cache rows widened to f32 */
+    float *attn_work;      /* per worker attn_work_floats */
     float *scored;         /* [SES_SCORE_ROWS][V]; pages, untouched unless wanted */
-    float *scores;         /* per worker [Nq/Nkv][n_scores] attention weights; pages */
-    int64_t n_scores;      /* positions: the longest context the model takes, padded */
+    float *found;          /* [n_found][Nq/Nkv][D], then tops and sums; pages */
+    int64_t n_found;       /* (row, head of keys, block) triples that attention can put aside */
     int64_t kern_cols;     /* widest matrix */
     const tap *tap;        /* NULL: nobody looks */
     profile *profile;      /* of the batch; NULL: nobody counts */
@@ -109,11 +110,10 @@ int64_t kv_n_pages(int64_t n_rows);
 /* Makes positions [pos, pos + n) writable: pages of the session's own. */
 void kv_own(ses *s, int64_t pos, int64_t n);
 void kv_write(ses *s, int slot, int64_t pos, const float *key, const float *value);
-/* Head h of key or value rows [pos, pos+n), which lie in one page: borrowed f32 with stride *ld,
- * widened into tmp [n][D] when the codec is not f32. */
+void kv_read(const ses *s, int slot, int64_t pos, float *key, float *value);
+/* Head h of the keys or values in page `page`, as kern_kv has them. */
 typedef enum kv_which { KV_KEY, KV_VALUE } kv_which;
-const float *kv_head_rows(const ses *s, int slot, kv_which which, int64_t pos, int n, int h,
-                          float *tmp, int64_t *ld);
+const void *kv_head(const ses *s, int slot, kv_which which, int64_t page, int h);
 
 /* Begins a batch of these spans, whose rows follow one another from 0: positions, and pages that
  * can be written. The spans stay the caller's and must last until pass_end. Returns the rows. */
@@ -131,6 +131,10 @@ void pass_score(pass *p, const float *x, int64_t n, const int32_t *targets, floa
 void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n);
 void attn_mix(pass *p, const attn_weights *w, int slot, int64_t n);
 void ffn_mix(pass *p, const layer_weights *w, int64_t n);
+
+/* Sizes of what attention needs in the workspace. */
+int64_t attn_work_floats(const model_config *c);
+int64_t attn_n_found(const model_config *c);
 
 /* The position of row i into p->cos and p->sin. */
 void rope_prepare(pass *p, int64_t i, int64_t pos);

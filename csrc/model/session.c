@@ -143,15 +143,7 @@ void ses_conv_rows(const ses *s, int layer, float *out)
 
 void ses_kv_row(const ses *s, int layer, int64_t pos, float *key, float *value)
 {
-    const model_config *c = &s->m->config;
-    int64_t D = c->head_dim, ld;
-    for (int h = 0; h < c->n_kv_heads; h++) {
-        float *k = key + h * D, *v = value + h * D;
-        const float *row = kv_head_rows(s, s->slot[layer], KV_KEY, pos, 1, h, k, &ld);
-        if (row != k) memcpy(k, row, (size_t)D * sizeof *k);
-        row = kv_head_rows(s, s->slot[layer], KV_VALUE, pos, 1, h, v, &ld);
-        if (row != v) memcpy(v, row, (size_t)D * sizeof *v);
-    }
+    kv_read(s, s->slot[layer], pos, key, value);
 }
 
 void ses_profile(ses *s, int on)

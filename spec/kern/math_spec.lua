@@ -120,25 +120,25 @@ describe("dots", function()
 end)
 
 describe("axpy", function()
-  it("adds rows one after the other, each product rounded once with its sum", function()
+  it("rounds each product once with its sum", function()
     local rng = numbers.rng(8)
-    local n, rows = 37, 5
-    local x, y, a = rng.floats(n * rows), rounded(rng.floats(n)), rounded(rng.floats(rows))
-    x = rounded(x)
+    local n, a = 37, f32(0.3)
+    local x, y = rounded(rng.floats(n)), rounded(rng.floats(n))
     each_variant(function(run)
-      local got = numbers.pack(y)
-      for r = 0, rows - 1 do
-        got = run("axpy",
-          { a = a[r + 1], x = numbers.pack({ table.unpack(x, r * n + 1, r * n + n) }), y = got })
-      end
-      assert.equal(got, (run("axpy_rows",
-        { a = numbers.pack(a), x = numbers.pack(x), y = numbers.pack(y) })))
-      for i, v in ipairs(numbers.unpack(got)) do
-        local e = y[i]
-        for r = 0, rows - 1 do e = f32(e + a[r + 1] * x[r * n + i]) end
-        -- a double holds the product but not always the sum: once in 2^29 it rounds twice
-        assert.equal(e, v)
-      end
+      local got = numbers.unpack(run("axpy", { a = a, x = numbers.pack(x), y = numbers.pack(y) }))
+      -- a double holds the product but not always the sum: once in 2^29 it rounds twice
+      for i, v in ipairs(got) do assert.equal(f32(y[i] + a * x[i]), v) end
+    end)
+  end)
+
+  it("has a form that scales what it adds to, and rounds that first", function()
+    local rng = numbers.rng(9)
+    local n, a, b = 37, f32(0.7), f32(-0.3)
+    local x, acc = rounded(rng.floats(n)), rounded(rng.floats(n))
+    each_variant(function(run)
+      local got = numbers.unpack(run("axpby",
+        { b = b, x = numbers.pack(x), a = a, acc = numbers.pack(acc) }))
+      for i, v in ipairs(got) do assert.equal(f32(b * x[i] + f32(a * acc[i])), v) end
     end)
   end)
 end)
@@ -232,30 +232,113 @@ describe("softmax", function()
   end)
 end)
 
-describe("a delta step", function()
-  it("is S <- decay S; S <- S + beta (v - S k) k^T; out = S q", function()
+describe("the delta rule", function()
+  -- One token in doubles, S [dv][dk] in place; returns S q.
+  local function step(S, dk, q, k, v, decay, beta)
+    local out = {}
+    for i = 0, #v - 1 do
+      local r = 0
+      for j = 1, dk do r = r + decay * S[i * dk + j] * k[j] end
+      local d, sum = beta * (v[i + 1] - r), 0
+      for j = 1, dk do
+        S[i * dk + j] = decay * S[i * dk + j] + d * k[j]
+        sum = sum + S[i * dk + j] * q[j]
+      end
+      out[i + 1] = sum
+    end
+    return out
+  end
+
+  it("is S <- decay S; S <- S + beta (v - S k) k^T; out = S q, token after token", function()
     local rng = numbers.rng(7)
-    for _, shape in ipairs { { 128, 4 }, { 20, 3 }, { 16, 16 } } do
-      local dk, dv = table.unpack(shape)
-      local S, v = rounded(rng.floats(dk * dv)), rounded(rng.floats(dv))
-      local q, k = rounded(rng.floats(dk, 0.2)), rounded(rng.floats(dk, 0.2))
-      local decay, beta = f32(0.93), f32(0.6)
+    for _, shape in ipairs { { 128, 4, 1 }, { 20, 3, 2 }, { 16, 16, 5 }, { 128, 9, 3 } } do
+      local dk, dv, n = table.unpack(shape)
+      local S0, v = rounded(rng.floats(dk * dv)), rounded(rng.floats(dv * n))
+      local q, k = rounded(rng.floats(dk * n, 0.2)), rounded(rng.floats(dk * n, 0.2))
+      local decay, beta = rounded(rng.floats(n, 0.9)), rounded(rng.floats(n, 0.6))
+      local S, expected = table.move(S0, 1, #S0, 1, {}), {}
+      for t = 0, n - 1 do
+        local function row(a, width) return { table.unpack(a, t * width + 1, (t + 1) * width) } end
+        local out = step(S, dk, row(q, dk), row(k, dk), row(v, dv), decay[t + 1], beta[t + 1])
+        table.move(out, 1, dv, t * dv + 1, expected)
+      end
       each_variant(function(run, name)
-        local bytes, out = run("delta_step", { S = numbers.pack(S), q = numbers.pack(q),
-          k = numbers.pack(k), v = numbers.pack(v), decay = decay, beta = beta })
-        local after, o = numbers.unpack(bytes), numbers.unpack(out)
-        for i = 0, dv - 1 do
-          local r = 0
-          for j = 1, dk do r = r + decay * S[i * dk + j] * k[j] end
-          local d, expected = beta * (v[i + 1] - r), 0
-          for j = 1, dk do
-            local s = decay * S[i * dk + j] + d * k[j]
-            near(s, after[i * dk + j], 20 * EPS, name .. " S")
-            expected = expected + s * q[j]
-          end
-          near(expected, o[i + 1], 100 * EPS, name .. " out")
+        local bytes, out = run("delta_rule", { S = numbers.pack(S0), q = numbers.pack(q),
+          k = numbers.pack(k), v = numbers.pack(v), decay = numbers.pack(decay),
+          beta = numbers.pack(beta) })
+        for i, got in ipairs(numbers.unpack(bytes)) do
+          near(S[i], got, 20 * n * EPS, name .. " S")
+        end
+        for i, got in ipairs(numbers.unpack(out)) do
+          near(expected[i], got, 100 * n * EPS, name .. " out")
         end
       end)
     end
+  end)
+end)
+
+describe("attention", function()
+  local PAGE <const> = 32
+
+  -- Rows [n][dim] as pages, each key's dimensions PAGE apart; what no position owns is NaN.
+  local function pages_of(rows, dim, n, is_keys)
+    local pages = {}
+    for first = 0, n - 1, PAGE do
+      local page = {}
+      for i = 1, PAGE * dim do page[i] = 0 / 0 end
+      for j = first, math.min(n, first + PAGE) - 1 do
+        for d = 0, dim - 1 do
+          local at = is_keys and d * PAGE + j - first or (j - first) * dim + d
+          page[at + 1] = rows[j * dim + d + 1]
+        end
+      end
+      pages[#pages + 1] = numbers.pack(page)
+    end
+    return pages
+  end
+
+  it("is a softmax of scaled products, and what it takes to merge blocks", function()
+    local rng = numbers.rng(12)
+    for _, shape in ipairs { { 1, 8, 1 }, { 33, 20, 3 }, { 256, 64, 4 }, { 250, 16, 9 } } do
+      local n, dim, n_q = table.unpack(shape)
+      local keys, values = rounded(rng.floats(n * dim)), rounded(rng.floats(n * dim))
+      local q, scale = rounded(rng.floats(n_q * dim, 4)), f32(dim ^ -0.5)
+      local args = { keys = pages_of(keys, dim, n, true), values = pages_of(values, dim, n),
+        n = n, dim = dim, q = numbers.pack(q), scale = scale }
+      each_variant(function(run, name)
+        local out, top, sum = run("attend", args)
+        out, top, sum = numbers.unpack(out), numbers.unpack(top), numbers.unpack(sum)
+        for t = 0, n_q - 1 do
+          local s, best, total = {}, -1 / 0, 0
+          for j = 0, n - 1 do
+            s[j] = scale * dot(q, t * dim, keys, j * dim, dim)
+            best = math.max(best, s[j])
+          end
+          near(best, top[t + 1], 1e-5, name .. " top")
+          for j = 0, n - 1 do total = total + math.exp(s[j] - best) end
+          near(total, sum[t + 1], 1e-5 * total, name .. " sum")
+          for d = 1, dim do
+            local e = 0
+            for j = 0, n - 1 do e = e + math.exp(s[j] - best) * values[j * dim + d] end
+            near(e, out[t * dim + d], 2e-5 * total, name .. " out")
+          end
+        end
+      end)
+    end
+  end)
+
+  it("gives nothing where every score is -inf", function()
+    local dim, n = 4, 3
+    local values = {}
+    for i = 1, n * dim do values[i] = i end
+    local args = { keys = pages_of({ -1 / 0, 0, 0, 0, -1 / 0, 0, 0, 0, -1 / 0, 0, 0, 0 }, dim, n,
+      true), values = pages_of(values, dim, n), n = n, dim = dim, q = numbers.pack { 1, 1, 1, 1 },
+      scale = 1 }
+    each_variant(function(run)
+      local out, top, sum = run("attend", args)
+      assert.same({ 0, 0, 0, 0 }, numbers.unpack(out))
+      assert.equal(-1 / 0, numbers.unpack(top)[1])
+      assert.equal(0, numbers.unpack(sum)[1])
+    end)
   end)
 end)

@@ -78,9 +78,7 @@ describe("every variant agrees to the bit on", function()
   it("axpy", function()
     each_input(function(some, n)
       compare("axpy", { a = 0.3, x = some(), y = some() }, n)
-      for rows = 1, 8 do
-        compare("axpy_rows", { a = some(rows), x = some(rows * n), y = some() }, n)
-      end
+      compare("axpby", { a = 0.3, b = -1.7, x = some(), acc = some() }, n)
     end)
   end)
 
@@ -100,11 +98,72 @@ describe("every variant agrees to the bit on", function()
 
   it("the delta rule", function()
     each_input(function(some, dk)
-      for _, dv in ipairs { 1, 3, 8 } do
-        compare("delta_step", { S = some(dk * dv), q = some(dk), k = some(dk), v = some(dv),
-          decay = 0.97, beta = 0.4 }, dk)
+      for _, shape in ipairs { { 1, 1 }, { 3, 2 }, { 9, 3 } } do
+        local dv, n = table.unpack(shape)
+        compare("delta_rule", { S = some(dk * dv), q = some(dk * n), k = some(dk * n),
+          v = some(dv * n), decay = some(n), beta = some(n) }, dk .. " x " .. dv)
       end
     end)
+  end)
+
+  it("a token of the delta rule, however many come at once", function()
+    local rng = numbers.rng(3)
+    local dk, dv, n = 128, 13, 5
+    local function row(bytes, width, t) return bytes:sub(t * width * 4 + 1, (t + 1) * width * 4) end
+    local args = { S = numbers.pack(rng.floats(dk * dv)), q = numbers.pack(rng.floats(dk * n)),
+      k = numbers.pack(rng.floats(dk * n)), v = numbers.pack(rng.floats(dv * n)),
+      decay = numbers.pack(rng.floats(n)), beta = numbers.pack(rng.floats(n)) }
+    for _, variant in ipairs(core.kernels()) do
+      local S, out = core.kern_run(variant.name, "delta_rule", args)
+      local one = args.S
+      for t = 0, n - 1 do
+        local o
+        one, o = core.kern_run(variant.name, "delta_rule", { S = one, q = row(args.q, dk, t),
+          k = row(args.k, dk, t), v = row(args.v, dv, t), decay = row(args.decay, 1, t),
+          beta = row(args.beta, 1, t) })
+        assert.equal(row(out, dv, t), o)
+      end
+      assert.equal(S, one)
+    end
+  end)
+
+  it("attention of any shape", function()
+    local rng = numbers.rng(21)
+    local function pages(kind, dim, f16)
+      local list, n = {}, 32 * dim
+      for i = 1, 8 do
+        list[i] = numbers.pack(rng[kind](n, nil))
+        if f16 then list[i] = core.kern_run("scalar", "f16_encode", { x = list[i] }) end
+      end
+      return list
+    end
+    local lengths = { 1, 31, 32, 33, 100, 255, 256 }
+    for turn, dim in ipairs { 1, 8, 16, 17, 32, 40, 64, 100, 256 } do
+      for _, f16 in ipairs { false, true } do
+        for _, kind in ipairs { "floats", "awkward" } do
+          local n, n_q = lengths[turn % #lengths + 1], (turn * 5 + (f16 and 1 or 0)) % 13 + 1
+          compare("attend", { keys = pages(kind, dim, f16), values = pages(kind, dim, f16),
+            f16 = f16, n = n, dim = dim, q = numbers.pack(rng[kind](n_q * dim, nil)),
+            scale = dim ^ -0.5 }, ("%d x %d x %d"):format(n, dim, n_q))
+        end
+      end
+    end
+  end)
+
+  it("a query, however many meet the keys at once", function()
+    local rng = numbers.rng(22)
+    local dim, n_q, page = 48, 15, function() return numbers.pack(rng.floats(32 * 48)) end
+    local args = { keys = { page(), page() }, values = { page(), page() }, n = 50, dim = dim,
+      q = numbers.pack(rng.floats(n_q * dim)), scale = 0.2 }
+    for _, variant in ipairs(core.kernels()) do
+      local all = core.kern_run(variant.name, "attend", args)
+      for t = 0, n_q - 1 do
+        local own = { q = args.q:sub(t * dim * 4 + 1, (t + 1) * dim * 4) }
+        for k, v in pairs(args) do own[k] = own[k] or v end
+        assert.equal(all:sub(t * dim * 4 + 1, (t + 1) * dim * 4),
+          (core.kern_run(variant.name, "attend", own)))
+      end
+    end
   end)
 
   it("f16 in both directions", function()

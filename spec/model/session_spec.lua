@@ -192,6 +192,22 @@ describe("session", function()
       end
     end)
 
+    it("comes out as alone where one has a long past and others none", function()
+      local long <close> = assert(model:session { ctx = 512, kv = "f16" })
+      local past, more, first = ids_from(3, 500), ids_from(4, 11), ids_from(5, 9)
+      assert(long:eval(past))
+      local snap <close> = assert(long:snapshot())
+      assert(long:eval(more))
+      local there = values_of(long)
+      assert(long:restore(snap))
+      local sessions <close> = open(2)
+      assert(model:eval_parts { { session = sessions[1], ids = first },
+        { session = long, ids = more }, { session = sessions[2], ids = { 7 } } })
+      assert.same(there, values_of(long))
+      assert.same(fresh_values(first, "f16"), values_of(sessions[1]))
+      assert.same(fresh_values({ 7 }, "f16"), values_of(sessions[2]))
+    end)
+
     it("takes more sessions than lm_head takes rows at once", function()
       local sessions <close>, parts = open(20), {}
       for i, ses in ipairs(sessions) do parts[i] = { session = ses, ids = ids_from(i, 1) } end
