@@ -1,4 +1,5 @@
--- Speed of matrix products: lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode]
+-- Speed of matrix products and mixers:
+--   lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode]
 -- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
 -- Activations in f32, then in 8 bits for the formats that take them.
 
@@ -57,4 +58,35 @@ for _, m in ipairs(modes) do
     report(m, w, false)
     if m.mode == "affine" or m.mode == "mxfp4" or m.mode == "nvfp4" then report(m, w, true) end
   end
+end
+
+-- The mixers: one block of positions against queries of one head of keys, tokens of one head's
+-- recurrence. Operations are those of the formulas; everything lies in L2.
+
+local function floats(n, x) return string.pack("<f", x or 0.01):rep(n) end
+
+local function attend(n_q)
+  local dim, pages = 256, {}
+  for i = 1, 8 do pages[i] = string.pack("<I2", 0x2e66):rep(32 * dim) end
+  local _, _, _, best = core.kern_run(variant, "attend", { keys = pages, values = pages,
+    f16 = true, n = 256, dim = dim, q = floats(n_q * dim), scale = 1 / 16, repeats = 50 })
+  return 4 * 256 * dim * n_q / best / 1e9
+end
+
+local function delta(n)
+  local _, _, best = core.kern_run(variant, "delta_rule", { S = floats(128 * 128),
+    q = floats(n * 128), k = floats(n * 128), v = floats(n * 128), decay = floats(n, 0.9),
+    beta = floats(n, 0.5), repeats = 50 })
+  return 7 * 128 * 128 * n / best / 1e9
+end
+
+local function row(what, sizes, run)
+  local line = { ("%-22s"):format(what) }
+  for _, n in ipairs(sizes) do line[#line + 1] = ("%d: %6.1f"):format(n, run(n)) end
+  print(table.concat(line, "   "))
+end
+
+if not arg[5] then
+  row("attend f16, queries", { 1, 2, 4, 6, 8, 64 }, attend)
+  row("delta rule, tokens", { 1, 4, 32 }, delta)
 end

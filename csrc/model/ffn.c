@@ -13,14 +13,11 @@
  * shares. Softmax over all E followed by renormalising over the chosen is the same function. */
 static void choose_experts(const float *logits, int E, int k, int32_t *ids, float *shares)
 {
-    for (int n = 0; n < k; n++) {
-        int best = -1;
-        for (int i = 0; i < E; i++) {
-            int taken = 0;
-            for (int j = 0; j < n; j++) taken |= ids[j] == i;
-            if (!taken && (best < 0 || logits[i] > logits[best])) best = i;
-        }
-        ids[n] = best;
+    for (int i = 0, n = 0; i < E; i++) {
+        if (n == k && !(logits[i] > logits[ids[k - 1]])) continue;
+        int at = n < k ? n++ : k - 1;
+        for (; at > 0 && logits[i] > logits[ids[at - 1]]; at--) ids[at] = ids[at - 1];
+        ids[at] = i;
     }
     float sum = 0;
     for (int n = 0; n < k; n++) sum += shares[n] = kern_expf(logits[ids[n]] - logits[ids[0]]);
