@@ -86,6 +86,8 @@ describe("misuse exits with 2", function()
     { "quantize D/q --recipe uniform --awq search", 2, "%-%-awq needs %-%-imatrix" },
     { "plan --recipe moonlet --target 8MB --set level=30", 2, "%-%-set level is what %-%-target" },
     { "plan --recipe budget --target 4.5", 2, "'4.5' is no size" },
+    { "plan --recipe moonlet --target 8MB --imatrix a", 2, "goes with %-%-target and %-%-recipe" },
+    { "plan --recipe budget --imatrix ''", 2, "'%-%-imatrix': must not be empty" },
     { "quantize D/q --recipe uniform --awq more", 2, "'%-%-awq' must be one of 'search'" },
     { "quantize D/q --recipe uniform --threads 0", 2, "'%-%-threads': 1 to 1024" },
     { "tokenize --decode 0x10", 2, "'0x10' is not a token id" },

@@ -199,6 +199,14 @@ function plan.size_text(bytes)
   return i == 1 and ("%d B"):format(bytes) or ("%.2f %s"):format(x, units[i])
 end
 
+---"1,234,567".
+---@param n integer
+---@return string
+function plan.count_text(n)
+  local text = ("%d"):format(n):reverse():gsub("(%d%d%d)", "%1,"):reverse()
+  return (text:gsub("^,", ""))
+end
+
 local function decisions_text(decisions)
   local labels = {}
   for label in pairs(decisions) do labels[#labels + 1] = label end

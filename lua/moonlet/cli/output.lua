@@ -146,12 +146,7 @@ end
 
 output.bytes = plan.size_text
 
----"1,234,567"
-function output.count(n)
-  local text = tostring(math.tointeger(n) or n)
-  local groups = text:reverse():gsub("(%d%d%d)", "%1,"):reverse()
-  return (groups:gsub("^,", ""))
-end
+output.count = plan.count_text
 
 -- ---- progress -----------------------------------------------------------------------------------
 

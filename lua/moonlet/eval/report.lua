@@ -13,11 +13,6 @@ local function number(x, digits)
   return (("%." .. (digits or 3) .. "g"):format(x):gsub("e([+-])0", "e%1"))
 end
 
-local function count(n)
-  local text = ("%d"):format(n):reverse():gsub("(%d%d%d)", "%1,"):reverse()
-  return (text:gsub("^,", ""))
-end
-
 -- Sizes of an axis in one unit for all its ticks.
 local function size_unit(most)
   local names = { "B", "KiB", "MiB", "GiB" }
@@ -296,7 +291,7 @@ local function damage_table(list, total, by)
   sorted[#sorted + 1] = total
   for i, row in ipairs(sorted) do
     local width = most > 0 and math.min(row.mean / most, 1) * 160 or 0
-    lines[i] = { row.name, row.decision, count(row.tensors), plan.size_text(row.saved),
+    lines[i] = { row.name, row.decision, plan.count_text(row.tensors), plan.size_text(row.saved),
       { html = row ~= total and ('<span class="bar" style="width:%.1fpx"></span>'):format(width)
         or "" }, ("%s ± %s"):format(number(row.mean), number(row.mean_error, 1)),
       number(row.p999), row.kld_per_mib and number(row.kld_per_mib) or "",
@@ -391,7 +386,7 @@ local function damage(result)
     sections[rule] = page.section(("Damage by %s: %s"):format(result.by,
       total.label or total.decision), ("Each %s of %s alone, encoded in memory, everything else "
         .. "as it is; the last line is all at once. Over %s scored tokens; bytes saved are "
-        .. "against BF16."):format(result.by, result.reference, count(result.tokens)),
+        .. "against BF16."):format(result.by, result.reference, plan.count_text(result.tokens)),
       pictures .. damage_table(list, total, result.by))
   end
   return table.concat(sections, "\n")
@@ -472,7 +467,7 @@ end
 local function subtitle(results)
   local first = results[1]
   local text = ("Compared with %s over %s scored tokens"):format(first.reference or "?",
-    count(first.tokens))
+    plan.count_text(first.tokens))
   for _, r in ipairs(results) do
     if r.reference ~= first.reference or r.tokens ~= first.tokens then
       return text .. "; not all results are of the same reference and text"
