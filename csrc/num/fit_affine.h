@@ -3,29 +3,49 @@
  * 16 grids are tried at once, one per lane: each end of the range where it is, or moved by a few
  * steps (inwards it clips, and all other codes are finer). In turns every weight takes the nearest
  * code, and the grid the scale and bias that are best for these codes, which never makes it worse
- * (Lloyd's algorithm). 15 grids around the best one that can be stored and MLX's own are compared
- * as a decoder sees them. Errors are those of a search over 16 x 16 ends to within a percent.
+ * (Lloyd's algorithm): one turn tells the grids apart, two where weights count unequally or codes
+ * are few; the best one goes on alone. Grids around it that can be stored and MLX's own are
+ * compared as a decoder sees them. Errors are those of a search over 16 x 16 ends to within two
+ * percent.
  *
  * A file to be included: by num/fit_plain.c and, under the flags of an instruction set, by kern.
- * Compilers make vector code of the loops over lanes; as nothing is contracted or reordered, its
- * bits do not depend on how. */
+ * Nothing is contracted or reordered, so its bits do not depend on how wide vectors are. */
 #ifndef NUM_FIT_AFFINE_H
 #define NUM_FIT_AFFINE_H
 
 #include "num/group.h"
 
-enum { LANES = NUM_FIT_LANES, MINMAX = LANES - 1 };
+enum { LANES = NUM_FIT_LANES, STORED = 8 /* grids that are compared */, MINMAX = STORED - 1 };
 
 #define EACH NUM_FIT_EACH
 
 /* Adding it and taking it away rounds to a whole number, ties to even. */
 #define ROUND 0x1.8p23f
 
+/* Some lanes as one value, which compilers keep in a register through a loop;
+ * arrays they would not. Lanes do not meet, so that results do not depend on
+ * how many there are. */
+#if defined(__AVX512F__)
+enum { WIDTH = 16 };
+#elif defined(__AVX__)
+enum { WIDTH = 8 };
+#else
+enum { WIDTH = 4 };
+#endif
+typedef float some __attribute__((vector_size(WIDTH * sizeof(float))));
+typedef int32_t some_mask __attribute__((vector_size(WIDTH * sizeof(float))));
+
+#define SOME          for (int first = 0; first < LANES; first += WIDTH)
+#define PICK(m, a, b) ((some)(((some_mask)(a) & (m)) | ((some_mask)(b) & ~(m))))
+#define LOAD(v, from) memcpy(&(v), from, sizeof(v))
+#define STORE(to, v)  memcpy(to, &(v), sizeof(v))
+
 typedef struct grids { /* scale * q + bias, q = 0 .. top */
     float scale[LANES], bias[LANES];
 } grids;
 
-/* w as x = (w - mean) * gain, so that no square overflows or vanishes and sums do not cancel. */
+/* w as x = (w - mean) * gain, so that no square overflows or vanishes and sums
+ * do not cancel. */
 typedef struct search {
     const num_format *f;
     float w[NUM_MAX_GROUP], x[NUM_MAX_GROUP], h[NUM_MAX_GROUP];
@@ -35,7 +55,8 @@ typedef struct search {
     float sum_h, sum_x, sum_xx; /* of h, h x, h x^2 */
 } search;
 
-/* Of the codes q that a grid gives to x, as u = q - origin, with the origin where x is 0. */
+/* Of the codes q that a grid gives to x, as u = q - origin, with the origin
+ * where x is 0. */
 typedef struct code_sums {
     float origin[LANES];
     float u[LANES], uu[LANES], ux[LANES]; /* of h u, h u^2, h u x */
@@ -54,7 +75,8 @@ static float lane_sum(const float *lanes)
     return (sum[0] + sum[4]) + (sum[1] + sum[5]) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
 }
 
-/* Weights that do not matter may be far out: they are put where another one is. */
+/* Weights that do not matter may be far out: they are put where another one is.
+ */
 static void copy_weights(search *s, const float *w)
 {
     int64_t n = s->f->group, one = 0;
@@ -66,7 +88,8 @@ static void copy_weights(search *s, const float *w)
     }
 }
 
-/* With zero points w = 0 is always within; symmetric ones have as much on either side. */
+/* With zero points w = 0 is always within; symmetric ones have as much on
+ * either side. */
 static void include_zero(search *s)
 {
     float zero = -(s->mean * s->gain);
@@ -76,8 +99,8 @@ static void include_zero(search *s)
     s->hi = zero + above;
 }
 
-/* Returns 0 when there is nothing to search: all weights that matter are the same, or too small
- * for their squares. */
+/* Returns 0 when there is nothing to search: all weights that matter are the
+ * same, or too small for their squares. */
 static int prepare(search *s)
 {
     float sum_h[LANES], sum_w[LANES], sum_x[LANES], sum_xx[LANES];
@@ -85,31 +108,34 @@ static int prepare(search *s)
     num_range(s->w, n, &s->lo, &s->hi);
     float half = s->hi * 0.5f - s->lo * 0.5f;
     if (!(half > 0x1p-120f)) return 0;
-    EACH
+    SOME
     {
-        float all_h = 0, all_w = 0;
-        for (int64_t i = j; i < n; i += LANES) {
-            all_h += s->h[i];
-            all_w += s->h[i] * (s->w[i] * 0x1p-7f); /* 128 of them do not overflow */
+        some w, h, all_h = {0}, all_w = {0};
+        for (int64_t i = first; i < n; i += LANES) {
+            LOAD(w, s->w + i);
+            LOAD(h, s->h + i);
+            all_h += h;
+            all_w += h * (w * 0x1p-7f); /* 128 of them do not overflow */
         }
-        sum_h[j] = all_h;
-        sum_w[j] = all_w;
+        STORE(sum_h + first, all_h);
+        STORE(sum_w + first, all_w);
     }
     s->sum_h = lane_sum(sum_h);
     s->mean = lane_sum(sum_w) / s->sum_h * 0x1p7f;
     s->gain = 1.0f / half;
-    float mean = s->mean, gain = s->gain;
-    for (int64_t i = 0; i < n; i++) s->x[i] = (s->w[i] - mean) * gain;
-    EACH
+    SOME
     {
-        float all_x = 0, all_xx = 0;
-        for (int64_t i = j; i < n; i += LANES) {
-            float hx = s->h[i] * s->x[i];
+        some w, h, all_x = {0}, all_xx = {0};
+        for (int64_t i = first; i < n; i += LANES) {
+            LOAD(w, s->w + i);
+            LOAD(h, s->h + i);
+            some x = (w - s->mean) * s->gain, hx = h * x;
+            STORE(s->x + i, x);
             all_x += hx;
-            all_xx += hx * s->x[i];
+            all_xx += hx * x;
         }
-        sum_x[j] = all_x;
-        sum_xx[j] = all_xx;
+        STORE(sum_x + first, all_x);
+        STORE(sum_xx + first, all_xx);
     }
     s->sum_x = lane_sum(sum_x);
     s->sum_xx = lane_sum(sum_xx);
@@ -119,52 +145,102 @@ static int prepare(search *s)
     return 1;
 }
 
+/* Brings t within the codes. */
+#define CLAMP(t, top)                                                                              \
+    do {                                                                                           \
+        t = PICK(t > 0, t, none);                                                                  \
+        t = PICK(t < top, t, top);                                                                 \
+    } while (0)
+
 static void sum_codes(const search *s, const grids *g, code_sums *out)
 {
-    code_sums sums = {0};
-    float inverse[LANES], offset[LANES], origin[LANES], top = s->top;
+    const some none = {0}, top = none + s->top;
+    SOME
+    {
+        some scale, bias, u = {0}, uu = {0}, ux = {0};
+        LOAD(scale, g->scale + first);
+        LOAD(bias, g->bias + first);
+        some inverse = 1.0f / scale, offset = -bias * inverse;
+        some origin = offset;
+        CLAMP(origin, top);
+        origin += ROUND;
+        for (int64_t i = 0; i < s->f->group; i++) {
+            some t = s->x[i] * inverse + offset;
+            CLAMP(t, top);
+            t = t + ROUND - origin;
+            some ht = s->h[i] * t;
+            u += ht;
+            uu += ht * t;
+            ux += ht * s->x[i];
+        }
+        origin = origin - ROUND;
+        STORE(out->origin + first, origin);
+        STORE(out->u + first, u);
+        STORE(out->uu + first, uu);
+        STORE(out->ux + first, ux);
+    }
+}
+
+/* The same for the one grid that all lanes hold: a lane takes every 16th
+ * weight. */
+static void sum_codes_of_one(const search *s, const grids *g, code_sums *out)
+{
+    float u[LANES], uu[LANES], ux[LANES];
+    float inverse = 1.0f / g->scale[0], offset = -g->bias[0] * inverse;
+    float origin = clamp(offset, s->top) + ROUND;
+    const some none = {0}, top = none + s->top;
+    SOME
+    {
+        some x, h, all_u = {0}, all_uu = {0}, all_ux = {0};
+        for (int64_t i = first; i < s->f->group; i += LANES) {
+            LOAD(x, s->x + i);
+            LOAD(h, s->h + i);
+            some t = x * inverse + offset;
+            CLAMP(t, top);
+            t = t + ROUND - origin;
+            some ht = h * t;
+            all_u += ht;
+            all_uu += ht * t;
+            all_ux += ht * x;
+        }
+        STORE(u + first, all_u);
+        STORE(uu + first, all_uu);
+        STORE(ux + first, all_ux);
+    }
+    float sum_u = lane_sum(u), sum_uu = lane_sum(uu), sum_ux = lane_sum(ux);
     EACH
     {
-        inverse[j] = 1.0f / g->scale[j];
-        offset[j] = -g->bias[j] * inverse[j];
-        origin[j] = clamp(offset[j], top) + ROUND;
-        sums.origin[j] = origin[j] - ROUND;
+        out->origin[j] = origin - ROUND;
+        out->u[j] = sum_u;
+        out->uu[j] = sum_uu;
+        out->ux[j] = sum_ux;
     }
-    for (int64_t i = 0; i < s->f->group; i++) {
-        float x = s->x[i], h = s->h[i];
-        EACH
-        {
-            float u = clamp(x * inverse[j] + offset[j], top) + ROUND - origin[j];
-            float hu = h * u;
-            sums.u[j] += hu;
-            sums.uu[j] += hu * u;
-            sums.ux[j] += hu * x;
-        }
-    }
-    *out = sums;
 }
 
-/* error = sum of h ((w - decoded) gain)^2 for grids as they are stored. */
-static void sum_errors(const search *s, const grids *g, float *error)
+/* sum of h ((w - decoded) gain)^2 for a grid as it is stored */
+static float stored_error(const search *s, float scale, float bias)
 {
-    float inverse[LANES], sum[LANES] = {0}, top = s->top, gain = s->gain;
-    grids stored = *g;
-    EACH inverse[j] = 1.0f / stored.scale[j];
-    for (int64_t i = 0; i < s->f->group; i++) {
-        float w = s->w[i], h = s->h[i];
-        EACH
-        {
-            float q = clamp((w - stored.bias[j]) * inverse[j], top) + ROUND - ROUND;
-            float product = stored.scale[j] * q;
-            float d = (w - (product + stored.bias[j])) * gain;
-            sum[j] += h * (d * d);
+    float sums[LANES], inverse = 1.0f / scale;
+    const some none = {0}, top = none + s->top;
+    SOME
+    {
+        some w, h, sum = {0};
+        for (int64_t i = first; i < s->f->group; i += LANES) {
+            LOAD(w, s->w + i);
+            LOAD(h, s->h + i);
+            some q = (w - bias) * inverse;
+            CLAMP(q, top);
+            q = q + ROUND - ROUND;
+            some product = scale * q, d = (w - (product + bias)) * s->gain;
+            sum += h * (d * d);
         }
+        STORE(sums + first, sum);
     }
-    memcpy(error, sum, sizeof sum);
+    return lane_sum(sums);
 }
 
-/* How far the ends move, in steps. Where weights count unequally those at the ends may not be worth
- * their codes. */
+/* How far the ends move, in steps. Where weights count unequally those at the
+ * ends may not be worth their codes. */
 static void first_grids(const search *s, int weighted, grids *g)
 {
     float top = s->top, step = (s->hi - s->lo) / top, from = weighted ? -1.75f : -1.0f, to = 0.5f;
@@ -179,8 +255,8 @@ static void first_grids(const search *s, int weighted, grids *g)
     EACH g->bias[j] = lo[j];
 }
 
-/* The zero point of a grid, -bias / scale + plus rounded down; all of x here, where w = 0 is at
- * -mean gain. */
+/* The zero point of a grid, -bias / scale + plus rounded down; all of x here,
+ * where w = 0 is at -mean gain. */
 static float zero_of(const search *s, float scale, float bias, float plus)
 {
     if (s->f->zero_point == NUM_ZP_SYMMETRIC) return (s->top + 1) * 0.5f;
@@ -189,7 +265,8 @@ static float zero_of(const search *s, float scale, float bias, float plus)
     return zero < s->top ? zero : s->top;
 }
 
-/* The best scale when zero is the code nearest to it: regression through that point. */
+/* The best scale when zero is the code nearest to it: regression through that
+ * point. */
 static void refit_through_zero(const search *s, const code_sums *sums, grids *g, float *residual)
 {
     float m = s->mean * s->gain, sum_ww = s->sum_xx + m * (2 * s->sum_x + m * s->sum_h);
@@ -206,14 +283,14 @@ static void refit_through_zero(const search *s, const code_sums *sums, grids *g,
     }
 }
 
-/* One turn: codes, then the least squares for them. residual: what is left, infinite where the
- * codes did not allow another grid. */
-static void refit(const search *s, grids *g, float *residual)
+/* One turn, with the codes that were summed: the least squares for them.
+ * residual: what is left, infinite where the codes did not allow another grid.
+ */
+static void refit(const search *s, const code_sums *codes, grids *g, float *residual)
 {
-    code_sums sums;
+    code_sums sums = *codes;
     float scale[LANES], bias[LANES], left[LANES], sound[LANES];
     float sum_h = s->sum_h, sum_x = s->sum_x, sum_xx = s->sum_xx;
-    sum_codes(s, g, &sums);
     EACH
     {
         float spread = sum_h * sums.uu[j] - sums.u[j] * sums.u[j];
@@ -231,11 +308,11 @@ static void refit(const search *s, grids *g, float *residual)
     if (s->f->zero_point) refit_through_zero(s, &sums, g, residual);
 }
 
-static int least(const float *x)
+static int least(const float *x, int n)
 {
-    int best = MINMAX; /* its error is a number */
+    int best = n - 1;
     float value = x[best];
-    for (int j = 0; j < MINMAX; j++) {
+    for (int j = 0; j < n - 1; j++) {
         int better = x[j] < value;
         value = better ? x[j] : value;
         best = better ? j : best;
@@ -257,7 +334,8 @@ static void round_lanes(float *x, num_dtype dtype)
     }
 }
 
-/* Scales around one of x, as stored, each with the bias that keeps the mean where it is. */
+/* Scales around one of x, as stored, each with the bias that keeps the mean
+ * where it is. */
 static void stored_grids(const search *s, float scale, float bias, grids *g)
 {
     float end = bias + scale * s->top, m = s->mean * s->gain;
@@ -281,6 +359,14 @@ static void stored_zero_points(const search *s, float scale, float bias, grids *
     EACH g->bias[j] = -(g->scale[j] * zero_of(s, scale, bias, (float)(j % 2)));
 }
 
+/* In all lanes. */
+static void keep_one(grids *g, int lane)
+{
+    float scale = g->scale[lane], bias = g->bias[lane];
+    EACH g->scale[j] = scale;
+    EACH g->bias[j] = bias;
+}
+
 static void affine_mse(const num_format *f, const float *w, const float *importance, num_group *g)
 {
     search s;
@@ -294,16 +380,24 @@ static void affine_mse(const num_format *f, const float *w, const float *importa
     copy_weights(&s, w);
     if (!prepare(&s)) return;
     first_grids(&s, weighted, &x);
-    for (int turn = f->bits <= 3 ? 4 : 2; turn > 0; turn--) refit(&s, &x, residual);
-    int best = least(residual);
+    code_sums sums;
+    for (int turn = weighted || f->bits <= 2 ? 2 : 1; turn > 0; turn--) {
+        sum_codes(&s, &x, &sums);
+        refit(&s, &sums, &x, residual);
+    }
+    keep_one(&x, least(residual, LANES));
+    for (int turn = 2; turn > 0; turn--) {
+        sum_codes_of_one(&s, &x, &sums);
+        refit(&s, &sums, &x, residual);
+    }
     if (f->zero_point)
-        stored_zero_points(&s, x.scale[best], x.bias[best], &stored);
+        stored_zero_points(&s, x.scale[0], x.bias[0], &stored);
     else
-        stored_grids(&s, x.scale[best], x.bias[best], &stored);
+        stored_grids(&s, x.scale[0], x.bias[0], &stored);
     stored.scale[MINMAX] = g->scale;
     stored.bias[MINMAX] = g->bias;
-    sum_errors(&s, &stored, error);
-    best = least(error);
+    for (int j = 0; j < STORED; j++) error[j] = stored_error(&s, stored.scale[j], stored.bias[j]);
+    int best = least(error, STORED);
     if (!(error[best] < error[MINMAX] * NUM_FIT_BETTER) || stored.scale[best] == 0) return;
     g->scale = stored.scale[best];
     g->bias = stored.bias[best];
@@ -313,6 +407,11 @@ static void affine_mse(const num_format *f, const float *w, const float *importa
         num_group_settle(f, g);
 }
 
+#undef CLAMP
+#undef STORE
+#undef LOAD
+#undef PICK
+#undef SOME
 #undef ROUND
 #undef EACH
 #endif
