@@ -62,17 +62,18 @@ imx_item *imx_add(imx_set *set, const char *name, size_t n_bytes, err_info *e)
 
 err_code imx_add_dataset(imx_set *set, const char *name, size_t n_bytes, err_info *e)
 {
-    char **names = mem_array((size_t)set->n_datasets + 1, sizeof *names, e);
-    if (!names) return ERR_MEMORY;
-    names[set->n_datasets] = mem_copy(name, n_bytes, e);
-    if (!names[set->n_datasets]) {
-        mem_free(names);
-        return ERR_MEMORY;
+    if (set->n_datasets == set->room_datasets) {
+        int64_t room = 2 * set->room_datasets + 4;
+        char **names = mem_array((size_t)room, sizeof *names, e);
+        if (!names) return ERR_MEMORY;
+        if (set->n_datasets) memcpy(names, set->datasets, (size_t)set->n_datasets * sizeof *names);
+        mem_free(set->datasets);
+        set->datasets = names;
+        set->room_datasets = room;
     }
-    if (set->n_datasets) memcpy(names, set->datasets, (size_t)set->n_datasets * sizeof *names);
-    mem_free(set->datasets);
-    set->datasets = names;
-    set->n_datasets++;
+    char *copy = mem_copy(name, n_bytes, e);
+    if (!copy) return ERR_MEMORY;
+    set->datasets[set->n_datasets++] = copy;
     return ERR_NONE;
 }
 

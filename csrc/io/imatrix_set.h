@@ -20,7 +20,7 @@ struct imx_set {
     gguf_file **files; /* [n_files] what numbers are borrowed from; room for all files of a merge */
     int64_t n_files;
     char **datasets; /* [n_datasets] */
-    int64_t n_datasets, chunk_count, chunk_size;
+    int64_t n_datasets, room_datasets, chunk_count, chunk_size;
 };
 
 /* A new item, named, for the caller to fill; NULL without memory. */

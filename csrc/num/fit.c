@@ -130,11 +130,13 @@ void num_row_pack(const num_format *f, const num_group *groups, const uint8_t *c
         group_pack(f, &groups[i], codes + i * f->group, i, out, scales, biases);
 }
 
-/* Below this magnitude every weight encodes. */
+/* Below this magnitude every weight encodes. With one bit the scale is a whole range. */
 static float weight_limit(const num_format *f)
 {
-    if (f->mode != NUM_AFFINE || f->scale_dtype != NUM_DT_F16) return 0x1p127f;
-    return f->bits == 1 ? 0x1p15f : 0x1p16f - 16; /* one bit: the scale is a whole range */
+    int range = f->bits == 1;
+    if (f->mode != NUM_AFFINE || f->scale_dtype == NUM_DT_F32) return 0x1p127f;
+    if (f->scale_dtype == NUM_DT_BF16) return range ? 0x1.ffp126f : 0x1p127f;
+    return range ? 0x1p15f : 0x1p16f - 16;
 }
 
 static int64_t first_bad(const float *row, int64_t cols, float limit)

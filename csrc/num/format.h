@@ -64,8 +64,8 @@ num_matrix num_format_matrix(const num_format *f, int64_t rows, int64_t cols, co
 /* One row: row[cols] into codes, scales and biases of the sizes above, at any alignment (biases
  * is not touched unless affine). The format must have passed num_format_check.
  * Returns -1, or, having written nothing, the first column whose weight has no encoding: NaN,
- * infinity, 2^127 and above (the range of a group would overflow), and where scales are F16
- * what makes those overflow. */
+ * infinity, 2^127 and above (the range of a group would overflow), and what
+ * makes scales of F16, or of BF16 with one bit, overflow. */
 int64_t num_encode_row(const num_format *f, const float *row, int64_t cols, uint8_t *codes,
                        uint8_t *scales, uint8_t *biases);
 

@@ -75,6 +75,23 @@ describe("one tensor's put", function()
     assert.equal("format", code)
   end)
 
+  it("names a weight whose range of one bit leaves bf16", function()
+    local function one_bit(top)
+      local row = {}
+      for i = 1, 32 do row[i] = (-1) ^ i * top end
+      return put(row, 32, { { name = "w", dtype = "U32", shape = { 1, 1 } },
+        { name = "s", dtype = "BF16", shape = { 1, 1 } },
+        { name = "b", dtype = "BF16", shape = { 1, 1 } } },
+        { op = "encode", mode = "affine", bits = 1, group = 32, part_rows = 1,
+          parts = { { name = "w", first_row = 0 } } })
+    end
+    local limit = 2.0 ^ 127 - 2.0 ^ 118 -- twice that is half a step above the largest bf16
+    local got, message = one_bit(limit)
+    assert.is_nil(got)
+    assert.matches("tensor w row 0 column 0: ", message)
+    assert.same({ 2.0 ^ 128 - 2.0 ^ 120 }, bf16_values(one_bit(limit - 2.0 ^ 104).s.data))
+  end)
+
   it("raises on vectors of other lengths", function()
     for field, vector in pairs { col_scale = f32(1, 2, 3), row_scale = f32(1),
         importance = f32(1) } do
