@@ -106,6 +106,7 @@ describe("plan", function()
       near(row.nvfp4, "unsloth", config, { mode = "nvfp4" })
       near(row.bf16, "keep_bf16", config)
     end
+    near(18.96, "unsloth_card_mxfp4", MOE)
   end)
 
   it("counts parameters as the published models do", function()

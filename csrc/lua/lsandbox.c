@@ -28,6 +28,8 @@ enum {
     STACK_ROOM = 4 * MAX_DEPTH + 16,
     BYTES_PER_STEP = 64, /* of memory allocated */
     TEXT_PER_STEP = 16,  /* bytes of strings gone through */
+    COPY_STEPS = 32,     /* a value that goes out, which the host pays for, */
+    COPY_PER_STEP = 2,   /* and bytes of it, if it is a string */
 };
 
 typedef struct sandbox {
@@ -324,7 +326,7 @@ static void check_out(lua_State *B, int i, int depth)
 {
     luaL_checkstack(B, STACK_ROOM, NULL);
     int type = lua_type(B, i);
-    spend(B, type == LUA_TSTRING ? 1 + (double)lua_rawlen(B, i) / TEXT_PER_STEP : 1);
+    spend(B, COPY_STEPS + (type == LUA_TSTRING ? (double)lua_rawlen(B, i) / COPY_PER_STEP : 0));
     if (type == LUA_TFUNCTION) {
         push_functions(B);
         lua_pushvalue(B, i);
