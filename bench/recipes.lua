@@ -137,7 +137,9 @@ local function measure_published()
   for _, row in ipairs(ROWS) do
     local result = measure("--recipe " .. label_of(row), row[1], options_of(row),
       { format = row.format })
-    if result.bits_per_weight < 15 then published[#published + 1] = result end
+    if result.bits_per_weight < 15 then
+      published[#published + 1] = { row = row, result = result }
+    end
   end
   return published
 end
@@ -163,22 +165,33 @@ local function measure_ours(published)
       sensitivity = "kld", model = model, chat = dialogues, dialogues = { 201, 240 } })
     weights = solved.weights
   end
-  local calibrated = { imatrix = imatrix, hessians = hessians }
-  local worst = { moonlet = 0, budget = 0 }
-  for _, other in ipairs(published) do
+  local calibration <const> = { imatrix = imatrix, hessians = hessians }
+  local rows, worst = {}, { calibrated = 0, moonlet = 0, budget = 0 }
+  for _, entry in ipairs(published) do
+    local row, other = entry.row, entry.result
     local size = ("%.6fbpw"):format(other.bits_per_weight)
     local goal = assert(moonlet.target.parse(size))
-    local level = moonlet.target.level("moonlet", source, goal, { mtp = "drop" })
-    local solved = moonlet.budget.solve { source = source, target = size, mtp = "drop",
-      sensitivity = "kld", weights = weights }
-    for name, recipe_options in pairs { moonlet = level, budget = solved and solved.options } do
-      local ours = measure(("%s at the size of %s"):format(name, other.label), name,
-        recipe_options, calibrated)
-      worst[name] = math.max(worst[name], ours.kld / other.kld)
-    end
+    local solved = assert(moonlet.budget.solve { source = source, target = size, mtp = "drop",
+      sensitivity = "kld", weights = weights })
+    local of = {
+      calibrated = measure(other.label .. " --fit imatrix --hessians", row[1], options_of(row),
+        { fit = "imatrix", imatrix = imatrix, hessians = hessians, format = row.format }),
+      moonlet = measure("moonlet at the size of " .. other.label, "moonlet",
+        assert(moonlet.target.level("moonlet", source, goal, { mtp = "drop" })), calibration),
+      budget = measure("budget at the size of " .. other.label, "budget", solved.options,
+        calibration),
+    }
+    for name, it in pairs(of) do worst[name] = math.max(worst[name], it.kld / other.kld) end
+    rows[#rows + 1] = ("| `%s` | %.3f | %.3g | %.3g | %.3f | %.3g | %.2f | %.3f | %.3g | %.2f |")
+      :format(other.label, other.bits_per_weight, other.kld, of.calibrated.kld,
+        of.moonlet.bits_per_weight, of.moonlet.kld, of.moonlet.kld / other.kld,
+        of.budget.bits_per_weight, of.budget.kld, of.budget.kld / other.kld)
   end
-  print(("\nKLD over that of the published recipe of the size, at worst: moonlet %.3f, budget %.3f")
-    :format(worst.moonlet, worst.budget))
+  print("\n| OPTIONS | bits per weight | KLD | calibrated | moonlet: bits per weight | KLD | ratio "
+    .. "| budget: bits per weight | KLD | ratio |\n|---|---|---|---|---|---|---|---|---|---|")
+  print(table.concat(rows, "\n"))
+  print(("\nKLD over that of the published recipe, at worst: calibrated %.3f, moonlet %.3f, "
+    .. "budget %.3f"):format(worst.calibrated, worst.moonlet, worst.budget))
 end
 
 print("| OPTIONS | bytes of the text stack | bits per weight | perplexity | KLD | 99 % | same best "
