@@ -7,6 +7,7 @@ local recipe = require "moonlet.recipe"
 local target = require "moonlet.target"
 
 local DEMO <const> = "examples/demo-model"
+local DIALOGUES <const> = DEMO .. "/eval.jsonl"
 local MOE <const> = "spec/golden/configs/qwen3.6-35b-a3b.json"
 local DENSE <const> = "spec/golden/configs/qwen3.6-27b.json"
 local TINY <const> = "spec/golden/models/moe-wrapped/hf"
@@ -197,6 +198,58 @@ describe("budget", function()
       o.target = ("%.6fbpw"):format(four.bits_per_weight - 1)
       assert.is_true(assert(moonlet.budget.solve(o)).damage > known)
     end
+  end)
+
+  it("measures with the inputs that imatrices tell of", function()
+    local path = os.tmpname()
+    assert(moonlet.imatrix { model = DEMO, chat = DIALOGUES, dialogues = { 3, 4 }, out = path })
+    local model <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "exact" }))
+    local function solve(files)
+      return assert(moonlet.budget.solve { source = DEMO, target = "9MiB", mtp = "drop",
+        sensitivity = "kld", model = model, chat = DIALOGUES, dialogues = { 1, 1 },
+        imatrix = files })
+    end
+    local one, twice = solve(path), solve { path, path }
+    os.remove(path)
+    assert.is_true(one.bytes <= 9 * 2 ^ 20)
+    assert.same(one.options.choice, twice.options.choice) -- sums twice as large, the same means
+  end)
+
+  it("and recipe moonlet beat published recipes at their sizes #slow", function()
+    local dir = os.tmpname()
+    os.remove(dir)
+    assert(os.execute("mkdir " .. dir))
+    local given = { imatrix = dir .. "/i.gguf", hessians = dir .. "/h.safetensors" }
+    assert(moonlet.imatrix { model = DEMO, chat = DIALOGUES, dialogues = { 151, 220 },
+      out = given.imatrix, hessians = given.hessians })
+    local reference <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "exact" }))
+    assert(moonlet.eval.save_logits(reference, { out = dir .. "/logits", chat = DIALOGUES,
+      dialogues = { 1, 50 } }))
+    local function kld(recipe_name, recipe_options, more)
+      local job = { source = DEMO, out = dir .. "/q", recipe = recipe_name,
+        recipe_options = recipe_options }
+      for key, value in pairs(more or {}) do job[key] = value end
+      local p = assert(moonlet.quantize(job))
+      local model <close> = assert(moonlet.open(job.out, { threads = 2, precision = "exact" }))
+      local result = assert(moonlet.eval.kld(model, { reference_logits = dir .. "/logits" }))
+      os.execute("rm -r " .. job.out)
+      return result.mean, p.bits_per_weight
+    end
+    local solved = assert(moonlet.budget.solve { source = DEMO, target = "6bpw", mtp = "drop",
+      sensitivity = "kld", model = reference, chat = DIALOGUES, dialogues = { 201, 210 } })
+    for _, case in ipairs { { "config_i", {}, 0.5 }, { "unsloth", { bits = 4 }, 0.7 } } do
+      local theirs, bits = kld(case[1], case[2])
+      local size = ("%.6fbpw"):format(bits)
+      local level = assert(target.level("moonlet", DEMO, assert(target.parse(size)),
+        { mtp = "drop" }))
+      local ours, our_bits = kld("moonlet", level, given)
+      assert.is_true(our_bits <= bits and ours <= case[3] * theirs, case[1])
+      local choice = assert(moonlet.budget.solve { source = DEMO, target = size, mtp = "drop",
+        sensitivity = "kld", weights = solved.weights }).options
+      ours, our_bits = kld("budget", choice, given)
+      assert.is_true(our_bits <= bits and ours <= theirs, case[1])
+    end
+    os.execute("rm -r " .. dir)
   end)
 
   it("refuses what cannot be", function()
