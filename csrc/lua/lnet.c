@@ -34,17 +34,18 @@ static int close_net(lua_State *L)
     return 0;
 }
 
-/* core.net_open{header_bytes=, body_bytes=, pending_bytes=, connections=, idle_seconds=,
- * request_seconds=, write_seconds=} -> net; see net_limits */
+/* core.net_open{header_bytes=, body_bytes=, total_bytes=, pending_bytes=, connections=,
+ * idle_seconds=, request_seconds=, write_seconds=} -> net; see net_limits */
 static int open_net(lua_State *L)
 {
-    static const char *const keys[] = {
-        "header_bytes", "body_bytes",      "pending_bytes", "connections",
-        "idle_seconds", "request_seconds", "write_seconds", NULL};
+    static const char *const keys[] = {"header_bytes",    "body_bytes",    "total_bytes",
+                                       "pending_bytes",   "connections",   "idle_seconds",
+                                       "request_seconds", "write_seconds", NULL};
     lml_check_keys(L, 1, keys);
     net_limits limits = {
         .header_bytes = lml_opt_int(L, 1, "header_bytes", 0),
         .body_bytes = lml_opt_int(L, 1, "body_bytes", 0),
+        .total_bytes = lml_opt_int(L, 1, "total_bytes", 0),
         .pending_bytes = lml_opt_int(L, 1, "pending_bytes", 0),
         .connections = (int)lml_opt_int(L, 1, "connections", 0),
         .idle_seconds = lml_opt_number(L, 1, "idle_seconds", 0),

@@ -43,12 +43,29 @@ void net_forget_events(net *n, const net_request *r)
 
 /* ---- connections ----------------------------------------------------------------------------- */
 
+static size_t beyond_share(const net_connection *c)
+{
+    const net_limits *l = &c->net->limits;
+    size_t share = (size_t)(l->total_bytes / 2 / l->connections);
+    return c->received > share ? c->received - share : 0;
+}
+
+void net_count(net_connection *c, size_t received)
+{
+    c->net->in_common -= beyond_share(c);
+    c->received = received;
+    c->net->in_common += beyond_share(c);
+}
+
 static void on_input(struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *arg)
 {
-    (void)buffer;
     net_connection *c = arg;
-    if (info->n_added && !c->is_answering && c->reading_since == 0)
-        c->reading_since = clock_seconds();
+    if (info->n_added == 0 || c->is_answering) return;
+    if (c->reading_since == 0) c->reading_since = clock_seconds();
+    if (c->is_refused)
+        evbuffer_drain(buffer, info->n_added);
+    else
+        net_count(c, c->received + info->n_added);
 }
 
 /* libevent tells nobody when it frees a connection. A reference of ours keeps the bufferevent
@@ -60,6 +77,7 @@ static struct bufferevent *on_accept(struct event_base *base, void *arg)
     net_connection *c = bev ? mem_array(1, sizeof *c, NULL) : NULL;
     if (!c) return bev;
     bufferevent_incref(bev);
+    c->net = n;
     c->bev = bev;
     c->idle_since = clock_seconds();
     c->next = n->connections;
@@ -92,6 +110,31 @@ void net_drop(struct bufferevent *bev)
     if (fd >= 0) shutdown(fd, SHUT_RDWR);
 }
 
+int net_is_too_much(const net_connection *c)
+{
+    const net *n = c->net;
+    return !c->is_refused && !c->is_answering && beyond_share(c) > 0 &&
+           n->in_common > (size_t)(n->limits.total_bytes / 2);
+}
+
+/* libevent has no answer for a request that it has not read. A client that is still sending would
+ * lose this one if the connection were closed now (RFC 9112, 9.6): it is left to close it. */
+static void refuse(net_connection *c)
+{
+    static const char reply[] = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\n"
+                                "Content-Length: 0\r\nConnection: close\r\n\r\n";
+    evutil_socket_t fd = bufferevent_getfd(c->bev);
+    struct evbuffer *input = bufferevent_get_input(c->bev);
+    c->is_refused = 1;
+    evbuffer_drain(input, evbuffer_get_length(input));
+    if (evbuffer_get_length(bufferevent_get_output(c->bev)) > 0 ||
+        send(fd, reply, sizeof reply - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+        net_drop(c->bev);
+        return;
+    }
+    shutdown(fd, SHUT_WR);
+}
+
 static int is_late(const net *n, net_connection *c, double now)
 {
     size_t pending = evbuffer_get_length(bufferevent_get_output(c->bev));
@@ -103,7 +146,7 @@ static int is_late(const net *n, net_connection *c, double now)
     return now - c->idle_since > n->limits.idle_seconds;
 }
 
-/* Forgets connections that have ended and drops those that take too long. */
+/* Forgets connections that have ended, drops those that take too long, refuses what is too much. */
 static void sweep(net *n)
 {
     double now = clock_seconds();
@@ -111,12 +154,14 @@ static void sweep(net *n)
         net_connection *c = *at;
         if (is_let_go(c)) {
             *at = c->next;
+            net_count(c, 0);
             evbuffer_remove_cb(bufferevent_get_input(c->bev), on_input, c);
             bufferevent_decref(c->bev);
             mem_free(c);
             n->n_connections--;
             continue;
         }
+        if (net_is_too_much(c)) refuse(c);
         if (is_late(n, c, now)) net_drop(c->bev);
         at = &c->next;
     }
@@ -145,6 +190,7 @@ static void fill_limits(net_limits *l)
 {
     if (!l->header_bytes) l->header_bytes = 64 << 10;
     if (!l->body_bytes) l->body_bytes = 64 << 20;
+    if (!l->total_bytes) l->total_bytes = 4 * l->body_bytes;
     if (!l->pending_bytes) l->pending_bytes = 4 << 20;
     if (!l->connections) l->connections = 256;
     if (!(l->idle_seconds > 0)) l->idle_seconds = 120;

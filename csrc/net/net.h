@@ -6,6 +6,9 @@
  * Sizes, waiting times and the number of connections are bounded: headers and bodies beyond their
  * limits are refused while they arrive, a client that takes too long to send a request or to read
  * its reply is dropped, and beyond the limit of connections nobody is accepted until one ends.
+ * Requests may have so many bytes together; one that would need more is answered 503 by the loop,
+ * and the rest of it is thrown away. Half of these bytes are shared out evenly, so that many large
+ * requests leave room for small ones.
  * Malformed HTTP is answered by libevent itself (400, or the connection is closed); so is what two
  * programs could read differently: several lengths, hosts or origins, names that are no tokens. */
 #ifndef NET_NET_H
@@ -22,6 +25,7 @@ typedef struct net_request net_request;
 typedef struct net_limits { /* 0 takes the default */
     int64_t header_bytes;   /* 64 KiB */
     int64_t body_bytes;     /* 64 MiB */
+    int64_t total_bytes;    /* of requests not answered yet, together: 4 x body_bytes */
     int64_t pending_bytes;  /* of a reply that its client has not read yet: 4 MiB */
     int connections;        /* 256 */
     double idle_seconds;    /* of a connection between requests: 120 */

@@ -13,8 +13,11 @@ enum { NET_MAX_LISTENERS = 8, NET_MAX_WATCHED = 64 };
 
 typedef struct net_connection {
     struct net_connection *next;
+    net *net;
     struct bufferevent *bev; /* one reference */
     int is_answering;        /* a request was read, its reply is not finished */
+    int is_refused;          /* told so; what it still sends is thrown away */
+    size_t received;         /* bytes of the request that is read or answered */
     double idle_since, reading_since, stalled_since; /* seconds; 0: is not */
     size_t pending; /* bytes not taken by the client when last looked at */
 } net_connection;
@@ -29,6 +32,7 @@ struct net {
     struct event *watched[NET_MAX_WATCHED];
     net_connection *connections;
     int n_connections;
+    size_t in_common;      /* received bytes beyond what each connection may have anyway */
     net_request *requests; /* not freed yet */
     net_event *events;     /* [n_events] to be handed out, oldest first */
     int n_events, events_room;
@@ -45,6 +49,10 @@ struct net_request {
 void net_push(net *n, net_kind kind, net_request *request, int fd);
 void net_forget_events(net *n, const net_request *r);
 net_connection *net_connection_of(net *n, const struct bufferevent *bev);
+/* The connection has this many bytes of a request from now on. */
+void net_count(net_connection *c, size_t received);
+/* Its request has to be refused: all of them together have too many bytes. */
+int net_is_too_much(const net_connection *c);
 void net_drop(struct bufferevent *bev);
 /* evhttp's callback for every request. */
 void net_on_request(struct evhttp_request *req, void *arg);

@@ -17,11 +17,14 @@ static struct bufferevent *bev_of(const net_request *r)
     return evhttp_connection_get_bufferevent(evhttp_request_get_connection(r->req));
 }
 
-/* The connection's next request may come. */
+/* The connection's next request may come; of this one only the reply is still needed. */
 static void release_connection(net_request *r)
 {
+    struct evbuffer *body = evhttp_request_get_input_buffer(r->req);
+    evbuffer_drain(body, evbuffer_get_length(body));
     net_connection *c = net_connection_of(r->net, bev_of(r));
     if (!c) return;
+    net_count(c, evbuffer_get_length(bufferevent_get_input(c->bev)));
     c->is_answering = 0;
     c->reading_since = 0;
     c->idle_since = clock_seconds();
@@ -111,6 +114,14 @@ void net_on_request(struct evhttp_request *req, void *arg)
         evhttp_send_error(req, 400, NULL); /* and the connection is closed */
         return;
     }
+    net_connection *c = net_connection_of(n, evhttp_connection_get_bufferevent(evcon));
+    if (c && net_is_too_much(c)) {
+        c->is_refused = 1;
+        evhttp_add_header(evhttp_request_get_output_headers(req), "Retry-After", "2");
+        evhttp_add_header(evhttp_request_get_output_headers(req), "Connection", "close");
+        evhttp_send_reply(req, 503, NULL, NULL);
+        return;
+    }
     net_request *r = mem_array(1, sizeof *r, NULL);
     if (!r) {
         evhttp_send_error(req, 503, "Out of memory");
@@ -120,7 +131,6 @@ void net_on_request(struct evhttp_request *req, void *arg)
     r->req = req;
     r->next = n->requests;
     n->requests = r;
-    net_connection *c = net_connection_of(n, bev_of(r));
     evutil_socket_t fd = bufferevent_getfd(bev_of(r));
     if (c) {
         c->is_answering = 1;

@@ -22,11 +22,11 @@ local Loop = {}
 Loop.__index = Loop
 
 local LIMITS <const> = { header_bytes = "integer", body_bytes = "integer",
-  pending_bytes = "integer", connections = "integer", idle_seconds = "number",
-  request_seconds = "number", write_seconds = "number" }
+  total_bytes = "integer", pending_bytes = "integer", connections = "integer",
+  idle_seconds = "number", request_seconds = "number", write_seconds = "number" }
 
----@param limits? table of the HTTP server: header_bytes, body_bytes, pending_bytes, connections,
----  idle_seconds, request_seconds, write_seconds
+---@param limits? table of the HTTP server: header_bytes, body_bytes, total_bytes, pending_bytes,
+---  connections, idle_seconds, request_seconds, write_seconds
 ---@return moonlet.Loop? loop, string? message, string? code
 function sched.open(limits)
   local net, message, code = core.net_open(options.check(limits, LIMITS))

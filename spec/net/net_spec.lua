@@ -186,6 +186,32 @@ describe("net", function()
     assert.equal(0, net:n_connections())
   end)
 
+  it("refuses what is too much for all requests together, but none that is small", function()
+    -- 4000 bytes in common, and 1000 for each connection
+    open { body_bytes = 1 << 20, total_bytes = 8000, connections = 4 }
+    local held
+    local function post(n)
+      return ("printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\n%sContent-Length: %d\\r\\n\\r\\n%%%ds' a")
+        :format(CLOSE, n, n) .. " >&3;" .. READ_ALL
+    end
+    local function answer(kind, r)
+      if kind ~= "request" then return end
+      r:reply(200, {}, ("%d bytes"):format(#r:body()))
+    end
+    local function hold(kind, r) if kind == "request" then held = r end end
+    assert.matches("3000 bytes$", (serve(post(3000), answer)))
+    local a = client(port, post(3000))
+    while not held do hold(net:wait(0.05)) end
+    assert.matches("^HTTP/1.1 503 .-\r\nRetry%-After: 2\r\n", (serve(post(3000), answer)))
+    assert.matches("^HTTP/1.1 503 ", (serve(post(300000), answer)))
+    assert.matches("500 bytes$", (serve(post(500), answer)))
+    answer("request", held)
+    while not a.is_done() do net:wait(0.05) end
+    assert.matches("3000 bytes$", a.output())
+    assert.matches("3000 bytes$", (serve(post(3000), answer)))
+    assert.equal(0, net:n_connections())
+  end)
+
   it("drops clients that are slow to send, to read, or idle", function()
     open { request_seconds = 0.5, idle_seconds = 0.5, write_seconds = 0.5, pending_bytes = 1 << 30 }
     for _, script in ipairs {

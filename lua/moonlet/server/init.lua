@@ -138,8 +138,8 @@ local function open_engine(self, o)
   return self.engine, message, code
 end
 
-local TRANSPORT <const> = { header_bytes = true, pending_bytes = true, connections = true,
-  idle_seconds = true, request_seconds = true, write_seconds = true }
+local TRANSPORT <const> = { header_bytes = true, total_bytes = true, pending_bytes = true,
+  connections = true, idle_seconds = true, request_seconds = true, write_seconds = true }
 
 local function split_limits(given)
   local own, transport = {}, {}
