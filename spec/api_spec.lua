@@ -50,11 +50,13 @@ describe("the public table", function()
     has_methods(moonlet.jinja, { "compile" })
     has_methods(moonlet.json, { "decode", "encode", "read", "array", "object" })
     has_methods(moonlet.safetensors, { "open", "write" })
+    has_methods(moonlet.agent, { "open" })
+    has_methods(moonlet.tools, { "list" })
     assert.matches("^%d+%.%d+%.%d+$", moonlet._VERSION)
   end)
 
   it("has nothing that is not built", function()
-    for _, name in ipairs { "grammar", "agent", "no_such_thing" } do
+    for _, name in ipairs { "grammar", "no_such_thing" } do
       assert.is_nil(moonlet[name], name)
     end
     local known = { kld = true, perplexity = true, report = true, save_logits = true,

@@ -29,7 +29,8 @@ local LIBRARIES = {
 }
 
 -- Lua modules that orchestrate: they may not reach into the C module
-local ORCHESTRATION = { "^eval$", "^eval/", "^cli/", "^server/", "^quantize$" }
+local ORCHESTRATION = { "^agent/", "^cli/", "^eval$", "^eval/", "^quantize$", "^server/",
+  "^tools/" }
 
 local function orchestrates(module)
   for _, pattern in ipairs(ORCHESTRATION) do

@@ -183,8 +183,8 @@ describe("docs/results.md", function()
 end)
 
 describe("documents", function()
-  for _, path in ipairs { "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/api.md",
-    "docs/cli.md", "docs/formats.md", "docs/performance.md", "docs/quantize.md",
+  for _, path in ipairs { "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/agent.md",
+    "docs/api.md", "docs/cli.md", "docs/formats.md", "docs/performance.md", "docs/quantize.md",
     "docs/recipes.md", "docs/results.md", "docs/server.md" } do
     it(path .. " links to files that exist", function()
       local text, dir = slurp(path), path:match("^(.*/)") or ""

@@ -34,7 +34,7 @@ err_code file_out_open(file_out *out, const char *path, err_info *e)
     int m = snprintf(out->partial, sizeof out->partial, "%s.partial", path);
     if (n < 0 || m < 0 || (size_t)m >= sizeof out->partial)
         return err_set(e, ERR_IO, "%s: path too long", path);
-    out->fd = open(out->partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    out->fd = open(out->partial, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
     return out->fd < 0 ? fail(path, "create", e) : ERR_NONE;
 }
 
@@ -66,7 +66,11 @@ err_code file_write(const char *path, const void *data, size_t n_bytes, err_info
 {
     file_out out;
     if (file_out_open(&out, path, e)) return ERR_IO;
-    if (file_out_put(&out, data, n_bytes, e)) {
+    struct stat old;
+    int failed =
+        stat(path, &old) == 0 && S_ISREG(old.st_mode) && fchmod(out.fd, old.st_mode & 07777) != 0;
+    if (failed) fail(path, "set the permissions of", e);
+    if (failed || file_out_put(&out, data, n_bytes, e)) {
         file_out_abort(&out);
         return ERR_IO;
     }
@@ -127,6 +131,15 @@ int64_t file_free_bytes(const char *path, err_info *e)
         return -1;
     }
     return __builtin_mul_overflow(fs.f_bavail, fs.f_frsize, &bytes) ? INT64_MAX : bytes;
+}
+
+file_kind file_what(const char *path)
+{
+    struct stat st;
+    if (lstat(path, &st) != 0) return FILE_NONE;
+    if (S_ISREG(st.st_mode)) return FILE_REGULAR;
+    if (S_ISDIR(st.st_mode)) return FILE_DIRECTORY;
+    return S_ISLNK(st.st_mode) ? FILE_LINK : FILE_OTHER;
 }
 
 err_code file_info(const char *path, int64_t *n_bytes, int64_t *changed_ns, err_info *e)

@@ -10,7 +10,8 @@
 
 #include "base/err.h"
 
-/* Replaces `path`: writes beside it, fsyncs, renames. On failure the old file is untouched. */
+/* Replaces `path`: writes beside it, fsyncs, renames. On failure the old file is untouched; the new
+ * one has its permissions. */
 err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e);
 
 /* The same for what is too large to hold: a file that takes its name when it is complete. */
@@ -39,6 +40,11 @@ err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int 
 
 /* Bytes that this process may still write to the file system of `path`; -1 on failure. */
 int64_t file_free_bytes(const char *path, err_info *e);
+
+typedef enum file_kind { FILE_NONE, FILE_REGULAR, FILE_DIRECTORY, FILE_LINK, FILE_OTHER } file_kind;
+
+/* What is there, without following a link. */
+file_kind file_what(const char *path);
 
 /* Size and time of the last change, in nanoseconds since 1970. */
 err_code file_info(const char *path, int64_t *n_bytes, int64_t *changed_ns, err_info *e);

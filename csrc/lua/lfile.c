@@ -112,6 +112,14 @@ static int info(lua_State *L)
     return 2;
 }
 
+/* file_kind(path) -> "file", "directory", "link", "other", or nil when nothing is there */
+static int kind(lua_State *L)
+{
+    static const char *const kinds[] = {NULL, "file", "directory", "link", "other"};
+    lua_pushstring(L, kinds[file_what(luaL_checkstring(L, 1))]);
+    return 1;
+}
+
 /* sha256(bytes) -> 64 hexadecimal digits */
 static int sha256(lua_State *L)
 {
@@ -136,10 +144,10 @@ static int sha256_file(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_info", info},    {"file_write", write_whole},  {"free_bytes", free_bytes},
-        {"list_dir", list_dir}, {"make_dir", make_dir},       {"real_path", real_path},
-        {"sha256", sha256},     {"sha256_file", sha256_file}, {"sync_dir", sync_dir},
-        {NULL, NULL},
+        {"file_info", info},        {"file_kind", kind},    {"file_write", write_whole},
+        {"free_bytes", free_bytes}, {"list_dir", list_dir}, {"make_dir", make_dir},
+        {"real_path", real_path},   {"sha256", sha256},     {"sha256_file", sha256_file},
+        {"sync_dir", sync_dir},     {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

@@ -115,6 +115,7 @@ void lml_open_logits(lua_State *L);
 void lml_open_model(lua_State *L);
 void lml_open_net(lua_State *L);
 void lml_open_num(lua_State *L);
+void lml_open_process(lua_State *L);
 void lml_open_quant(lua_State *L);
 void lml_open_rng(lua_State *L);
 void lml_open_sandbox(lua_State *L);

@@ -184,6 +184,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_model(L);
     lml_open_net(L);
     lml_open_num(L);
+    lml_open_process(L);
     lml_open_quant(L);
     lml_open_rng(L);
     lml_open_sandbox(L);

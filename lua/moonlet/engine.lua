@@ -18,7 +18,7 @@ local SHARED <const> = 64      -- of a prompt, while others wait for their next 
 local INTERVAL <const> = 1024  -- a prompt's state is kept at least this often
 
 local KNOWN <const> = { sessions = "integer", ctx = "integer", kv = "string", queue = "integer",
-  cache_bytes = "integer" }
+  cache_bytes = "integer", session = "table" }
 
 ---@class moonlet.Engine
 ---@field stats { prompt_tokens: integer, cached_tokens: integer, generated_tokens: integer,
@@ -72,11 +72,31 @@ end
 
 -- ---- opening -----------------------------------------------------------------------------------
 
+local function open_sessions(self, o)
+  if o.session then
+    if o.sessions or o.ctx or o.kv then
+      options.misuse("option 'session': it has its own ctx and kv")
+    end
+    self.free[1], self.keeps_session = o.session, true
+    if o.session:n_past() == 0 then return true end
+    local kept, message, code = self.cache:put(o.session, o.session:ids())
+    if kept == nil then return nil, message, code end
+    return true
+  end
+  for i = 1, o.sessions or 4 do
+    local session, message, code = self.model:session { ctx = o.ctx, kv = o.kv }
+    if not session then return nil, message, code end
+    self.free[i] = session
+  end
+  return true
+end
+
 ---@param model moonlet.Model
 ---@param loop moonlet.Loop
 ---@param given { sessions: integer?, ctx: integer?, kv: string?, queue: integer?,
----  cache_bytes: integer? }? sequences at once (4), tokens of room for each, codec of their cache,
----  tickets that may wait (64), memory for kept states (1 GiB)
+---  cache_bytes: integer?, session: moonlet.Session? }? sequences at once (4), tokens of room for
+---  each, codec of their cache, tickets that may wait (64), memory for kept states (1 GiB); or a
+---  session to use instead of opening some, which stays open and whose content counts as kept
 ---@return moonlet.Engine? engine, string? message, string? code
 function engine.open(model, loop, given)
   local o = options.check(given, KNOWN)
@@ -85,13 +105,10 @@ function engine.open(model, loop, given)
     n_waiting_max = o.queue or 64, work = loop:signal(), idle = loop:signal(),
     cache = prefix_cache.open(model, o.cache_bytes or 1 << 30),
     stats = { prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, batches = 0 } }, Engine)
-  for i = 1, o.sessions or 4 do
-    local session, message, code = model:session { ctx = o.ctx, kv = o.kv }
-    if not session then
-      self:close()
-      return nil, message, code
-    end
-    self.free[i] = session
+  local ok, message, code = open_sessions(self, o)
+  if not ok then
+    self:close()
+    return nil, message, code
   end
   self.n_ctx = self.free[1]:n_ctx()
   loop:spawn(Engine.run, self)
@@ -343,8 +360,10 @@ function Engine:close()
   self.waiting = {}
   if self.job then self.job:close() end
   self.cache:close()
-  for _, ticket in ipairs(self.active) do ticket.session:close() end
-  for _, session in ipairs(self.free) do session:close() end
+  if not self.keeps_session then
+    for _, ticket in ipairs(self.active) do ticket.session:close() end
+    for _, session in ipairs(self.free) do session:close() end
+  end
   self.active, self.free = {}, {}
   self.work:notify()
 end

@@ -26,6 +26,7 @@ end
 
 -- The rest is loaded when first used: a script that only plans needs no engine.
 local parts = {
+  agent = "moonlet.agent",
   bench = "moonlet.bench",
   budget = "moonlet.eval.budget",
   eval = "moonlet.eval",
@@ -40,6 +41,7 @@ local parts = {
   sampler = "moonlet.sampler",
   serve = "moonlet.server",
   target = "moonlet.target",
+  tools = "moonlet.tools",
 }
 
 return setmetatable(moonlet, {

@@ -36,9 +36,13 @@ Prompts.__index = Prompts
 
 -- ---- control strings ---------------------------------------------------------------------------
 
+local known_strings = setmetatable({}, { __mode = "k" }) -- by tokenizer: looking takes a while
+
 -- All strings that the tokenizer has tokens of their own for, the longest first.
 local function control_strings(tokenizer)
-  local list = {}
+  local list = known_strings[tokenizer]
+  if list then return list end
+  list = {}
   for id = 0, tokenizer:n_vocab() - 1 do
     local text = tokenizer:token_bytes(id)
     if text and text:find("^<.*>$") and tokenizer:id(text) == id
@@ -50,6 +54,7 @@ local function control_strings(tokenizer)
     if #a ~= #b then return #a > #b end
     return a < b
   end)
+  known_strings[tokenizer] = list
   return list
 end
 
@@ -160,19 +165,33 @@ local function meaning(text, tools)
     json.array(calls) }, { sort_keys = true })
 end
 
----Remembers a turn as it was sampled.
----@param p moonlet.Prompt that it answers
----@param ids integer[] sampled tokens without the one that stopped them
----@param text string of those, control strings included
-function Prompts:remember(p, ids, text)
-  local key = meaning(p.tail .. text, p.tools)
-  local all = table.move(ids, 1, #ids, #p.tail_ids + 1,
-    table.move(p.tail_ids, 1, #p.tail_ids, 1, {}))
+---@class moonlet.SampledTurn
+---@field ids integer[] of the whole turn, behind the line that names the role
+---@field text string of those
+
+---Knows a turn again that remember() has told of, also in another process.
+---@param sampled moonlet.SampledTurn
+---@param tools table? of the prompt that it answered
+function Prompts:recall(sampled, tools)
+  local key = meaning(sampled.text, tools)
   if not self.turns[key] then
     self.order[#self.order + 1] = key
     if #self.order > MAX_TURNS then self.turns[table.remove(self.order, 1)] = nil end
   end
-  self.turns[key] = { ids = all, text = p.tail .. text }
+  self.turns[key] = sampled
+end
+
+---Remembers a turn as it was sampled.
+---@param p moonlet.Prompt that it answers
+---@param ids integer[] sampled tokens without the one that stopped them
+---@param text string of those, control strings included
+---@return moonlet.SampledTurn
+function Prompts:remember(p, ids, text)
+  local all = table.move(ids, 1, #ids, #p.tail_ids + 1,
+    table.move(p.tail_ids, 1, #p.tail_ids, 1, {}))
+  local sampled = { ids = all, text = p.tail .. text }
+  self:recall(sampled, p.tools)
+  return sampled
 end
 
 -- ---- making ------------------------------------------------------------------------------------

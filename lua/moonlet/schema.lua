@@ -13,8 +13,11 @@ local schema = {}
 
 local MAX_DEPTH <const> = 20
 
--- The schema that a local "$ref" points to, or the schema itself.
-local function resolve(node, root)
+---The schema that a local "$ref" points to, or the schema itself.
+---@param node table
+---@param root table
+---@return table
+function schema.resolve(node, root)
   for _ = 1, MAX_DEPTH do
     local ref = type(node) == "table" and node["$ref"]
     if type(ref) ~= "string" or ref:sub(1, 2) ~= "#/" then break end
@@ -28,7 +31,9 @@ local function resolve(node, root)
   return type(node) == "table" and node or {}
 end
 
-local function type_of(value)
+---The schema's name for the type of a value.
+---@return string
+function schema.type_of(value)
   if value == json.null then return "null" end
   if json.is_array(value) then return "array" end
   local kind = type(value)
@@ -38,15 +43,15 @@ local function type_of(value)
 end
 
 local function add_types(node, root, set, depth)
-  node = resolve(node, root)
+  node = schema.resolve(node, root)
   if depth > MAX_DEPTH then return end
   local declared = node.type
   if type(declared) == "string" then declared = { declared } end
   for _, name in ipairs(type(declared) == "table" and declared or {}) do set[name] = true end
   for _, value in ipairs(type(node.enum) == "table" and node.enum or {}) do
-    set[type_of(value)] = true
+    set[schema.type_of(value)] = true
   end
-  if node.const ~= nil then set[type_of(node.const)] = true end
+  if node.const ~= nil then set[schema.type_of(node.const)] = true end
   for _, key in ipairs { "anyOf", "oneOf", "allOf" } do
     for _, branch in ipairs(type(node[key]) == "table" and node[key] or {}) do
       add_types(branch, root, set, depth + 1)
@@ -102,7 +107,7 @@ end
 local function structure(text, kind)
   local ok, value = literal.read(text)
   if ok and type(value) == "string" then ok, value = literal.read(value) end
-  return ok and type_of(value) == kind, value
+  return ok and schema.type_of(value) == kind, value
 end
 
 function readers.array(text) return structure(text, "array") end
@@ -119,7 +124,7 @@ local coerce
 -- The members of a value that was read as a whole: a string where the schema has no string.
 local function coerce_members(value, node, root, depth)
   if depth > MAX_DEPTH then return value end
-  node = resolve(node, root)
+  node = schema.resolve(node, root)
   local function member(child, child_node)
     if type(child) == "string" and type(child_node) == "table" then
       return coerce(child, child_node, root, depth + 1)

@@ -3,8 +3,15 @@ local core = require "moonlet.core"
 
 local sys = {
   catch_interrupt = core.catch_interrupt,
+  file_info = core.file_info,
+  file_kind = core.file_kind,
   interrupted = core.interrupted,
   isatty = core.isatty,
+  journal_create = core.journal_create,
+  journal_open = core.journal_open,
+  list_dir = core.list_dir,
+  make_dir = core.make_dir,
+  real_path = core.real_path,
   same_secret = core.same_secret,
   sha256 = core.sha256,
   seconds = core.seconds,

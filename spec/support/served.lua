@@ -8,7 +8,7 @@ local served = {}
 
 served.DIR = "examples/demo-model"
 
--- A server that gives `answers` in turn: tables as moonlet.server.replay has them, or texts.
+-- A server that gives `answers` in turn: tables as moonlet.replay has them, or texts.
 function served.replay(answers, options)
   local path = os.tmpname()
   local file = assert(io.open(path, "wb"))

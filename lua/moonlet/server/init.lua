@@ -22,7 +22,7 @@ local openapi = require "moonlet.server.openapi"
 local options = require "moonlet.options"
 local page = require "moonlet.server.page"
 local prompt = require "moonlet.prompt"
-local replay = require "moonlet.server.replay"
+local replay = require "moonlet.replay"
 local sched = require "moonlet.sched"
 local scoring = require "moonlet.server.scoring"
 
@@ -47,7 +47,7 @@ local LIMITS <const> = { body_bytes = 32 << 20, messages = 8192, tools = 1024, c
 ---@field stream_tool_args? boolean hand out calls as they grow; else they are held until complete
 ---@field reasoning_field? string "reasoning_content" or "reasoning"
 ---@field heartbeat? number seconds of silence in a stream, 10
----@field replay? string a script instead of the model's weights; see moonlet.server.replay
+---@field replay? string a script instead of the model's weights; see moonlet.replay
 ---@field limits? table body_bytes, messages, tools, choices, inputs, and moonlet.sched.open's
 ---@field log? fun(text: string) takes what an operator should know
 ---@field on_served? fun(exchange, seconds: number) after each request

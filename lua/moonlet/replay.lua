@@ -11,7 +11,7 @@ local sys = require "moonlet.sys"
 
 local replay = {}
 
----@class moonlet.server.Replay
+---@class moonlet.Replay
 local Replay = {}
 Replay.__index = Replay
 
@@ -29,9 +29,8 @@ local function check_number(line, name, default, min)
   return value
 end
 
-local function read_line(text, place)
-  local line, message = json.decode(text, { name = place })
-  if line == nil then return nil, message, "format" end
+local function read_answer(line, place)
+  local message
   if not json.is_object(line) or type(line.text) ~= "string" then
     return nil, place .. ': an object with "text" expected', "format"
   end
@@ -45,6 +44,12 @@ local function read_line(text, place)
     if not answer[name] then return nil, ("%s: %s"):format(place, message), "format" end
   end
   return answer
+end
+
+local function read_line(text, place)
+  local line, message = json.decode(text, { name = place })
+  if line == nil then return nil, message, "format" end
+  return read_answer(line, place)
 end
 
 ---@param path string
@@ -64,6 +69,22 @@ function replay.read(path)
   return answers
 end
 
+---A script, from wherever it comes.
+---@param given string|table path of a file, or answers: texts, or tables like the lines of a file
+---@return table[]? answers, string? message, string? code
+function replay.answers(given)
+  if type(given) == "string" then return replay.read(given) end
+  local answers = {}
+  for i, one in ipairs(given) do
+    local line = type(one) == "string" and { text = one } or one
+    local message, code
+    answers[i], message, code = read_answer(line, "answer " .. i)
+    if not answers[i] then return nil, message, code end
+  end
+  if #answers == 0 then return nil, "a script without answers", "format" end
+  return answers
+end
+
 local OPTIONS <const> = { ctx = "integer", queue = "integer" }
 local DEFAULT_CTX <const> = 32768
 
@@ -71,7 +92,7 @@ local DEFAULT_CTX <const> = 32768
 ---@param loop moonlet.Loop
 ---@param answers table[] as of read()
 ---@param given { ctx: integer?, queue: integer? }?
----@return moonlet.server.Replay
+---@return moonlet.Replay
 function replay.open(model, loop, answers, given)
   local o = options.check(given, OPTIONS)
   return setmetatable({ model = model, loop = loop, answers = answers, at = 0,
@@ -126,6 +147,10 @@ end
 
 ---As Engine:submit; of the options only max_tokens and top_logprobs count.
 function Replay:submit(given)
+  if #given.ids >= self.n_ctx then
+    return nil, ("a prompt of %d tokens leaves no room in a context of %d"):format(#given.ids,
+      self.n_ctx), "limit"
+  end
   if self.n >= self.n_max then return nil, "too many requests wait", "busy" end
   self.n = self.n + 1
   self.at = self.at % #self.answers + 1

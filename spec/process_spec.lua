@@ -1,0 +1,142 @@
+-- Programs beside the event loop.
+
+local process = require "moonlet.process"
+local sched = require "moonlet.sched"
+local workspace = require "spec.support.workspace"
+
+describe("a process", function()
+  local loop, place
+  before_each(function()
+    loop, place = assert(sched.open()), workspace.new()
+  end)
+  after_each(function()
+    loop:close()
+    place.remove()
+  end)
+
+  -- process.run in a coroutine of the loop.
+  local function run(given, meanwhile)
+    local out
+    given.cwd = given.cwd or place.dir
+    loop:spawn(function()
+      out = table.pack(process.run(loop, given))
+      loop:stop()
+    end)
+    if meanwhile then loop:spawn(meanwhile) end
+    assert(loop:run())
+    return table.unpack(out, 1, out.n)
+  end
+
+  local function bash(command, more)
+    local given = { argv = { "bash", "-c", command } }
+    for name, value in pairs(more or {}) do given[name] = value end
+    return assert(run(given))
+  end
+
+  local function wait_for(name)
+    while not place.read(name) do loop:sleep(0.005) end
+  end
+
+  it("ends with its code and both outputs as they came", function()
+    assert.same({ output = "out\nerr\nend\n", code = 3, timed_out = false },
+      bash "echo out; echo err >&2; echo end; exit 3")
+    assert.same({ output = "", code = 0, timed_out = false }, bash "true")
+  end)
+
+  it("is told what signal ended it", function()
+    local result = bash "kill -9 $$"
+    assert.equal(-1, result.code)
+    assert.equal(9, result.signal)
+  end)
+
+  it("runs in its directory, with arguments that no shell reads", function()
+    place.write("sub/here", "")
+    assert.equal("here\n", run({ argv = { "ls" }, cwd = place.path "sub" }).output)
+    assert.equal("$HOME; 'x'\n", run({ argv = { "echo", "$HOME; 'x'" } }).output)
+  end)
+
+  it("that cannot be run says why", function()
+    local ok, message, code = run { argv = { "no-such-program" } }
+    assert.same({ nil, ("cannot run no-such-program in %s: No such file or directory")
+      :format(place.dir), "io" }, { ok, message, code })
+    ok, message = run { argv = { "ls" }, cwd = place.path "none" }
+    assert.is_nil(ok)
+    assert.matches("cannot run ls in .*/none: No such file", message)
+    assert.has_error(function() run { argv = {} } end)
+  end)
+
+  it("has no input, none of our descriptors, no ignored signals and no terminal", function()
+    assert.equal("", bash("cat").output)
+    local file <close> = assert(io.open(place.path "f", "w"))
+    assert.equal("0\n1\n2\n3\n", run({ argv = { "ls", "/proc/self/fd" } }).output) -- 3: ls's own
+    assert.equal(141, bash("set -o pipefail; yes | head -n 1 >/dev/null").code)
+    assert.not_equal(0, bash("exec 3</dev/tty").code)
+    assert(file)
+  end)
+
+  it("may close its outputs and go on", function()
+    assert.equal(4, bash("exec >&- 2>&-; echo x > late; exit 4").code)
+    assert.equal("x\n", place.read "late")
+  end)
+
+  it("keeps beginning and end of long outputs", function()
+    local result = bash("seq 100000", { bytes = 1000 })
+    assert.is_true(#result.output < 1100)
+    assert.matches("^1\n2\n", result.output)
+    assert.matches("\n99999\n100000\n$", result.output)
+    assert.matches("%[%.%.%. %d+ of 588895 bytes are left out here %.%.%.%]", result.output)
+  end)
+
+  -- A FIFO ends for its reader when nobody has it open for writing any more.
+  local function watch_fifo()
+    assert(os.execute("mkfifo " .. place.path "fifo"))
+    return io.popen(("timeout 100 cat '%s'; echo end $?"):format(place.path "fifo"))
+  end
+
+  it("leaves nothing running in its group when it ends", function()
+    local watcher = watch_fifo()
+    assert.equal(0, bash("exec 3>fifo; sleep 1000 >/dev/null 2>&1 & exit 0").code)
+    assert.equal("end 0\n", watcher:read("a"))
+    watcher:close()
+  end)
+
+  it("is stopped with its group when its time is over", function()
+    local watcher = watch_fifo()
+    local result = bash("sleep 1000 3>fifo & wait", { seconds = 0.05 })
+    assert.is_true(result.timed_out)
+    assert.equal(15, result.signal)
+    -- The FIFO has either been opened and lost its writer, or is opened by nobody but us.
+    local file = assert(io.open(place.path "fifo", "r+"))
+    file:close()
+    assert.equal("end 0\n", watcher:read("a"))
+    watcher:close()
+  end)
+
+  it("is killed when it does not stop", function()
+    local stop
+    local result = run({ argv = { "bash", "-c",
+      "trap '' TERM; touch ready; while true; do sleep 0.01; done" },
+      on_start = function(fn) stop = fn end }, function()
+        wait_for("ready")
+        stop()
+        stop()
+      end)
+    assert.equal(9, result.signal)
+    assert.is_false(result.timed_out)
+    stop() -- nobody is there any more
+  end)
+
+  it("lets others run meanwhile", function()
+    local turns = 0
+    local result = run({ argv = { "bash", "-c", "until [ -e go ]; do :; done; echo went" } },
+      function()
+        for _ = 1, 5 do
+          loop:sleep(0.001)
+          turns = turns + 1
+        end
+        place.write("go", "")
+      end)
+    assert.equal("went\n", result.output)
+    assert.equal(5, turns)
+  end)
+end)
