@@ -12,10 +12,11 @@ local function run(command)
 end
 
 describe("examples", function()
-  for _, name in ipairs { "custom_recipe", "custom_sampler" } do
+  for _, name in ipairs { "agent", "custom_recipe", "custom_sampler" } do
     it(name .. ".lua runs", function()
       local text = run("lua5.4 examples/" .. name .. ".lua")
       assert.is_true(#text > 10)
+      if name == "agent" then assert.matches("I copied ticket.txt to walnut.md.", text, 1, true) end
     end)
   end
 

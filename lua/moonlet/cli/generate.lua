@@ -33,14 +33,16 @@ local function sampling_value(flag, name)
 end
 
 ---Options that every command with a sampler takes.
-function generate.sampling_options(command)
+---@param command table
+---@param limit string? what -n does, where it is not this
+function generate.sampling_options(command, limit)
   for _, option in ipairs(SAMPLING) do
     command:option("--" .. option[1], option[3]):argname("X")
       :convert(sampling_value(option[1], option[2]))
   end
   command:option("--seed", "makes sampling reproducible"):argname("S")
     :convert(output.integer("--seed", math.mininteger))
-  command:option("-n", "most tokens to generate (default 512)"):argname("N")
+  command:option("-n", limit or "most tokens to generate (default 512)"):argname("N")
     :convert(output.integer("-n", 1)):target("max_tokens")
   command:option("--stop", "text that ends the generation; may be repeated"):count("*")
     :argname("TEXT"):convert(output.some_text("--stop"))

@@ -7,7 +7,7 @@ local sys = require "moonlet.sys"
 local cli = {}
 
 local COMMANDS <const> = { "inspect", "plan", "quantize", "tokenize", "render", "forward",
-  "generate", "chat", "serve", "eval", "imatrix", "bench" }
+  "generate", "chat", "agent", "serve", "eval", "imatrix", "bench" }
 
 local function build_parser()
   local parser = argparse("moonlet", "Run and quantize Qwen3.5 / Qwen3.6 models.")
