@@ -1,5 +1,7 @@
 -- The command: what it prints, how it ends, what it refuses.
 
+local workspace = require "spec.support.workspace"
+
 local PATHS <const> = "LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' LUA_CPATH='"
   .. package.cpath:gsub("'", "") .. "' "
 
@@ -46,11 +48,29 @@ describe("moonlet serve", function()
     assert.is_nil(text:find("[DONE]", 1, true))
   end)
 
+  it("takes hooks from a file, and logs those that fail", function()
+    local place = workspace.new { ["hooks.lua"] = [[
+      local n = 0
+      return { on_response = function(message)
+        n = n + 1
+        if n == 2 then error("no second time") end
+        message.content = message.content:upper()
+      end }]] }
+    local text = shell(START:gsub("%-%-verbose", "--hooks " .. place.path "hooks.lua")
+      .. "ask; ask; kill -TERM $pid; wait $pid; echo rc $?; cat $out")
+    place.remove()
+    assert.matches("ONE TWO THREE FOUR FIVE", text, 1, true)
+    assert.matches('"code":"hook_failed"', text, 1, true)
+    assert.matches("rc 0\n", text)
+    assert.matches("moonlet: hook on_response: [^\n]*hooks%.lua:4: no second time", text)
+  end)
+
   it("says in one line what it will not do", function()
     for _, row in ipairs {
       { "--host 0.0.0.0 --port 0", 1, "--insecure%-bind" },
       { "--api-key-file no-such-file", 1, "no%-such%-file" },
       { "no-such-dir", 1, "no%-such%-dir" },
+      { "--hooks README.md --port 0", 1, "README.md:3" },
       { "--replay README.md --port 0", 1, "README.md:1" },
       { "--cache-ram much", 2, "a size as 512M or 4G expected" },
       { "--port 70000", 2, "0 to 65535 expected" },

@@ -33,6 +33,7 @@ function serve.define(parser)
   command:option("--heartbeat", "seconds of silence in a stream (default 10)"):argname("S")
     :convert(output.integer("--heartbeat", 1, 3600))
   command:option("--replay", "answer from a script (JSON Lines) instead of the model"):argname("F")
+  command:option("--hooks", "Lua file of hooks and sampling policies"):argname("F.lua")
   command:flag("--verbose", "a line on stderr for each request")
   generate.session_options(command)
 end
@@ -58,6 +59,11 @@ local function read_options(args)
     local message, code
     o.api_keys, message, code = require("moonlet.server.http").read_keys(args.api_key_file)
     if not o.api_keys then return nil, message, code end
+  end
+  if args.hooks then
+    local given, policies, code = require("moonlet.server.hooks").read(args.hooks)
+    if not given then return nil, policies, code end
+    o.hooks, o.policies = given, policies
   end
   return o
 end

@@ -6,6 +6,7 @@
 --- Parts are those of moonlet.turn (reasoning, content, call, call_start, call_arguments,
 --- unfinished) and, last of each choice, { kind = "end", reason =, stop_reason =, message = }.
 
+local hooks = require "moonlet.server.hooks"
 local refusal = require "moonlet.server.refusal"
 local sampling = require "moonlet.server.sampling"
 local stops = require "moonlet.stops"
@@ -25,6 +26,7 @@ local THINK_END <const> = "\n</think>\n\n"
 ---@field max_tokens integer? as many as there is room for
 ---@field logprobs integer? alternatives to list; nil: none are wanted
 ---@field thinking_budget integer? tokens of reasoning
+---@field policy table? that the request has named
 ---@field hide_reasoning boolean? its tokens are not listed
 
 ---@class moonlet.server.Choice
@@ -34,6 +36,7 @@ local THINK_END <const> = "\n</think>\n\n"
 ---@field n_reasoning integer of them
 ---@field n_calls integer complete ones
 ---@field entries moonlet.Token[] whose log-probabilities nobody has taken yet
+---@field held moonlet.server.Message? what a hook is going to see before the client
 local Choice = {}
 Choice.__index = Choice
 
@@ -52,6 +55,35 @@ local function emit(self, part)
   self.run.emit(self, part)
 end
 
+local HELD_AS <const> = { reasoning = "reasoning", content = "content", unfinished = "content" }
+
+-- Hands a part out, or keeps it for the hook.
+local function give(self, part)
+  local held, name = self.held, HELD_AS[part.kind]
+  if not held then
+    emit(self, part)
+  elseif name then
+    held[name] = (held[name] or "") .. part.text
+  elseif part.kind == "call" then
+    held.calls[#held.calls + 1] = { id = part.id, name = part.name, arguments = part.arguments }
+  end
+end
+
+-- The whole answer, as the hook wants it.
+local function give_held(self, reason)
+  local held = self.held
+  if not held then return end
+  held.finish_reason = reason
+  local message = self.run.server.hooks:response(held, self.wanted.sampling.request)
+  for _, kind in ipairs { "reasoning", "content" } do
+    if message[kind] then emit(self, { kind = kind, text = message[kind] }) end
+  end
+  for i, one in ipairs(message.calls or {}) do
+    emit(self, { kind = "call", index = i - 1, id = one.id or held.calls[i].id, name = one.name,
+      arguments = one.arguments, text = "" })
+  end
+end
+
 local function stop_at(self, stop)
   self.stop, self.stopped = stop, true
   self.ticket:cancel()
@@ -64,12 +96,12 @@ local function pass(self, parts)
     if part.kind == "content" then
       local text, stop = self.filter:feed(part.text)
       if stop and self.wanted.sampling.include_stop then text = text .. stop end
-      if text ~= "" then emit(self, { kind = "content", text = text }) end
+      if text ~= "" then give(self, { kind = "content", text = text }) end
       if stop then stop_at(self, stop) end
     else
       local held = self.filter:flush()
-      if held ~= "" then emit(self, { kind = "content", text = held }) end
-      emit(self, part)
+      if held ~= "" then give(self, { kind = "content", text = held }) end
+      give(self, part)
     end
   end
 end
@@ -81,6 +113,10 @@ end
 
 local function take(self, token)
   if token.id then
+    if self.run.server.hooks:ends(token, self.wanted.sampling.request) then
+      self.ended_by = "on_token"
+      return self.ticket:cancel()
+    end
     self.ids[#self.ids + 1] = token.id
     local reasoning = self.reader and self.reader:in_reasoning()
     if reasoning then self.n_reasoning = self.n_reasoning + 1 end
@@ -99,7 +135,8 @@ local REASONS <const> = { stop = "stop", length = "length", context = "length" }
 
 local function end_part(self)
   local ticket = self.ticket
-  if self.stopped then return { kind = "end", reason = "stop", stop_reason = self.stop } end
+  local stop = self.ended_by or self.stopped and self.stop
+  if stop then return { kind = "end", reason = "stop", stop_reason = stop } end
   local reason = REASONS[ticket.finish_reason]
   if not reason then
     return { kind = "end", reason = "error", code = ticket.code,
@@ -127,11 +164,13 @@ local function finish(self)
   end
   if not self.stopped then
     local held = self.filter:flush()
-    if held ~= "" then emit(self, { kind = "content", text = held }) end
+    if held ~= "" then give(self, { kind = "content", text = held }) end
   end
   remember(self)
-  self.ended = end_part(self)
-  emit(self, self.ended)
+  local ended = end_part(self)
+  if ended.reason ~= "error" then give_held(self, ended.reason) end
+  self.ended = ended
+  emit(self, ended)
 end
 
 -- ---- runs --------------------------------------------------------------------------------------
@@ -154,7 +193,7 @@ local function submit(self, choice)
     ids = ids, keep_at = wanted.prompt.keep_at,
     options = sampling.options(wanted.sampling, server.model, { choice = choice.sub,
       max_tokens = math.min(wanted.max_tokens or room, room), logprobs = wanted.logprobs,
-      stages = stages }),
+      stages = stages, policy = wanted.policy }),
   }
   if not ticket and code ~= "busy" then refusal.check(ticket, message, code) end
   choice.ticket = ticket
@@ -186,8 +225,12 @@ function generation.begin(server, list)
       local choice = setmetatable({ run = self, index = #self.choices, sub = i - 1,
         wanted = wanted, ids = {}, pieces = {}, entries = {}, n_reasoning = 0, n_calls = 0,
         filter = stops.new(wanted.sampling.stop),
+        held = server.hooks.on_response and { calls = {} } or nil,
         reader = wanted.reading and turn.reader(wanted.reading) }, Choice)
-      if i == 1 then wanted.first = choice end
+      if i == 1 then
+        wanted.first = choice
+        wanted.policy = hooks.find_policy(server, wanted.sampling.request)
+      end
       self.choices[#self.choices + 1] = choice
     end
   end
@@ -240,7 +283,7 @@ local function run_choice(self, choice)
     return
   end
   for token in choice.ticket:tokens() do
-    if choice.stopped then break end
+    if choice.stopped or choice.ended_by then break end
     take(choice, token)
   end
   finish(choice)

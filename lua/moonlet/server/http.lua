@@ -92,7 +92,7 @@ end
 
 -- ---- bodies ------------------------------------------------------------------------------------
 
----The body as a JSON object.
+---The body as a JSON object, and what the operator's hook makes of it.
 ---@return table
 function Exchange:body()
   local kind = self.request:header("Content-Type")
@@ -108,7 +108,7 @@ function Exchange:body()
     max_values = MAX_VALUES })
   if body == nil then refusal.raise(400, message) end
   if not json.is_object(body) then refusal.raise(400, "body: an object expected") end
-  return body
+  return self.server.hooks:request(body, self.path)
 end
 
 -- ---- who may ask -------------------------------------------------------------------------------

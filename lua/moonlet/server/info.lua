@@ -6,26 +6,41 @@ local version = require "moonlet.version"
 
 local info = {}
 
-local function model_entry(server)
-  return json.object({ id = server.name, object = "model", created = server.started,
+local function model_entry(server, name)
+  return json.object({ id = name, object = "model", created = server.started,
     owned_by = "moonlet", root = server.model.dir, parent = json.null,
     max_model_len = server.engine.n_ctx, permission = json.array {} },
     { "id", "object", "created", "owned_by", "root", "parent", "max_model_len", "permission" })
 end
 
+-- The model, and the model with each policy that a request may choose by its name.
+local function model_names(server)
+  local names = {}
+  for policy in pairs(server.policies) do names[#names + 1] = server.name .. "@" .. policy end
+  table.sort(names)
+  table.insert(names, 1, server.name)
+  return names
+end
+
 ---@param exchange moonlet.server.Exchange
 function info.models(exchange)
+  local list = json.array {}
+  for i, name in ipairs(model_names(exchange.server)) do
+    list[i] = model_entry(exchange.server, name)
+  end
   exchange:reply(200, json.object({ object = "list",
-    data = json.array { model_entry(exchange.server) } }, { "object", "data" }))
+    data = list }, { "object", "data" }))
 end
 
 ---@param exchange moonlet.server.Exchange
 function info.one_model(exchange)
-  if exchange.rest ~= exchange.server.name then
+  local known = false
+  for _, name in ipairs(model_names(exchange.server)) do known = known or name == exchange.rest end
+  if not known then
     refusal.raise(404, ("there is no model '%s'"):format(exchange.rest),
       { param = "model", code = "model_not_found" })
   end
-  exchange:reply(200, model_entry(exchange.server))
+  exchange:reply(200, model_entry(exchange.server, exchange.rest))
 end
 
 ---@param exchange moonlet.server.Exchange

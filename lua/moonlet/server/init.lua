@@ -9,6 +9,7 @@
 local anthropic_messages = require "moonlet.server.anthropic_messages"
 local encoder = require "moonlet.server.encoder"
 local engine = require "moonlet.engine"
+local hooks = require "moonlet.server.hooks"
 local http = require "moonlet.server.http"
 local info = require "moonlet.server.info"
 local metrics = require "moonlet.server.metrics"
@@ -48,6 +49,9 @@ local LIMITS <const> = { body_bytes = 32 << 20, messages = 8192, tools = 1024, c
 ---@field reasoning_field? string "reasoning_content" or "reasoning"
 ---@field heartbeat? number seconds of silence in a stream, 10
 ---@field replay? string a script instead of the model's weights; see moonlet.replay
+---@field hooks? moonlet.server.Hooks on_request, on_token, on_response
+---@field policies? table<string, any> ways to choose tokens that requests name: options
+---  of moonlet.sampler, a list of stages, or a function of the request that makes one of them
 ---@field limits? table body_bytes, messages, tools, choices, inputs, and moonlet.sched.open's
 ---@field log? fun(text: string) takes what an operator should know
 ---@field on_served? fun(exchange, seconds: number) after each request
@@ -57,7 +61,8 @@ local KNOWN <const> = { model = "any", host = "string", port = "integer", api_ke
   kv = "string", sessions = "integer", queue = "integer", cache_bytes = "integer",
   threads = "integer", precision = "string", template_variables = "table",
   stream_tool_args = "boolean", reasoning_field = "string", heartbeat = "number",
-  replay = "string", limits = "table", log = "function", on_served = "function" }
+  replay = "string", hooks = "table", policies = "table", limits = "table", log = "function",
+  on_served = "function" }
 
 ---@class moonlet.Server
 ---@field url string
@@ -200,6 +205,7 @@ function server.open(given)
   local keys = o.api_keys or {}
   local self = setmetatable({
     limits = own, exchanges = {}, metrics = metrics.new(), routes = ROUTES, is_closing = false,
+    hooks = hooks.new(o.hooks, o.log or no_log), policies = hooks.policies(o.policies),
     started = os.time(), log = o.log or no_log, on_served = o.on_served or no_log,
     heartbeat = o.heartbeat or 10, reasoning_field = o.reasoning_field or "reasoning_content",
     stream_arguments = o.stream_tool_args or false,

@@ -16,6 +16,8 @@ local MAX_BIASES <const> = 4096
 ---@field ignore_eos boolean
 ---@field min_tokens integer
 ---@field skip_special boolean
+---@field asked table those options that the request names itself
+---@field request table the body
 
 -- Of the request, in the order of moonlet.sampler's names.
 local NUMBERS <const> = { "temperature", "top_p", "min_p", "typical_p", "repetition_penalty",
@@ -49,6 +51,13 @@ local function read_stops(f, field)
   return list
 end
 
+local function merged(below, above)
+  local all = {}
+  for name, value in pairs(below) do all[name] = value end
+  for name, value in pairs(above) do all[name] = value end
+  return all
+end
+
 local function recommended(model)
   if not model.generation_config then return {} end
   return sampler.from_generation_config(model.generation_config) or {}
@@ -60,19 +69,21 @@ end
 ---@return moonlet.server.Sampling
 function sampling.read(f, model, stops)
   local n_vocab = model.tokenizer:n_vocab()
-  local chosen = recommended(model)
+  local asked = {}
   for _, name in ipairs(NUMBERS) do
     local value = f:number(name)
-    if value ~= nil then chosen[name] = value end
+    if value ~= nil then asked[name] = value end
   end
   local top_k = f:integer("top_k", -1)
-  if top_k then chosen.top_k = math.max(0, top_k) end -- vLLM: -1 is off
-  chosen.seed = f:integer("seed")
-  chosen.logit_bias = read_bias(f, n_vocab)
-  local ok, message = sampler.check_options(chosen)
+  if top_k then asked.top_k = math.max(0, top_k) end -- vLLM: -1 is off
+  asked.seed = f:integer("seed")
+  asked.logit_bias = read_bias(f, n_vocab)
+  local ok, message = sampler.check_options(asked)
   if not ok then f:refuse(message:match("^([%w_]+): (.*)$")) end
   return {
-    options = chosen,
+    options = merged(recommended(model), asked),
+    asked = asked,
+    request = f.body,
     stop = read_stops(f, stops or "stop"),
     include_stop = f:boolean("include_stop_str_in_output") or false,
     stop_ids = f:ids("stop_token_ids", n_vocab) or {},
@@ -121,7 +132,8 @@ end
 ---Options of a generation.
 ---@param s moonlet.server.Sampling
 ---@param model moonlet.Model
----@param given { choice: integer, max_tokens: integer, logprobs: integer?, stages: table[] }
+---@param given { choice: integer, max_tokens: integer, logprobs: integer?, stages: table[],
+---  policy: table? } policy: options in the place of the checkpoint's, or stages
 ---@return table options of Session:generate
 function sampling.options(s, model, given)
   local stop_ids = table.move(s.stop_ids, 1, #s.stop_ids, 1, {})
@@ -130,8 +142,14 @@ function sampling.options(s, model, given)
   end
   local stages = given.stages
   if s.min_tokens > 0 then stages[#stages + 1] = min_tokens_stage(s.min_tokens, stop_ids) end
-  local chosen = {}
-  for name, value in pairs(s.options) do chosen[name] = value end
+  local chosen = merged(s.options, {})
+  if given.policy and #given.policy == 0 then
+    chosen = merged(given.policy, s.asked)
+  elseif given.policy then
+    if s.asked.logit_bias then stages[#stages + 1] = { "logit_bias", s.asked.logit_bias } end
+    table.move(given.policy, 1, #given.policy, #stages + 1, stages)
+    chosen = { seed = s.asked.seed or given.policy.seed }
+  end
   if chosen.seed then chosen.seed = chosen.seed + given.choice end
   return {
     sampler = sampler.from_options(chosen, stages),

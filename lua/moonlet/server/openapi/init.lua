@@ -21,10 +21,24 @@ local SCHEMES <const> = {
   key = { type = "apiKey", ["in"] = "header", name = "X-Api-Key" },
 }
 
+-- Requests that choose tokens may name a policy, where the operator has any.
+local function add_policies(schemas, policies)
+  local names = json.array {}
+  for name in pairs(policies) do names[#names + 1] = name end
+  table.sort(names)
+  for _, schema in pairs(#names > 0 and schemas or {}) do
+    if schema.properties and schema.properties.temperature then
+      schema.properties.policy = { type = "string", enum = names, description = "how tokens are "
+        .. "chosen; what the request says itself comes first. Also behind @ in model." }
+    end
+  end
+end
+
 ---@param limits table<string, integer> of the server
 ---@param has_keys boolean whether requests need a key
+---@param policies table<string, any>? by name
 ---@return table document
-function openapi.document(limits, has_keys)
+function openapi.document(limits, has_keys, policies)
   local paths, schemas = {}, {}
   local conversations = chat(limits)
   for _, part in ipairs { info, conversations, messages(limits), responses(limits),
@@ -32,6 +46,7 @@ function openapi.document(limits, has_keys)
     for path, item in pairs(part.paths) do paths[path] = item end
     for name, schema in pairs(part.schemas) do schemas[name] = schema end
   end
+  add_policies(schemas, policies or {})
   local needed = { { bearer = json.array {} }, { key = json.array {} } }
   return json.object({
     openapi = "3.1.0",
@@ -46,7 +61,7 @@ end
 ---@param exchange moonlet.server.Exchange
 function openapi.get(exchange)
   local server = exchange.server
-  exchange:reply(200, openapi.document(server.limits, server.has_keys()))
+  exchange:reply(200, openapi.document(server.limits, server.has_keys(), server.policies))
 end
 
 return openapi

@@ -150,6 +150,7 @@ local FAILURES <const> = {
   [405] = { "The path does not take this method.", ALLOW },
   [413] = { "The body is too large." },
   [415] = { "The body is not JSON." },
+  [422] = { "A hook or a policy of the server failed." },
   [429] = { "Too many requests wait.", RETRY },
   [500] = { "The server failed." },
   [503] = { "The server is shutting down." },
@@ -177,7 +178,7 @@ function shape.operation(given)
   for _, status in ipairs { 403, 500 } do add(status) end
   if not given.open then add(401) end
   if given.body then
-    for _, status in ipairs { 400, 413, 415, 503 } do add(status) end
+    for _, status in ipairs { 400, 413, 415, 422, 503 } do add(status) end
   end
   for _, status in ipairs(given.fails or {}) do add(status) end
   return { operationId = given.id, summary = given.summary, responses = json.object(responses),

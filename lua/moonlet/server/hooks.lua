@@ -1,0 +1,168 @@
+--- What an operator adds to a server: hooks that see requests, tokens and answers, and policies
+--- that requests choose by name.
+---
+---   moonlet.serve { model = "dir",
+---     hooks = { on_request = function(request, path) request.temperature = 0 end },
+---     policies = { careful = { temperature = 0.3, top_p = 0.9 } } }
+
+local json = require "moonlet.json"
+local options = require "moonlet.options"
+local refusal = require "moonlet.server.refusal"
+local sampler = require "moonlet.sampler"
+
+local hooks = {}
+
+local KNOWN <const> = { on_request = "function", on_token = "function",
+  on_response = "function" }
+
+---@class moonlet.server.Message
+---@field content string?
+---@field reasoning string?
+---@field calls { id: string, name: string, arguments: table }[]
+---@field finish_reason string
+
+---@class moonlet.server.Hooks
+---@field on_request? fun(request: table, path: string): table?, string?  the body of a request; may
+---  change it or return another; nil and a sentence refuse
+---@field on_token? fun(token: moonlet.Token, request: table): string?  "stop" ends the answer
+---  in front of this token
+---@field on_response? fun(message: moonlet.server.Message, request: table): table?, string?  a
+---  whole answer; may change it or return another; nil and a sentence refuse
+---@field log fun(text: string)
+local Hooks = {}
+Hooks.__index = Hooks
+
+---@param given table? hooks by name
+---@param log fun(text: string)
+---@return moonlet.server.Hooks
+function hooks.new(given, log)
+  local self = { log = log }
+  for name, fn in pairs(options.check(given, KNOWN)) do self[name] = fn end
+  return setmetatable(self, Hooks)
+end
+
+-- A hook that raises ends its request and nothing else. The client is at no fault, and trying again
+-- would not help it: 422, which clients do not repeat. What was raised is the operator's to read.
+local function call(self, name, ...)
+  local returned = table.pack(xpcall(self[name], debug.traceback, ...))
+  if returned[1] then return returned[2], returned[3] end
+  self.log(("hook %s: %s"):format(name, returned[2]))
+  refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
+end
+
+local function check_kind(self, name, value)
+  if type(value) == "table" then return value end
+  self.log(("hook %s: a table expected, got %s"):format(name, type(value)))
+  refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
+end
+
+-- What a hook made of a table: it, changed; another; or a refusal.
+local function changed(self, name, value, ...)
+  local other, message = call(self, name, value, ...)
+  if other == nil and message ~= nil then refusal.raise(400, tostring(message)) end
+  if other == nil then return value end
+  return check_kind(self, name, other)
+end
+
+---@param body table
+---@param path string of the endpoint
+---@return table body
+function Hooks:request(body, path)
+  if not self.on_request then return body end
+  return changed(self, "on_request", body, path)
+end
+
+---@return boolean ends whether the answer ends in front of this token
+function Hooks:ends(token, request)
+  if not self.on_token then return false end
+  return call(self, "on_token", token, request) == "stop"
+end
+
+---@param message moonlet.server.Message
+---@return moonlet.server.Message
+function Hooks:response(message, request)
+  message = changed(self, "on_response", message, request)
+  local fits = type(message.calls or {}) == "table"
+  for _, name in ipairs { "content", "reasoning" } do
+    fits = fits and (message[name] == nil or type(message[name]) == "string")
+  end
+  for _, one in ipairs(fits and message.calls or {}) do
+    fits = fits and type(one) == "table" and type(one.name) == "string"
+      and type(one.arguments) == "table"
+  end
+  return fits and message or check_kind(self, "on_response", nil)
+end
+
+-- ---- policies ----------------------------------------------------------------------------------
+
+-- A policy is options of moonlet.sampler, a list of stages, or a function that makes one of them.
+local function check_policy(spec)
+  if type(spec) == "function" then return true end
+  if type(spec) ~= "table" then return nil, "options, stages or a function expected" end
+  if #spec == 0 then return sampler.check_options(spec) end
+  local ok, message = pcall(sampler, spec)
+  return ok or nil, message
+end
+
+---@param given table<string, table|function>?
+---@return table<string, table|function>
+function hooks.policies(given)
+  for name, spec in pairs(given or {}) do
+    if type(name) ~= "string" or not name:find("^[%w_.-]+$") then
+      options.misuse("policies: names of letters, digits, _, . and - expected")
+    end
+    local ok, message = check_policy(spec)
+    if not ok then options.misuse(("policy '%s': %s"):format(name, message)) end
+  end
+  return given or {}
+end
+
+---The policy that a request asks for: by its field "policy", or behind "@" in its model's name.
+---@param server moonlet.Server
+---@param request table
+---@return table? spec options or stages
+function hooks.find_policy(server, request)
+  if not next(server.policies) then return nil end
+  local name = request.policy
+  if name == nil or name == json.null then
+    name = type(request.model) == "string" and request.model:match("@([%w_.-]+)$")
+    if not server.policies[name] then return nil end
+  end
+  local spec = server.policies[name]
+  if not spec then
+    refusal.raise(400, ("policy: there is no %s here"):format(json.encode(name)),
+      { param = "policy" })
+  end
+  if type(spec) ~= "function" then return spec end
+  local ok, made = xpcall(spec, debug.traceback, request)
+  local message = made
+  if ok then ok, message = check_policy(type(made) == "table" and made) end
+  if ok then return made end
+  server.log(("policy '%s': %s"):format(name, message))
+  return refusal.raise(422, ("the server's policy '%s' failed"):format(name),
+    { code = "hook_failed" })
+end
+
+---Hooks and policies of a Lua file, which returns a table of both.
+---@param path string
+---@return table? hooks, table|string policies_or_message, string? code
+function hooks.read(path)
+  local chunk, message = loadfile(path, "t")
+  if not chunk then return nil, message, "format" end
+  local ok, made = pcall(chunk)
+  if not ok then return nil, tostring(made):match("^[^\n]*"), "format" end
+  if type(made) ~= "table" then return nil, path .. ": does not return a table", "format" end
+  local given = {}
+  for name, value in pairs(made) do given[name] = value end
+  local policies = given.policies
+  given.policies = nil
+  ok, message = pcall(options.check, given, KNOWN)
+  if ok and policies ~= nil and type(policies) ~= "table" then
+    ok, message = false, "policies: a table expected"
+  end
+  if ok then ok, message = pcall(hooks.policies, policies) end
+  if not ok then return nil, ("%s: %s"):format(path, message:gsub("^.-:%d+: ", "")), "format" end
+  return given, policies or {}
+end
+
+return hooks

@@ -1,0 +1,274 @@
+-- Hooks and policies of a server.
+
+local client = require "spec.support.client"
+local hooks = require "moonlet.server.hooks"
+local moonlet = require "moonlet"
+local served = require "spec.support.served"
+local workspace = require "spec.support.workspace"
+
+local CHAT <const>, TEXT <const> = "/v1/chat/completions", "/v1/completions"
+
+local function body(more)
+  local b = { messages = { { role = "user", content = "Hello" } } }
+  for name, value in pairs(more or {}) do b[name] = value end
+  return b
+end
+
+local CALL <const> = "<tool_call>\n<function=bash>\n<parameter=command>\nls\n</parameter>\n"
+  .. "</function>\n</tool_call>"
+local TOOLS <const> = { { type = "function", ["function"] = { name = "bash",
+  parameters = { type = "object", properties = { command = { type = "string" } } } } } }
+
+describe("hooks of a server", function()
+  local server, log
+  before_each(function() log = {} end)
+  after_each(function() server:close() end)
+
+  local function serve(given, answers)
+    server = served.replay(answers or { "One two three." },
+      { hooks = given, log = function(text) log[#log + 1] = text end })
+  end
+
+  local function ask(more, path)
+    return client.ask(server, "POST", path or CHAT, body(more))
+  end
+
+  local function text_of(reply) return reply.json.choices[1].message.content end
+
+  local function streamed(more)
+    local options = { stream = true }
+    for name, value in pairs(more or {}) do options[name] = value end
+    local events, text, reason = client.events(ask(options)), "", nil
+    for _, event in ipairs(events) do
+      local choice = type(event) == "table" and event.choices and event.choices[1]
+      text = text .. (choice and choice.delta.content or "")
+      reason = choice and choice.finish_reason or reason
+    end
+    return text, reason, events
+  end
+
+  it("may change a request, or answer with another", function()
+    local paths = {}
+    serve { on_request = function(request, path)
+      paths[#paths + 1] = path
+      request.max_tokens = 2
+    end }
+    assert.equal("length", ask().json.choices[1].finish_reason)
+    server:close()
+    serve { on_request = function() return body { n = 2 } end }
+    assert.equal(2, #ask().json.choices)
+    assert.same({ CHAT }, paths)
+  end)
+
+  it("may refuse a request", function()
+    serve { on_request = function(request)
+      if request.messages then return nil, "not on Sundays" end
+    end }
+    local reply = ask()
+    assert.equal(400, reply.status)
+    assert.equal("not on Sundays", reply.json.error.message)
+    assert.equal(200, client.ask(server, "POST", TEXT, { prompt = "x" }).status)
+  end)
+
+  it("may end an answer in front of a token", function()
+    serve { on_token = function(token, request)
+      assert(request.messages and math.type(token.id) == "integer")
+      if token.text:find("three") then return "stop" end
+    end }
+    local reply = ask()
+    assert.equal("One two", text_of(reply))
+    assert.equal("stop", reply.json.choices[1].finish_reason)
+    assert.equal("on_token", reply.json.choices[1].stop_reason)
+    local text, reason = streamed()
+    assert.same({ "One two", "stop" }, { text, reason })
+  end)
+
+  it("may edit an answer, which is then shown when it is complete", function()
+    serve({ on_response = function(message, request)
+      assert(request.messages or request.prompt)
+      message.content = message.content:upper() .. " " .. message.finish_reason
+    end })
+    assert.equal("ONE TWO THREE. stop", text_of(ask()))
+    local text, reason, events = streamed()
+    assert.equal("ONE TWO THREE. stop", text)
+    assert.equal("stop", reason)
+    assert.equal(4, #events) -- the role, all of the text, the reason, the end
+    local reply = client.ask(server, "POST", TEXT, { prompt = "x" })
+    assert.equal("ONE TWO THREE. stop", reply.json.choices[1].text)
+  end)
+
+  it("may edit reasoning and calls", function()
+    serve({ on_response = function(message)
+      for _, call in ipairs(message.calls) do
+        call.arguments.command = call.arguments.command .. " -l"
+      end
+      if #message.calls == 0 then
+        message.content = message.reasoning
+        message.reasoning = nil
+        message.calls = { { id = "call_x", name = "bash", arguments = { command = "pwd" } } }
+      end
+    end }, { CALL, "<think>\nHm.\n</think>\n\nNo." })
+    local message = ask({ tools = TOOLS }).json.choices[1].message
+    assert.equal('{"command": "ls -l"}', message.tool_calls[1]["function"].arguments)
+    local choice = ask({ tools = TOOLS }).json.choices[1]
+    assert.equal("Hm.", choice.message.content)
+    assert.is_nil(choice.message.reasoning_content)
+    assert.equal("call_x", choice.message.tool_calls[1].id)
+    assert.equal("tool_calls", choice.finish_reason)
+  end)
+
+  it("may refuse an answer", function()
+    serve { on_response = function() return nil, "nothing to say" end }
+    assert.same({ 400, "nothing to say" }, { ask().status, ask().json.error.message })
+    local _, _, events = streamed()
+    assert.equal("nothing to say", events[#events - 1].error.message)
+  end)
+
+  it("that fail end their request clearly, and nothing else", function()
+    for _, name in ipairs { "on_request", "on_token", "on_response" } do
+      local broken = { function() error("secret bug") end, function() return 3 end }
+      for i, fn in ipairs(name == "on_token" and { broken[1] } or broken) do
+        local is_broken = true
+        serve { [name] = function(...) if is_broken then return fn(...) end end }
+        local reply = ask()
+        assert.equal(422, reply.status, name .. i)
+        assert.equal(("the server's hook %s failed"):format(name), reply.json.error.message)
+        assert.equal("hook_failed", reply.json.error.code)
+        assert.matches(i == 1 and "secret bug" or "a table expected, got number", log[#log])
+        if name ~= "on_request" then
+          local _, _, events = streamed()
+          assert.equal("hook_failed", events[#events - 1].error.code)
+          assert.equal("[DONE]", events[#events])
+        end
+        is_broken = false
+        assert.equal("One two three.", text_of(ask()))
+        server:close()
+      end
+    end
+    serve {}
+  end)
+
+  it("may not make what is no message", function()
+    for _, change in ipairs { { content = 3 }, { reasoning = {} }, { calls = "x" },
+      { calls = { { name = "bash" } } } } do
+      serve { on_response = function() return change end }
+      assert.equal(422, ask().status)
+      server:close()
+    end
+    serve {}
+  end)
+
+  it("are known by name", function()
+    serve {}
+    assert.has_error(function()
+      moonlet.serve { model = served.DIR, hooks = { on_reqest = print } }
+    end)
+    assert.has_error(function()
+      moonlet.serve { model = served.DIR, hooks = { on_request = "x" } }
+    end)
+  end)
+end)
+
+describe("policies of a server", function()
+  local model
+  setup(function() model = assert(moonlet.open(served.DIR)) end)
+  teardown(function() model:close() end)
+
+  local QUESTION <const> = { messages = { { role = "user",
+    content = "What is the capital of France?" } }, max_tokens = 20 }
+
+  local function serve(policies, log)
+    return served.model(model, { policies = policies, log = log, name = "demo" })
+  end
+
+  local function ask(server, more)
+    local request = {}
+    for name, value in pairs(QUESTION) do request[name] = value end
+    for name, value in pairs(more) do request[name] = value end
+    return client.ask(server, "POST", CHAT, request)
+  end
+
+  local function text_of(reply) return reply.json.choices[1].message.content end
+
+  it("are chosen by field or by the model's name", function()
+    local paris = model:encode(" Paris")[1]
+    local server <close> = serve {
+      greedy = { temperature = 0 },
+      elsewhere = { function(c) c:bias { [paris] = -1e9 } end, { "temperature", 0 } },
+      asked = function(request) return { temperature = 0, logit_bias = request.bias } end,
+    }
+    local best = text_of(ask(server, { policy = "greedy" }))
+    assert.matches("Paris", best)
+    assert.equal(best, text_of(ask(server, { model = "demo@greedy" })))
+    assert.equal(best, text_of(ask(server, { policy = "asked" })))
+    local other = text_of(ask(server, { policy = "elsewhere" }))
+    assert.not_matches("Paris", other)
+    assert.equal(other, text_of(ask(server, { model = "x@elsewhere" })))
+    -- What a request says itself comes before what a policy says.
+    assert.equal(other, text_of(ask(server, { policy = "greedy",
+      logit_bias = { [("%d"):format(paris)] = -1e9 } })))
+    local ids = {}
+    local list = client.ask(server, "GET", "/v1/models").json.data
+    for i, entry in ipairs(list) do ids[i] = entry.id end
+    assert.same({ "demo", "demo@asked", "demo@elsewhere", "demo@greedy" }, ids)
+    assert.equal(200, client.ask(server, "GET", "/v1/models/demo@greedy").status)
+    assert.equal(404, client.ask(server, "GET", "/v1/models/demo@none").status)
+  end)
+
+  it("that are unknown or fail are answered", function()
+    local log = {}
+    local server <close> = serve({ broken = function() error("bug") end,
+      wrong = function() return { temprature = 1 } end, nothing = function() end },
+      function(text) log[#log + 1] = text end)
+    local reply = ask(server, { policy = "none" })
+    assert.same({ 400, "policy", 'policy: there is no "none" here' },
+      { reply.status, reply.json.error.param, reply.json.error.message })
+    assert.equal(400, ask(server, { policy = 3 }).status)
+    for _, name in ipairs { "broken", "wrong", "nothing" } do
+      reply = ask(server, { policy = name })
+      assert.same({ 422, ("the server's policy '%s' failed"):format(name) },
+        { reply.status, reply.json.error.message })
+    end
+    assert.equal(3, #log)
+    assert.equal(200, ask(server, { model = "mail@example.org", temperature = 0 }).status)
+  end)
+
+  it("are checked when a server is opened", function()
+    for _, policies in ipairs { { x = 3 }, { x = { temprature = 1 } }, { x = { { "no_stage" } } },
+      { ["a b"] = {} }, { {} } } do
+      assert.has_error(function() serve(policies) end)
+    end
+  end)
+end)
+
+describe("a file of hooks", function()
+  local place
+  before_each(function() place = workspace.new() end)
+  after_each(function() place.remove() end)
+
+  it("returns hooks and policies", function()
+    place.write("h.lua", [[return { on_token = function() end, policies = { a = {} } }]])
+    local given, policies = assert(hooks.read(place.path "h.lua"))
+    assert.equal("function", type(given.on_token))
+    assert.is_nil(given.policies)
+    assert.same({ a = {} }, policies)
+  end)
+
+  it("is refused with one line that names it", function()
+    for text, pattern in pairs {
+      ["return {"] = "h.lua:1:", ["error('bug')"] = "h.lua:1: bug",
+      ["return 3"] = "h.lua: does not return a table",
+      ["return { on_tokens = print }"] = "h.lua: unknown option 'on_tokens'",
+      ["return { policies = 3 }"] = "h.lua: policies: a table expected",
+      ["return { policies = { a = 3 } }"] = "h.lua: policy 'a': options, stages or a function",
+    } do
+      place.write("h.lua", text)
+      local given, message, code = hooks.read(place.path "h.lua")
+      assert.is_nil(given)
+      assert.matches(pattern, message)
+      assert.not_matches("\n", message)
+      assert.equal("format", code)
+    end
+    assert.is_nil(hooks.read(place.path "none.lua"))
+  end)
+end)
