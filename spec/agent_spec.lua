@@ -130,6 +130,53 @@ describe("an agent on the demo model", function()
     assert.equal(2, result.steps)
   end)
 
+  it("calculates, tells the time, and uses tools it has never seen", function()
+    local function tool(name, description, parameter, run)
+      return { name = name, description = description, run = run,
+        parameters = { type = "object", required = { parameter },
+          properties = { [parameter] = { type = "string" } } } }
+    end
+    local asked = {}
+    local result = ask({ tool("calculator", "Evaluate an arithmetic expression.", "expression",
+      function(given)
+        asked[#asked + 1] = given.expression
+        return ("%d"):format(load("return " .. given.expression)())
+      end) }, "Use the calculator: 540 * 737")
+    assert.equal("540 * 737 = 397980", result.text)
+    result = ask({ tool("get_time", "Get the time in a city.", "city", function(given)
+      asked[#asked + 1] = given.city
+      return "02:38"
+    end) }, "What time is it in Brussels?")
+    assert.equal("It is 02:38 in Brussels.", result.text)
+    assert.same({ "540 * 737", "Brussels" }, asked)
+  end)
+
+  it("resumes a conversation whose tokens a session still holds, and reads only what is new",
+    function()
+      for _, thinking in ipairs { false, true } do
+        local session <close> = assert(model:session { ctx = 1024 })
+        local options = { session = session, tools = { "read", "write" }, cwd = place.dir,
+          generate = { temperature = 0 }, template = { enable_thinking = thinking },
+          save = place.path("talk" .. tostring(thinking)) }
+        local first <close> = assert(moonlet.agent(options))
+        assert(first:run("Copy the text of src/anchor.md into docs/pepper.md."))
+        local held = session:n_past()
+        first:close()
+
+        local events
+        events, options.on = collect()
+        options.save, options.resume = nil, options.save
+        local second <close> = assert(moonlet.agent(options))
+        assert.same(json.encode(first.messages), json.encode(second.messages))
+        assert(second:run("What is the first line of window.md?"))
+        local turn = of_kind(events, "usage", "usage")[1]
+        assert.equal(turn.prompt, turn.reused + turn.evaluated)
+        -- The template leaves out thoughts of answers that are followed by another question.
+        assert.equal(thinking and 0 or held, turn.reused)
+        second:close()
+      end
+    end)
+
   it("runs on a session that the user has, and leaves it open", function()
     local session <close> = assert(model:session { ctx = 1024 })
     local function run_once()
@@ -601,6 +648,7 @@ describe("an agent", function()
       tools = { echo_tool(), echo_tool() } })
     local agent = open { "x" }
     assert.has_error(function() agent:run(3) end)
+    assert.has_error(function() agent:run("\xFF") end)
     agent:close()
     agent:close()
     assert.has_error(function() agent:run("Go") end)

@@ -431,8 +431,8 @@ end
 local function begin(self, text)
   if self.closed then options.misuse("closed agent") end
   if self.running then options.misuse("the agent is running") end
-  if text ~= nil and type(text) ~= "string" then
-    options.misuse("a text expected, got " .. type(text))
+  if text ~= nil and (type(text) ~= "string" or not utf8.len(text)) then
+    options.misuse("a text in UTF-8 expected")
   end
   self.running, self.cancelled = true, false
 end

@@ -104,7 +104,7 @@ end
 -- Questions go to the terminal. Where there is none, only --yes permits.
 local function new_ask(args)
   if args.yes then return nil end
-  if not sys.isatty(0) then
+  if args.json or not sys.isatty(0) then
     return function() return false, "not permitted; the user has to start the agent with --yes" end
   end
   local always = {}
@@ -145,7 +145,6 @@ end
 -- Tasks line by line. At a terminal a task may end early and the next one follows.
 local function converse(a)
   local terminal = sys.isatty(0)
-  io.stdin:setvbuf("no") -- wait_input does not see what a buffer holds
   while true do
     if terminal then output.write("> ") end
     output.flush()
@@ -180,6 +179,7 @@ function agent.run(args)
     output.misuse("--system: a resumed conversation has its own")
   end
   local o = read_options(args)
+  io.stdin:setvbuf("no") -- wait_input does not see what a buffer holds
   local model, message, code
   if not args.replay then
     model, message, code = output.open_model(args)
