@@ -91,6 +91,13 @@ static int n_connections(lua_State *L)
     return 1;
 }
 
+/* net:unsent() -> bytes of replies that wait for their clients */
+static int unsent(lua_State *L)
+{
+    lua_pushinteger(L, (lua_Integer)net_unsent(check_net(L)));
+    return 1;
+}
+
 /* The userdata of a request, made when it is first seen. */
 static void push_request(lua_State *L, net_request *r, int is_new)
 {
@@ -296,6 +303,7 @@ void lml_open_net(lua_State *L)
         {"listen", listen_at},
         {"n_connections", n_connections},
         {"stop_listening", stop_listening},
+        {"unsent", unsent},
         {"unwatch", unwatch},
         {"wait", wait},
         {"watch", watch},

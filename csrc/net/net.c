@@ -290,6 +290,14 @@ int net_n_connections(const net *n)
     return n->n_connections;
 }
 
+size_t net_unsent(const net *n)
+{
+    size_t sum = 0;
+    for (const net_connection *c = n->connections; c; c = c->next)
+        if (!is_let_go(c)) sum += evbuffer_get_length(bufferevent_get_output(c->bev));
+    return sum;
+}
+
 /* ---- waiting --------------------------------------------------------------------------------- */
 
 static void on_time(evutil_socket_t fd, short what, void *arg)

@@ -45,6 +45,9 @@ int net_listen(net *n, const char *host, int port, err_info *e);
 void net_stop_listening(net *n);
 /* Connections that are open. */
 int net_n_connections(const net *n);
+/* Bytes of replies that still have to be handed to the system; clients that do not take them are
+ * dropped after write_seconds. */
+size_t net_unsent(const net *n);
 
 typedef enum net_kind {
     NET_NONE,

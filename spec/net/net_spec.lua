@@ -51,6 +51,24 @@ describe("net", function()
     assert.matches("\r\n\r\nok\0!$", out)
   end)
 
+  it("knows what clients have not taken yet", function()
+    open { pending_bytes = 64 << 20 }
+    local mark = os.tmpname()
+    os.remove(mark)
+    local function count_sent(kind, r)
+      if kind ~= "request" then return end
+      r:reply(200, {}, ("x"):rep(32 << 20)) -- more than the system takes
+      assert.is_true(net:unsent() > 1 << 20)
+      assert(io.open(mark, "w")):close()
+    end
+    assert.equal(0, net:unsent())
+    local out = serve(get("/", CLOSE) .. "; until [ -e " .. mark .. " ]; do sleep 0.01; done; "
+      .. "cat <&3 | wc -c", count_sent)
+    os.remove(mark)
+    assert.is_true(tonumber(out) > 32 << 20)
+    assert.equal(0, net:unsent())
+  end)
+
   it("keeps a connection for the next request, and takes bodies in chunks", function()
     open()
     local n = 0

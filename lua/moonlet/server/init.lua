@@ -251,7 +251,8 @@ function Server:shutdown()
   self.loop.net:stop_listening()
   while next(self.exchanges) do self.loop:sleep(0.02) end
   self.engine:drain()
-  self.loop:sleep(0.02) -- what was written last leaves with the loop's next round
+  -- Of an answer that is given the end may still be on its way.
+  while self.loop.net:unsent() > 0 do self.loop:sleep(0.02) end
   self.loop:stop()
 end
 
