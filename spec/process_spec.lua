@@ -63,6 +63,8 @@ describe("a process", function()
     assert.is_nil(ok)
     assert.matches("cannot run ls in .*/none: No such file", message)
     assert.has_error(function() run { argv = {} } end)
+    assert.has_error(function() run { argv = { "echo", "a\0b" } } end)
+    assert.has_error(function() run { argv = { "echo", 3 } } end)
   end)
 
   it("has no input, none of our descriptors, no ignored signals and no terminal", function()

@@ -291,6 +291,8 @@ describe("tools", function()
     it("tells of commands that fail", function()
       fails("^oh\n%[exit code 3%]$", "bash", { command = "echo oh; exit 3" })
       fails("^%[exit code 1%]$", "bash", { command = "false" })
+      fails("%-%-version: command not found", "bash", { command = "--version" })
+      fails("no NUL bytes", "bash", { command = "true\0false" })
       fails("^%[ended by signal 9%]$", "bash", { command = "kill -9 $$" })
       fails("^%[stopped after 0%.05 s; what ran is killed%]$", "bash",
         { command = "exec sleep 1000", timeout = 0.05 })

@@ -2,6 +2,7 @@
 #include "lua/lml.h"
 
 #include <signal.h>
+#include <string.h>
 
 #include "base/process.h"
 
@@ -37,8 +38,10 @@ static int open_process(lua_State *L)
     lua_Integer n = lml_len(L, 1, MAX_ARGUMENTS);
     luaL_argcheck(L, n >= 1, 1, "a program expected");
     for (lua_Integer i = 1; i <= n; i++) {
+        size_t length;
         if (lua_rawgeti(L, 1, i) != LUA_TSTRING) luaL_error(L, "arguments: strings expected");
-        argv[i - 1] = lua_tostring(L, -1); /* the table keeps it alive */
+        argv[i - 1] = lua_tolstring(L, -1, &length); /* the table keeps it alive */
+        if (strlen(argv[i - 1]) != length) luaL_error(L, "arguments: no NUL bytes expected");
         lua_pop(L, 1);
     }
     argv[n] = NULL;

@@ -79,7 +79,7 @@ local function give_held(self, reason)
     if message[kind] then emit(self, { kind = kind, text = message[kind] }) end
   end
   for i, one in ipairs(message.calls or {}) do
-    emit(self, { kind = "call", index = i - 1, id = one.id or held.calls[i].id, name = one.name,
+    emit(self, { kind = "call", index = i - 1, id = one.id, name = one.name,
       arguments = one.arguments, text = "" })
   end
 end

@@ -87,8 +87,8 @@ function Hooks:response(message, request)
     fits = fits and (message[name] == nil or type(message[name]) == "string")
   end
   for _, one in ipairs(fits and message.calls or {}) do
-    fits = fits and type(one) == "table" and type(one.name) == "string"
-      and type(one.arguments) == "table"
+    fits = fits and type(one) == "table" and type(one.id) == "string"
+      and type(one.name) == "string" and type(one.arguments) == "table"
   end
   return fits and message or check_kind(self, "on_response", nil)
 end

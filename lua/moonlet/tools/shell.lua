@@ -57,8 +57,9 @@ end
 
 local function bash(place, given, ctx)
   local seconds = math.min(given.timeout or BASH_SECONDS, MAX_SECONDS)
-  local result, message, code = process.run(ctx.loop, { argv = { "bash", "-c", given.command },
-    cwd = place.root, seconds = seconds, bytes = BASH_BYTES, on_start = ctx.on_cancel })
+  if given.command:find("\0", 1, true) then return nil, "a command has no NUL bytes", "range" end
+  local result, message, code = process.run(ctx.loop, { cwd = place.root, seconds = seconds,
+    argv = { "bash", "-c", "--", given.command }, bytes = BASH_BYTES, on_start = ctx.on_cancel })
   if not result then return nil, message, code end
   local output, note = result.output:gsub("%s+$", ""), notes(result, seconds)
   if not note then return output ~= "" and output or "[no output]" end
