@@ -101,8 +101,9 @@ end
 
 -- ---- asking ------------------------------------------------------------------------------------
 
--- Questions go to the terminal. Where there is none, only --yes permits.
-local function new_ask(args)
+-- Questions go to the terminal. Where there is none, only --yes permits. Ctrl-C in the place of an
+-- answer calls on_interrupt.
+local function new_ask(args, on_interrupt)
   if args.yes then return nil end
   if args.json or not sys.isatty(0) then
     return function() return false, "not permitted; the user has to start the agent with --yes" end
@@ -113,6 +114,7 @@ local function new_ask(args)
     output.write(("Run %s? [y]es, [n]o, [a]lways: "):format(tool.name))
     output.flush()
     local answer = sys.wait_input(0) and io.read("l") or ""
+    if sys.interrupted() then on_interrupt() end
     always[tool.name] = answer:find("^[aA]") ~= nil
     return always[tool.name] or answer:find("^[yY]") ~= nil
   end
@@ -161,14 +163,14 @@ local function converse(a)
   end
 end
 
-local function read_options(args)
+local function read_options(args, on_interrupt)
   local sampling = generate.sampling(args)
   sampling.max_tokens = nil
   local o = { model = output.dir(args.dir), ctx = args.ctx, kv = args.kv, system = args.system,
     cwd = args.cwd, tools = {}, max_steps = args.max_steps, max_tokens = args.max_tokens,
     token_budget = args.token_budget, save = args.save, resume = args.resume,
     replay = args.replay, generate = sampling, template = render.variables(args.sets),
-    ask = new_ask(args) }
+    ask = new_ask(args, on_interrupt) }
   for name in (args.tools or DEFAULT_TOOLS):gmatch("[^,%s]+") do o.tools[#o.tools + 1] = name end
   return o
 end
@@ -178,7 +180,8 @@ function agent.run(args)
   if args.resume and args.system then
     output.misuse("--system: a resumed conversation has its own")
   end
-  local o = read_options(args)
+  local opened
+  local o = read_options(args, function() opened:cancel() end)
   io.stdin:setvbuf("no") -- wait_input does not see what a buffer holds
   local model, message, code
   if not args.replay then
@@ -197,6 +200,7 @@ function agent.run(args)
   end
   local a <close>, why, kind = require("moonlet").agent(o)
   if not a then return nil, why, kind end
+  opened = a
   local ok
   if args.task then
     ok, message, code = run_task(a, args.task)
