@@ -4,22 +4,11 @@ local json = require "moonlet.json"
 local models = require "moonlet.model"
 local moonlet = require "moonlet"
 local replay = require "moonlet.replay"
+local call = require("spec.support.said").call
 local sched = require "moonlet.sched"
 local workspace = require "spec.support.workspace"
 
 local DIR <const> = "examples/demo-model"
-
--- A model's text of one call, as Qwen writes it.
-local function call(name, arguments)
-  local lines = { "<tool_call>", ("<function=%s>"):format(name) }
-  for _, key in ipairs(json.keys(arguments)) do
-    local value = arguments[key]
-    lines[#lines + 1] = ("<parameter=%s>\n%s\n</parameter>"):format(key,
-      type(value) == "string" and value or json.encode(value))
-  end
-  lines[#lines + 1] = "</function>\n</tool_call>"
-  return table.concat(lines, "\n")
-end
 
 -- Events of a kind, their field.
 local function collect()

@@ -1,15 +1,11 @@
 -- moonlet agent, as a user sees it.
 
 local json = require "moonlet.json"
+local call = require("spec.support.said").call
 local workspace = require "spec.support.workspace"
 
 local ENV <const> = "LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' LUA_CPATH='"
   .. package.cpath:gsub("'", "") .. "' "
-
-local function call(name, parameter, value)
-  return ("<tool_call>\n<function=%s>\n<parameter=%s>\n%s\n</parameter>\n</function>\n</tool_call>")
-    :format(name, parameter, value)
-end
 
 describe("moonlet agent", function()
   local place
@@ -33,7 +29,7 @@ describe("moonlet agent", function()
   end
 
   it("shows what is said, called and answered", function()
-    local text, code = agent(script { "I look.\n\n" .. call("read", "path", "notes.txt"),
+    local text, code = agent(script { "I look.\n\n" .. call("read", { path = "notes.txt" }),
       "<think>\nTwo lines.\n</think>\n\nIt has two lines." } .. " -p Count")
     assert.equal(0, code)
     assert.matches('^I look%.\n> read "path": "notes.txt"\n  | one\n  | two\n'
@@ -51,15 +47,15 @@ describe("moonlet agent", function()
 
   it("shows the beginning of long results and of long arguments", function()
     place.write("work/long.txt", ("a line\n"):rep(100))
-    local text = agent(script { call("read", "path", "long.txt"),
-      call("read", "path", ("\u{20AC}"):rep(200)), "Done." } .. " -p Go")
+    local text = agent(script { call("read", { path = "long.txt" }),
+      call("read", { path = ("\u{20AC}"):rep(200) }), "Done." } .. " -p Go")
     assert.matches("\n  | a line\n  | %(90 more lines%)\n", text)
     assert.matches("\u{20AC}%.%.%.\n", text)
     assert.truthy(utf8.len(text))
   end)
 
   it("runs what changes things only when permitted", function()
-    local options = script { call("bash", "command", "touch made"), "Done." } .. " -p Go "
+    local options = script { call("bash", { command = "touch made" }), "Done." } .. " -p Go "
     assert.matches("not permitted; the user has to start the agent with %-%-yes", agent(options))
     assert.is_nil(place.read "work/made")
     assert.matches("  | %[no output%]", (agent(options .. "--yes")))
@@ -82,7 +78,8 @@ describe("moonlet agent", function()
   end)
 
   it("prints events as JSON", function()
-    local text = agent(script { call("read", "path", "notes.txt"), "Two." } .. " -p Count --json")
+    local text = agent(script { call("read", { path = "notes.txt" }), "Two." }
+      .. " -p Count --json")
     local kinds = {}
     for line in text:gmatch("[^\n]+") do
       local event = assert(json.decode(line))
@@ -94,7 +91,8 @@ describe("moonlet agent", function()
   end)
 
   it("fails with one line when there is no answer", function()
-    local text, code = agent(script { call("read", "path", "notes.txt") } .. " -p Go --max-steps 2")
+    local text, code = agent(script { call("read", { path = "notes.txt" }) }
+      .. " -p Go --max-steps 2")
     assert.equal(1, code)
     assert.matches("%(the turns are used up %(%-%-max%-steps%)%)\n", text)
     assert.matches("moonlet: the turns are used up %(%-%-max%-steps%)\n$", text)
@@ -116,7 +114,7 @@ describe("moonlet agent", function()
   end)
 
   it("ends a task at Ctrl-C, with what it runs", function()
-    local options = script { call("bash", "command", "touch ready; exec sleep 1000"), "Done." }
+    local options = script { call("bash", { command = "touch ready; exec sleep 1000" }) }
     local text = place.run(("cd '%s' && (%slua5.4 bin/moonlet agent --cwd %s %s -p Go --yes & "
       .. "until [ -e %s ]; do sleep 0.02; done; kill -INT $!; wait $!; echo code $?)"):format(
       os.getenv("PWD"), ENV, place.path "work", options, place.path "work/ready"))

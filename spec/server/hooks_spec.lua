@@ -3,6 +3,7 @@
 local client = require "spec.support.client"
 local hooks = require "moonlet.server.hooks"
 local moonlet = require "moonlet"
+local said = require "spec.support.said"
 local served = require "spec.support.served"
 local workspace = require "spec.support.workspace"
 
@@ -14,8 +15,7 @@ local function body(more)
   return b
 end
 
-local CALL <const> = "<tool_call>\n<function=bash>\n<parameter=command>\nls\n</parameter>\n"
-  .. "</function>\n</tool_call>"
+local CALL <const> = said.call("bash", { command = "ls" })
 local TOOLS <const> = { { type = "function", ["function"] = { name = "bash",
   parameters = { type = "object", properties = { command = { type = "string" } } } } } }
 
@@ -146,6 +146,31 @@ describe("hooks of a server", function()
       end
     end
     serve {}
+  end)
+
+  it("see Anthropic's dialect like the others", function()
+    local broken = false
+    serve { on_request = function(request, path)
+      assert.equal("/v1/messages", path)
+      request.system = "Be brief."
+    end, on_response = function(message, request)
+      if broken then error("bug") end
+      message.content = message.content .. " " .. request.system
+    end }
+    local function post(more)
+      return client.ask(server, "POST", "/v1/messages", body { model = "m", max_tokens = 50,
+        stream = more })
+    end
+    assert.equal("One two three. Be brief.", post().json.content[1].text)
+    local text = post(true).body
+    local _, n = text:gsub('"text_delta"', "")
+    assert.equal(1, n)
+    assert.matches("One two three. Be brief.", text, 1, true)
+    broken = true
+    local reply = post()
+    assert.same({ 422, "the server's hook on_response failed" },
+      { reply.status, reply.json.error.message })
+    assert.matches("event: error\n", post(true).body, 1, true)
   end)
 
   it("may not make what is no message", function()

@@ -1,9 +1,22 @@
 -- What models say: whole turns that begin inside a think block, for tools named "weather".
 
 local client = require "spec.support.client"
+local json = require "moonlet.json"
 local served = require "spec.support.served"
 
 local said = {}
+
+-- A call as Qwen's models write it.
+function said.call(name, arguments)
+  local lines = { "<tool_call>", ("<function=%s>"):format(name) }
+  for _, key in ipairs(json.keys(arguments)) do
+    local value = arguments[key]
+    lines[#lines + 1] = ("<parameter=%s>\n%s\n</parameter>"):format(key,
+      type(value) == "string" and value or json.encode(value))
+  end
+  lines[#lines + 1] = "</function>\n</tool_call>"
+  return table.concat(lines, "\n")
+end
 
 said.CALL = "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n"
   .. "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
