@@ -148,29 +148,36 @@ describe("hooks of a server", function()
     serve {}
   end)
 
-  it("see Anthropic's dialect like the others", function()
-    local broken = false
-    serve { on_request = function(request, path)
-      assert.equal("/v1/messages", path)
-      request.system = "Be brief."
-    end, on_response = function(message, request)
-      if broken then error("bug") end
-      message.content = message.content .. " " .. request.system
-    end }
-    local function post(more)
-      return client.ask(server, "POST", "/v1/messages", body { model = "m", max_tokens = 50,
-        stream = more })
+  it("see the other dialects alike", function()
+    local dialects = {
+      ["/v1/messages"] = { { messages = { { role = "user", content = "Hi" } }, max_tokens = 50 },
+        function(reply) return reply.content[1].text end, "event: error" },
+      ["/v1/responses"] = { { input = "Hi" },
+        function(reply) return reply.output[1].content[1].text end, "response.failed" },
+    }
+    for expected, dialect in pairs(dialects) do
+      local broken, request = false, dialect[1]
+      serve { on_request = function(given, path)
+        assert.equal(expected, path)
+        given.metadata = { user_id = "me" }
+      end, on_response = function(message, given)
+        if broken then error("bug") end
+        message.content = message.content .. " " .. given.metadata.user_id
+      end }
+      local function post(stream)
+        request.model, request.stream = "m", stream
+        return client.ask(server, "POST", expected, request)
+      end
+      assert.equal("One two three. me", dialect[2](post().json))
+      assert.matches("One two three. me", post(true).body, 1, true)
+      broken = true
+      local reply = post()
+      assert.same({ 422, "the server's hook on_response failed" },
+        { reply.status, reply.json.error.message })
+      assert.matches(dialect[3], post(true).body, 1, true)
+      server:close()
     end
-    assert.equal("One two three. Be brief.", post().json.content[1].text)
-    local text = post(true).body
-    local _, n = text:gsub('"text_delta"', "")
-    assert.equal(1, n)
-    assert.matches("One two three. Be brief.", text, 1, true)
-    broken = true
-    local reply = post()
-    assert.same({ 422, "the server's hook on_response failed" },
-      { reply.status, reply.json.error.message })
-    assert.matches("event: error\n", post(true).body, 1, true)
+    serve {}
   end)
 
   it("may not make what is no message", function()
