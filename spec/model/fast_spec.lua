@@ -60,9 +60,9 @@ describe("precision fast", function()
 
   it("gives the same bits however a prompt is cut, on any number of threads", function()
     local expected
-    for threads = 1, 3 do
+    for threads = 1, 3, 2 do
       local texts <close> = assert(moonlet.open(dirs[1]))
-      local ids = assert(texts:encode(TEXT))
+      local ids = { table.unpack(assert(texts:encode(TEXT)), 1, 40) }
       local model <close> = assert(core.model_open(dirs[1], { threads = threads, int8 = true }))
       for _, size in ipairs { #ids, 1, 3, 11 } do
         local session <close> = assert(model:session { ctx = 512, kv = "f32" })
@@ -87,12 +87,13 @@ describe("precision fast", function()
     local script, out, seen = os.tmpname(), os.tmpname(), {}
     for _, dir in ipairs(dirs) do
       for _, variant in ipairs(core.kernels()) do
-        checkpoint.spit(script, CHILD:format(package.path, package.cpath, dir, TEXT, out))
+        checkpoint.spit(script, CHILD:format(package.path, package.cpath, dir, TEXT:sub(1, 40),
+          out))
         local p = assert(io.popen(("MOONLET_CPU=%s lua5.4 %s 2>&1"):format(variant.level, script)))
         assert.equal(variant.name, p:read("a"))
         assert.is_true(p:close())
         local bytes = checkpoint.slurp(out)
-        assert.is_true(#bytes > 1000000)
+        assert.is_true(#bytes > 100000)
         seen[dir] = seen[dir] or bytes
         assert.is_true(seen[dir] == bytes, variant.name .. ": other logits")
       end
