@@ -149,6 +149,39 @@ describe("engine", function()
     end, { sessions = 2 })
   end)
 
+  it("lets a short prompt not wait for the end of a long one", function()
+    run(function(e)
+      local long, short = {}, {}
+      for i = 1, 1000 do long[i] = i % 300 end
+      for i = 1, 200 do short[i] = i % 200 end
+      local options = { max_tokens = 1 }
+      local first = assert(e:submit { ids = long, options = options })
+      local second = assert(e:submit { ids = short, options = options })
+      collect(second)
+      assert.is_nil(first.generation)
+      assert.is_true(first.evaluated >= 200, first.evaluated)
+      collect(first)
+    end)
+  end)
+
+  it("ends what a stage of a sampler raises in, and nothing else", function()
+    local expected = alone(prompt(QUESTIONS[1]), { max_tokens = 8, temperature = 0 }).ids
+    run(function(e)
+      local function stage(_, ctx)
+        if #ctx.output_ids == 2 then error("no third token") end
+        return true
+      end
+      local bad = assert(e:submit { ids = prompt(QUESTIONS[2]),
+        options = { max_tokens = 8, sampler = moonlet.sampler { stage } } })
+      local good = assert(e:submit { ids = prompt(QUESTIONS[1]),
+        options = { max_tokens = 8, temperature = 0 } })
+      assert.equal(2, #collect(bad))
+      assert.same({ "error", "raised" }, { bad.finish_reason, bad.code })
+      assert.matches("no third token", bad.message, 1, true)
+      assert.same(expected, collect(good))
+    end)
+  end)
+
   it("refuses what cannot be served, at once", function()
     run(function(e)
       local _, message, code = e:submit { ids = {} }
@@ -158,10 +191,13 @@ describe("engine", function()
       _, message, code = e:submit { ids = long }
       assert.same({ "a prompt of 1024 tokens leaves no room in a context of 1024", "limit" },
         { message, code })
-      for _ = 1, 2 do assert(e:submit { ids = { 5 }, options = { max_tokens = 1 } }) end
+      local waiting = {}
+      for i = 1, 2 do
+        waiting[i] = assert(e:submit { ids = { 5 }, options = { max_tokens = 1 } })
+      end
       _, message, code = e:submit { ids = { 5 } }
       assert.same({ "too many requests wait", "busy" }, { message, code })
-      loop:sleep(0.3)
+      for _, ticket in ipairs(waiting) do collect(ticket) end
       local bad = assert(e:submit { ids = { 99999 }, options = { max_tokens = 1 } })
       assert.same({}, collect(bad))
       assert.equal("error", bad.finish_reason)

@@ -33,7 +33,7 @@ Engine.__index = Engine
 ---@field finish_reason string? as a generation has it
 ---@field stop_id integer? the stop token that was sampled
 ---@field message string? why, with finish_reason "error"
----@field code string?
+---@field code string? "raised" when a stage of the sampler did
 local Ticket = {}
 Ticket.__index = Ticket
 
@@ -234,9 +234,12 @@ local function leave(self, ticket, reason, message, code)
   end_ticket(ticket, reason, message, code)
 end
 
--- The next token of a generation, from logits that are there.
+-- The next token of a generation, from logits that are there. A stage of the sampler that raises
+-- ends its own generation only.
 local function sample(self, ticket)
-  local token, message, code = ticket.generation:next()
+  local ok, token, message, code = xpcall(ticket.generation.next, debug.traceback,
+    ticket.generation)
+  if not ok then return leave(self, ticket, "error", token, "raised") end
   if token then
     self.stats.generated_tokens = self.stats.generated_tokens + 1
     ticket.queue[#ticket.queue + 1] = token
@@ -256,9 +259,9 @@ end
 -- ---- batches -----------------------------------------------------------------------------------
 
 -- A part for each sequence that can go on: one token of those that generate, then pieces of prompts
--- as far as there is room.
+-- as far as there is room, which these share: a short one does not wait for a long one's end.
 local function plan(self)
-  local parts, tickets, room = {}, {}, BATCH
+  local parts, tickets, room, n_reading = {}, {}, BATCH, 0
   local function add(ticket, ids)
     parts[#parts + 1] = { session = ticket.session, ids = ids }
     tickets[#tickets + 1] = ticket
@@ -267,12 +270,15 @@ local function plan(self)
   for _, ticket in ipairs(self.active) do
     local pending = ticket.generation and ticket.generation.pending
     if pending then add(ticket, { pending }) end
+    if not ticket.generation then n_reading = n_reading + 1 end
   end
   if #parts > 0 then room = math.min(room, SHARED) end
   for _, ticket in ipairs(self.active) do
-    if not ticket.generation and room > 0 then
-      local stop = math.min(ticket.points[1], ticket.position + room)
-      add(ticket, table.move(ticket.ids, ticket.position + 1, stop, 1, {}))
+    if not ticket.generation then
+      local share = math.min(room, math.max(1, room // n_reading))
+      local stop = math.min(ticket.points[1], ticket.position + share)
+      if share > 0 then add(ticket, table.move(ticket.ids, ticket.position + 1, stop, 1, {})) end
+      n_reading = n_reading - 1
     end
   end
   return parts, tickets
@@ -297,7 +303,8 @@ local function evaluate(self, parts, tickets)
   if not job then return nil, message, code end
   self.job = job
   for _, ticket in ipairs(tickets) do ticket.in_job = true end
-  if not job:is_done() then self.loop:ready(job:fd()) end
+  -- It gives way in any case: whoever takes tokens has had the last ones before the next.
+  if job:is_done() then self.loop:sleep(0) else self.loop:ready(job:fd()) end
   local ok
   ok, message, code = job:result()
   self.job = nil

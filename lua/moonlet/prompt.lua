@@ -58,25 +58,23 @@ local function control_strings(tokenizer)
   return list
 end
 
--- Stand-ins are private characters of plane 16; a conversation that uses some gets others.
+-- Stand-ins are private characters of plane 16 that the conversation does not use.
 local FIRST_PRIVATE <const>, LAST_PRIVATE <const> = 0x100000, 0x10FFFD
-
-local function stand_ins(strings, has)
-  local base = FIRST_PRIVATE
-  while base + #strings <= LAST_PRIVATE do
-    local free, map, back = true, {}, {}
-    for i, text in ipairs(strings) do
-      local mark = utf8.char(base + i)
-      free = free and not has(mark)
-      map[text], back[mark] = mark, text
-    end
-    if free then return map, back end
-    base = base + #strings
-  end
-  return {}, {}
-end
-
 local PLANE_16 <const> = "\xF4[\x80-\x8F][\x80-\xBF][\x80-\xBF]"
+
+local function stand_ins(strings, given)
+  local used, map, back, at = {}, {}, {}, FIRST_PRIVATE
+  for mark in given:gmatch(PLANE_16) do used[mark] = true end
+  for _, text in ipairs(strings) do
+    while used[utf8.char(at)] do at = at + 1 end
+    if at > LAST_PRIVATE then
+      return nil, "messages: more private characters than can be told from others", "format"
+    end
+    local mark = utf8.char(at)
+    map[text], back[mark], at = mark, text, at + 1
+  end
+  return map, back
+end
 
 -- Every string in a value, changed.
 local function map_strings(value, change)
@@ -304,8 +302,8 @@ end
 -- The messages and tools as templates take them, with stand-ins for control strings, and what
 -- takes these back.
 local function masked_of(self, list, tools, variables)
-  local given = json.encode({ list, tools or json.null })
-  local map, back = stand_ins(self.strings, function(mark) return given:find(mark, 1, true) end)
+  local map, back, code = stand_ins(self.strings, json.encode({ list, tools or json.null }))
+  if not map then return nil, back, code end
   local options = {}
   for name, value in pairs(variables or {}) do options[name] = value end
   options.tools = tools and map_strings(tools, function(s) return mask(self.strings, map, s) end)
@@ -363,6 +361,7 @@ function Prompts:make(messages, variables, ending)
   end
 
   local masked, options, back = masked_of(self, list, tools, variables)
+  if not masked then return nil, options, back end
   local whole, before, header, tail = render(self, masked, options)
   if not whole then return nil, before, header end
   if said then

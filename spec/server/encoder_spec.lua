@@ -37,6 +37,20 @@ describe("the server's encoder", function()
     assert.same(model:encode("short"), results[3])
   end)
 
+  it("lets only so many long texts wait", function()
+    local encode, n_done, refused = encoder.new(model, loop), 0, {}
+    for _ = 1, 66 do -- one is worked on, 64 wait
+      loop:spawn(function()
+        local ids, message, code = encode(LONG:sub(1, 1 << 15))
+        if not ids then refused[#refused + 1] = { message, code } end
+        n_done = n_done + 1
+        if n_done == 66 then loop:stop() end
+      end)
+    end
+    assert(loop:run())
+    assert.same({ { "too many long texts wait; try again", "busy" } }, refused)
+  end)
+
   it("survives what is closed meanwhile", function()
     local tokenizer = assert(require "moonlet.tokenizer".open(served.DIR))
     local encoding = assert(tokenizer:start(LONG, { plain = { { 1, 100 } } }))

@@ -174,6 +174,10 @@ describe("server", function()
     assert.is_nil(other)
     assert.equal("unsupported", code)
     assert.matches("--insecure-bind", message, 1, true)
+    other, message = moonlet.serve { model = served.DIR, host = "0.0.0.0", port = 0, api_keys = {} }
+    assert.is_nil(other)
+    assert.matches("--insecure-bind", message, 1, true)
+    assert.error_matches(function() served.replay({ "x" }, { api_keys = { "" } }) end, "api_keys")
   end)
 
   it("says what is wrong with an address, a model, a script", function()
@@ -202,6 +206,27 @@ describe("server", function()
     assert.is_nil(reply.body:find("on purpose"))
     assert.matches("broken on purpose", logged)
     assert.equal(200, status_of("GET", "/health"))
+  end)
+
+  it("answers nobody who has left while a text was tokenized", function()
+    local n_submitted, statuses = 0, {}
+    server = served.replay({ "x" }, {
+      on_served = function(exchange) statuses[#statuses + 1] = exchange.status or "left" end })
+    local encode, submit = server.encode, server.engine.submit
+    function server.engine.submit(...)
+      n_submitted = n_submitted + 1
+      return submit(...)
+    end
+    function server.encode(...)
+      local request = next(server.exchanges)
+      while not request:is_over() do server.loop:sleep(0.001) end
+      return encode(...)
+    end
+    local c = client.start(server.port, 'cat "$0.in" >&3', client.bytes("POST", "/v1/completions",
+      { prompt = "x", stream = true }))
+    client.wait(server, { c })
+    c.output()
+    assert.same({ 0, { "left" } }, { n_submitted, statuses })
   end)
 
   it("sends the last of an answer when it is told to end at that moment", function()

@@ -208,6 +208,30 @@ describe("a served model", function()
     assert.is_true(again.usage.prompt_tokens_details.cached_tokens >= 64)
   end)
 
+  it("ends what was begun for a request that fails", function()
+    local logged
+    server = served.model(model, { ctx = 4096, log = function(text) logged = text end })
+    function server.scoring.logprobs() error("broken on purpose") end
+    for _, case in ipairs {
+      { "/v1/completions", { prompt = "Once", prompt_logprobs = 1, max_tokens = 4000 } },
+      { "/v1/completions", { prompt = "Once", prompt_logprobs = 1, max_tokens = 4000,
+        stream = true } },
+      { PATH, { messages = user "Once", prompt_logprobs = 1, max_tokens = 4000 } },
+    } do
+      case[2].ignore_eos, logged = true, nil
+      local reply = client.ask(server, "POST", case[1], case[2])
+      assert.equal(case[2].stream and 200 or 500, reply.status)
+      assert.matches("internal error", reply.body)
+      assert.matches("broken on purpose", logged)
+    end
+    server.loop:spawn(function()
+      server.engine:drain()
+      server.loop:stop()
+    end)
+    assert(server:run())
+    assert.is_true(server.engine.stats.generated_tokens < 4000)
+  end)
+
   it("lets go of nothing that was begun when it is told to end", function()
     server = served.model(model)
     local body = { messages = user "Tell me a story.", seed = 1, max_tokens = 40, stream = true }

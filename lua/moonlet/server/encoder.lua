@@ -4,21 +4,27 @@
 local encoder = {}
 
 local LONG <const> = 1 << 15 -- bytes; shorter ones take less than a millisecond or two
+local MAX_WAITING <const> = 64 -- long texts; their requests are in no queue yet
 
 ---@param model moonlet.Model
 ---@param loop moonlet.Loop
 ---@return fun(text: string, options: moonlet.EncodeOptions?): integer[]?, string?, string? encode
 ---  for coroutines of the loop
 function encoder.new(model, loop)
-  local is_busy, free = false, loop:signal()
+  local is_busy, n_waiting, free = false, 0, loop:signal()
   return function(text, options)
     if #text < LONG then return model:encode(text, options) end
+    if n_waiting == MAX_WAITING then return nil, "too many long texts wait; try again", "busy" end
+    n_waiting = n_waiting + 1
     while is_busy do free:wait() end
-    is_busy = true
+    is_busy, n_waiting = true, n_waiting - 1
     local encoding <close>, message, code = model.tokenizer:start(text, options)
-    if encoding then loop:ready(encoding:fd()) end
+    local ok, problem = pcall(function()
+      if encoding then loop:ready(encoding:fd()) end
+    end)
     is_busy = false
     free:notify()
+    if not ok then error(problem, 0) end
     if not encoding then return nil, message, code end
     return encoding:result()
   end

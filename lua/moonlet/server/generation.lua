@@ -237,8 +237,7 @@ function generation.begin(server, list)
   for _, wanted in ipairs(list) do
     if wanted.first and not submit(self, wanted.first) then
       self:cancel()
-      refusal.raise(429, "too many requests wait; try again", { code = "queue_full",
-        fields = { ["Retry-After"] = "2" } })
+      refusal.raise_busy("too many requests wait; try again")
     end
   end
   return self
@@ -249,6 +248,8 @@ end
 ---@param list moonlet.server.Wanted[]
 ---@return moonlet.server.Run
 function generation.serve(exchange, list)
+  -- Its text may have taken long to tokenize. Nobody reads the answer.
+  if exchange:is_over() then refusal.raise(499, "the client has left") end
   local run = generation.begin(exchange.server, list)
   exchange.on_gone = function() run:cancel() end
   return run
@@ -325,11 +326,12 @@ function Run:cancel()
   self.changed:notify()
 end
 
----The failure of a choice, as a refusal.
+---The failure of a choice, as a refusal unless it is the server's own.
 ---@param part table of kind "end"
 ---@param is_closing boolean
 function generation.raise_failure(part, is_closing)
   if is_closing then refusal.raise(503, "the server is shutting down") end
+  if part.code == "raised" then error(part.message, 0) end
   refusal.raise(500, part.message)
 end
 

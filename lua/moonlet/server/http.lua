@@ -43,6 +43,7 @@ end
 ---Answers with an error, in a stream that has begun as its last event.
 ---@param r moonlet.server.Refusal
 function Exchange:refuse(r)
+  if self:is_over() then return end
   local body = (self.route and self.route.error_body or http.openai_error)(r)
   if not self.stream then return self:reply(r.status, body, r.fields) end
   if self.end_stream then
@@ -244,7 +245,10 @@ function http.serve(server, request)
   local start = sys.seconds()
   server.exchanges[request] = self
   local ok, problem = xpcall(handle, explain, self)
-  if not ok then ok, problem = xpcall(answer_failure, explain, self, problem) end
+  if not ok then
+    self:gone() -- ends what was begun for it
+    ok, problem = xpcall(answer_failure, explain, self, problem)
+  end
   if not ok then server.log(problem) end
   server.exchanges[request] = nil
   server.on_served(self, sys.seconds() - start)
@@ -269,7 +273,11 @@ end
 ---@param keys string[]
 ---@return fun(given: string): boolean takes as long for any key of one length
 function http.key_check(keys)
-  if type(keys) ~= "table" then options.misuse("list of keys expected") end
+  for _, key in ipairs(keys) do
+    if type(key) ~= "string" or key == "" then
+      options.misuse("option 'api_keys': texts expected, none of them empty")
+    end
+  end
   return function(given)
     local found = false
     for _, key in ipairs(keys) do found = sys.same_secret(key, given) or found end

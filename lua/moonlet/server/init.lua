@@ -104,9 +104,9 @@ local ROUTES <const> = {
 local LOOPBACK <const> = { ["127.0.0.1"] = true, ["::1"] = true, localhost = true }
 
 -- Who can reach the port can use the model: beyond this machine that takes a key or a decision.
-local function check_address(o)
+local function check_address(self, o)
   local host = o.host or "127.0.0.1"
-  if LOOPBACK[host] or host:find("^127%.%d+%.%d+%.%d+$") or o.api_keys or o.insecure_bind then
+  if LOOPBACK[host] or host:find("^127%.%d+%.%d+%.%d+$") or self.has_keys() or o.insecure_bind then
     return true
   end
   return nil, ("listening at %s lets others use the model: give API keys (--api-key-file) or "
@@ -175,7 +175,7 @@ local function listen(self, o)
 end
 
 local function open_parts(self, o, transport)
-  local ok, message, code = check_address(o)
+  local ok, message, code = check_address(self, o)
   if not ok then return nil, message, code end
   ok, message, code = open_model(self, o)
   if not ok then return nil, message, code end
@@ -221,7 +221,9 @@ function server.open(given)
   self.loop.on_gone = function(request)
     if self.exchanges[request] then self.exchanges[request]:gone() end
   end
-  self.loop.on_signal = function() self:shutdown() end
+  self.loop.on_signal = function()
+    if self.is_closing then self.loop:stop() else self:shutdown() end
+  end
   return self
 end
 

@@ -25,14 +25,20 @@ function refusal.is(value)
   return getmetatable(value) == Refusal
 end
 
+---Sends away what may come again soon.
+---@param message string
+function refusal.raise_busy(message)
+  refusal.raise(429, message, { code = "queue_full", fields = { ["Retry-After"] = "2" } })
+end
+
 -- What a failure of a module below means for the request.
-local STATUS <const> = { format = 400, range = 400, limit = 400, unsupported = 400, template = 400,
-  busy = 429 }
+local STATUS <const> = { format = 400, range = 400, limit = 400, unsupported = 400, template = 400 }
 
 ---Like assert, for what answers nil, message, code.
 function refusal.check(value, message, code, ...)
   if value ~= nil then return value, message, code, ... end
   local param = message:match("^([%a_][%w_]*[%[%]%w_.]*): ")
+  if code == "busy" then refusal.raise_busy(message) end
   refusal.raise(STATUS[code] or 500, message, { param = STATUS[code] == 400 and param or nil })
 end
 

@@ -10,6 +10,7 @@ local scoring = {}
 
 -- Tokens; others wait for their next one as long as a piece takes.
 local PIECE <const>, PIECE_OF_STEPS <const> = 64, 8
+local MAX_WAITING <const> = 64 -- texts
 
 ---@class moonlet.server.Scoring
 local Scoring = {}
@@ -20,7 +21,7 @@ Scoring.__index = Scoring
 ---@return moonlet.server.Scoring
 function scoring.new(server, session_options)
   return setmetatable({ server = server, session_options = session_options,
-    free = server.loop:signal(), is_busy = false }, Scoring)
+    free = server.loop:signal(), is_busy = false, n_waiting = 0 }, Scoring)
 end
 
 local function floats(tensor, format)
@@ -54,8 +55,12 @@ local function exclusively(self, fn, ...)
   if self.server.engine.is_scripted then
     refusal.raise(400, "scripted answers have no weights to look into")
   end
+  if self.n_waiting == MAX_WAITING then
+    refusal.raise_busy("too many texts wait to be read; try again")
+  end
+  self.n_waiting = self.n_waiting + 1
   while self.is_busy do self.free:wait() end
-  self.is_busy = true
+  self.is_busy, self.n_waiting = true, self.n_waiting - 1
   local results = table.pack(xpcall(fn, function(problem)
     return refusal.is(problem) and problem or debug.traceback(tostring(problem), 2)
   end, self, ...))
