@@ -43,6 +43,8 @@ setup(function()
   os.remove(dir)
   assert(os.execute("mkdir " .. dir))
   write("empty", "")
+  assert(os.execute(("cp -r --no-preserve=mode examples/demo-model %s/model"):format(dir)))
+  assert(os.execute(("ln -s model %s/link"):format(dir)))
   write("number.json", "5")
   write("object.json", "{}")
   write("hi.json", '[{"role": "user", "content": "hi"}]')
@@ -136,6 +138,7 @@ describe("misuse exits with 2", function()
     { "eval kld --file D/empty", 2, "give one of %-%-reference, %-%-reference%-logits, " },
     { "eval kld --reference a --file b --mode mxfp4", 2, "%-%-mode belongs to %-%-per%-tensor" },
     { "eval kld --reference a --file b --by layer", 2, "%-%-by belongs to %-%-per%-tensor" },
+    { "eval kld --reference a --report p --per-position p --file a", 2, "are one file" },
     { "eval kld --save-logits D/q --report p --file a", 2, "%-%-report needs a reference" },
     { "eval kld --per-tensor --file b --fit imatrix", 2, "%-%-fit imatrix needs %-%-imatrix" },
     { "eval report --out a", 2, "missing argument 'results'" },
@@ -203,6 +206,14 @@ describe("a failure of the work exits with 1", function()
     { "eval kld --reference-logits D/empty", 1, "empty: 0 bytes are too few" },
     { "eval kld --save-logits /nosuch/f --file LICENSE", 1, "/nosuch/f" },
     { "eval report D/object.json --out D/q", 1, "object%.json: not what eval kld %-%-json prints" },
+    { "imatrix D/model --text LICENSE -o D/model/model.safetensors", 1, "would be a part of the " },
+    { "imatrix D/link --text LICENSE --hessians D/model/h.safetensors", 1, "a part of the check" },
+    { "imatrix D/model --text D/hi.json -o D/model/../hi.json", 1, "hi%.json: is read; choose" },
+    { "forward D/model --ids 1 --out D/model/config.json", 1, "would be a part of the checkpoint" },
+    { "eval kld D/model --file LICENSE --save-logits D/model/x.safetensors", 1, "a part of the" },
+    { "eval kld --reference D/model --file LICENSE --report D/model/tokenizer.json", 1, "a part" },
+    { "eval kld --reference D/model --file D/hi.json --per-position D/hi.json", 1, "is read" },
+    { "eval report D/object.json --out D/object.json", 1, "object%.json: is read; choose" },
     { "eval report /nosuch --out D/q", 1, "/nosuch: No such file" },
     { "eval kld --per-tensor --bits 7 --file LICENSE", 1, "^moonlet: %(affine, 7 bits%): affine " },
     { "eval kld --per-tensor --recipe nosuch --file LICENSE", 1, "no recipe named nosuch" },

@@ -8,9 +8,9 @@ local gguf_names = require "moonlet.gguf_names"
 local imatrix = require "moonlet.imatrix"
 local layout = require "moonlet.layout"
 local options = require "moonlet.options"
+local outputs = require "moonlet.outputs"
 local sequences = require "moonlet.sequences"
 local sites = require "moonlet.sites"
-local sys = require "moonlet.sys"
 
 local calibrate = {}
 
@@ -77,7 +77,7 @@ local function open_calibration(model, list, n_tokens, opts)
   local place = opts.out or opts.hessians
   for _, key in ipairs { "out", "hessians" } do
     if opts[key] then
-      local ok, message, code = sys.check_place(opts[key])
+      local ok, message, code = outputs.check(opts[key], model.dir, opts.file, opts.chat)
       if not ok then return nil, message, code end
     end
   end

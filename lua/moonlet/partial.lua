@@ -271,6 +271,14 @@ local function is_side_file(name)
   return false
 end
 
+---Whether a file of this name in a checkpoint's directory belongs to the checkpoint.
+---@param name string
+---@return boolean
+function partial.is_part(name)
+  return NOT_COPIED[name] or name:find("%.safetensors$") or name:find("%.index%.json$")
+    or is_side_file(name) or false
+end
+
 ---The files to copy from a source, with their sizes; each can be read.
 ---@param source string
 ---@return table<string, integer>? files

@@ -1,6 +1,7 @@
 --- moonlet eval: how well a model predicts a text or dialogues, and how far it is from another.
 local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
+local outputs = require "moonlet.outputs"
 local plan = require "moonlet.cli.plan"
 local recipe = require "moonlet.recipe"
 local sys = require "moonlet.sys"
@@ -233,6 +234,9 @@ local function check_kld(args)
   if args.per_position and (args.save_logits or args.per_tensor) then
     output.misuse("--per-position needs a reference")
   end
+  if args.report and args.report == args.per_position then
+    output.misuse("--report and --per-position are one file")
+  end
   if args.report and args.save_logits then output.misuse("--report needs a reference") end
   for _, name in ipairs { "by", "recipe", "bits", "group", "mode", "mxfp", "fit", "imatrix" } do
     if args[name] and not args.per_tensor then
@@ -249,7 +253,8 @@ local function run_kld(args)
   check_kld(args)
   for _, name in ipairs { "report", "per_position" } do
     if args[name] then
-      local ok, message, code = sys.check_place(args[name])
+      local ok, message, code = outputs.check(args[name], output.dir(args.dir), args.reference,
+        args.reference_logits, args.file, args.chat, args.imatrix)
       if not ok then return nil, message, code end
     end
   end
@@ -265,6 +270,8 @@ end
 -- ---- report -------------------------------------------------------------------------------------
 
 local function run_report(args)
+  local ok, problem, kind = outputs.check(args.out, table.unpack(args.results))
+  if not ok then return nil, problem, kind end
   local results = {}
   for i, path in ipairs(args.results) do
     local result, message, code = json.read_object(path)

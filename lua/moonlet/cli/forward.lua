@@ -1,5 +1,6 @@
 --- moonlet forward: one native forward pass, written as safetensors.
 local output = require "moonlet.cli.output"
+local outputs = require "moonlet.outputs"
 local safetensors = require "moonlet.safetensors"
 
 local forward = {}
@@ -66,7 +67,9 @@ function forward.run(args)
   end
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
-  local out, ok
+  local ok, out
+  ok, message, code = outputs.check(args.out, model.dir)
+  if not ok then return nil, message, code end
   out, message, code = model:forward(ids, { want = want })
   if not out then return nil, message, code end
   local entries = entries_of(out)

@@ -3,6 +3,7 @@
 local json = require "moonlet.json"
 local label = require "moonlet.eval.label"
 local options = require "moonlet.options"
+local outputs = require "moonlet.outputs"
 local reference_file = require "moonlet.reference"
 local rows = require "moonlet.eval.rows"
 local sequences = require "moonlet.sequences"
@@ -218,10 +219,12 @@ function kld.save_logits(model, opts)
   if not opts.out then options.misuse("option 'out' is missing") end
   local list, words, code = sequences.read(model, opts)
   if not list then return nil, words, code end
+  local ok, message
+  ok, message, code = outputs.check(opts.out, model.dir, opts.file, opts.chat)
+  if not ok then return nil, message, code end
   local writer <close>, problem, kind = reference_file.create(opts.out, model, list, words)
   if not writer then return nil, problem, kind end
   local progress, tokens = rows.progress(list, opts.on_progress, 1, 1), 0
-  local ok, message
   for _, piece in ipairs(rows.passes(model, list)) do
     local finals
     finals, message, code = rows.finals(model, piece, progress)

@@ -1,0 +1,41 @@
+-- outputs: where results may be written. Replacing an older result is what a caller asks for;
+-- replacing what the work itself reads, or a part of a checkpoint, never is.
+
+local core = require "moonlet.core"
+local partial = require "moonlet.partial"
+local sys = require "moonlet.sys"
+
+local outputs = {}
+
+-- The directory without links, and the name in it: renaming replaces a link, not what it names.
+local function place_of(path)
+  local parent, name = path:match("^(.*)/([^/]+)$")
+  if not parent then parent, name = ".", path end
+  return core.real_path(parent == "" and "/" or parent), name
+end
+
+---Whether a file can be written at a path and is none that is still needed: known before hours of
+---work.
+---@param path string
+---@param ... string?  files that are read, directories of checkpoints; nil for what is not given
+---@return true? ok, string? message, string? code
+function outputs.check(path, ...)
+  local parent, name = place_of(path)
+  for i = 1, parent and select("#", ...) or 0 do
+    local input = (select(i, ...))
+    local real = input and core.real_path(input)
+    if real == parent and partial.is_part(name) then
+      return nil, ("%s: would be a part of the checkpoint %s; choose another place"):format(path,
+        input), "io"
+    end
+    if real then
+      local of, own = place_of(input)
+      if real == parent .. "/" .. name or of == parent and own == name then
+        return nil, ("%s: is read; choose another place"):format(path), "io"
+      end
+    end
+  end
+  return sys.check_place(path)
+end
+
+return outputs
