@@ -47,6 +47,12 @@ local function write_hessians(path, list, change)
   checkpoint.write(path, tensors)
 end
 
+local function fed_by_choice(tensor)
+  local decision = uniform(tensor)
+  decision.gptq = decision.mode and true
+  return decision
+end
+
 describe("a file of Hessians", function()
   local all = model_sites()
   local dir, path
@@ -61,6 +67,7 @@ describe("a file of Hessians", function()
     local given = { source = MODEL, out = dir .. "/out", recipe = uniform, hessians = path,
       threads = 1 }
     for k, v in pairs(o or {}) do given[k] = v end
+    given.hessians = given.hessians or nil
     local result, message, code = quantize(given)
     if not result then return nil, message, code end
     local tensors = written.tensors(given.out)
@@ -159,6 +166,19 @@ describe("a file of Hessians", function()
     written.assert_same_tensors(fed, again)
   end)
 
+  it("says where none were given to what asks for them, and where none asks", function()
+    local result = select(2, run { hessians = false, recipe = fed_by_choice })
+    assert.same({ "no Hessians given: encoded without error feedback" }, result.notes)
+    assert(quantize { source = MODEL, out = dir .. "/packed", recipe = uniform })
+    write_hessians(path, all)
+    result = select(2, run { source = dir .. "/packed", recipe = "keep" })
+    assert.same({ "the Hessians change nothing: no matrix is encoded with error feedback" },
+      result.notes)
+    result = select(2, run { gptq = false })
+    assert.same({ "the Hessians change nothing: no matrix is encoded with error feedback" },
+      result.notes)
+  end)
+
   it("serves the experts of compressed-tensors one by one", function()
     write_hessians(path, all)
     local stacked = run()
@@ -190,6 +210,12 @@ describe("a file of Hessians", function()
     assert.matches("^range: .*tensor layers.0.experts_down is 2 x ", failure())
     checkpoint.write(path, { w = { dtype = "F32", shape = { 1 }, data = ("\0"):rep(4) } })
     assert.matches("^format: .*/h.safetensors: there are no Hessians in it$", failure())
+    write_hessians(path, all, function(tensors)
+      local t = tensors["layers.1.mixer_in"] -- between two columns, on one side of the diagonal
+      t.data = t.data:sub(1, 4) .. string.pack("<f", 0 / 0) .. t.data:sub(9)
+    end)
+    assert.matches("^format: .*tensor layers.1.mixer_in, matrix 0: numbers that no inputs give$",
+      failure())
     write_hessians(path, all, function(tensors)
       tensors["head_in.counts"].dtype = "F64"
     end)

@@ -578,6 +578,12 @@ describe("quantize", function()
       core.free_bytes = free_bytes
       assert.is_nil(ok)
       assert.matches("1000 B are free", message)
+      local check_writable = core.check_writable
+      core.check_writable = function(place) return check_writable(place .. "/nosuch") end
+      ok, message = quantize(o)
+      core.check_writable = check_writable
+      assert.is_nil(ok)
+      assert.matches("/nosuch: cannot write in: No such file", message)
       o.out = MOE .. "hf"
       ok, message = quantize(o)
       assert.is_nil(ok)

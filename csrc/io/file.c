@@ -122,6 +122,11 @@ err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int 
     return code;
 }
 
+err_code file_check_writable(const char *path, err_info *e)
+{
+    return access(path, W_OK | X_OK) == 0 ? ERR_NONE : fail(path, "write in", e);
+}
+
 int64_t file_free_bytes(const char *path, err_info *e)
 {
     struct statvfs fs;

@@ -38,6 +38,9 @@ err_code file_sync_dir(const char *path, err_info *e);
 err_code file_list(const char *path, int (*fn)(void *ctx, const char *name, int is_file), void *ctx,
                    err_info *e);
 
+/* Whether this process may create something in the directory; creates nothing. */
+err_code file_check_writable(const char *path, err_info *e);
+
 /* Bytes that this process may still write to the file system of `path`; -1 on failure. */
 int64_t file_free_bytes(const char *path, err_info *e);
 

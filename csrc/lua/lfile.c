@@ -91,6 +91,15 @@ static int free_bytes(lua_State *L)
     return 1;
 }
 
+/* check_writable(directory) -> true */
+static int check_writable(lua_State *L)
+{
+    err_info e = {0};
+    if (file_check_writable(luaL_checkstring(L, 1), &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 /* real_path(path) -> string */
 static int real_path(lua_State *L)
 {
@@ -144,10 +153,12 @@ static int sha256_file(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_info", info},        {"file_kind", kind},    {"file_write", write_whole},
-        {"free_bytes", free_bytes}, {"list_dir", list_dir}, {"make_dir", make_dir},
-        {"real_path", real_path},   {"sha256", sha256},     {"sha256_file", sha256_file},
-        {"sync_dir", sync_dir},     {NULL, NULL},
+        {"file_info", info},         {"file_kind", kind},
+        {"file_write", write_whole}, {"check_writable", check_writable},
+        {"free_bytes", free_bytes},  {"list_dir", list_dir},
+        {"make_dir", make_dir},      {"real_path", real_path},
+        {"sha256", sha256},          {"sha256_file", sha256_file},
+        {"sync_dir", sync_dir},      {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

@@ -59,6 +59,13 @@ static void fill_rows(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
+static int all_finite(const hess *h)
+{
+    for (int64_t i = 0; i < h->n * h->n; i++)
+        if (!isfinite(h->matrix[i])) return 0;
+    return 1;
+}
+
 typedef struct place {
     float diagonal;
     int32_t column;
@@ -223,7 +230,7 @@ hess_state hess_factor(hess *h, const hess_inputs *in, const kern_ops *ops, pool
     float mean = choose_order(h), share = (float)(0.01 + 0.1 * (double)h->n / in->count), added = 0;
     /* Beyond these bounds squares and quotients of what follows would leave f32. */
     if (mean < 0x1p-100f) return HESS_UNSEEN;
-    if (!(mean <= 0x1p100f)) return HESS_BROKEN;
+    if (!(mean <= 0x1p100f) || !all_finite(h)) return HESS_BROKEN;
     for (; share <= 10 || added == 0; share *= 10) {
         float add = share * mean - added;
         for (int64_t i = 0; i < h->n; i++) h->matrix[i * h->n + i] += add;

@@ -48,7 +48,7 @@ typedef enum hess_state {
     HESS_READY,
     HESS_UNSEEN, /* no inputs, or zeros alone: nothing to go by */
     HESS_LOST,   /* no damping leaves a factor: too few inputs, or too badly summed */
-    HESS_BROKEN, /* numbers that no inputs give on the diagonal */
+    HESS_BROKEN, /* numbers that no inputs give: on the diagonal, or not finite */
 } hess_state;
 
 /* Factors into h. Where f32 cannot hold the factor the share is raised tenfold, to at most 10.

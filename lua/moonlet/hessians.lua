@@ -123,13 +123,14 @@ end
 ---@return string? message
 ---@return string? code
 function hessians.serve(self, files, wanted)
-  local without, unseen, n_unseen, notes = {}, {}, 0, {}
+  local without, unseen, n_unseen, n_served, notes = {}, {}, 0, 0, {}
   for _, file in ipairs(files) do
     for _, item in ipairs(file.items) do
       if item.put.op == "encode" and site_of(item) and wanted(item.tensor) then
         local served, message, code = false, nil, nil
         if self then served, message, code = self:serve(item) end
         if served == nil then return nil, message, code end
+        n_served = n_served + (served and 1 or 0)
         if not served then
           without[#without + 1] = item.name
         elseif self:unseen(item) > 0 then
@@ -140,8 +141,11 @@ function hessians.serve(self, files, wanted)
     end
   end
   if #without > 0 then
-    notes[#notes + 1] = ("no Hessian for %s: encoded without error feedback"):format(
-      and_others(without))
+    notes[#notes + 1] = self and ("no Hessian for %s: encoded without error feedback"):format(
+      and_others(without)) or "no Hessians given: encoded without error feedback"
+  end
+  if self and n_served == 0 and #without == 0 then
+    notes[#notes + 1] = "the Hessians change nothing: no matrix is encoded with error feedback"
   end
   if #unseen > 0 then
     notes[#notes + 1] = ("%d experts were given nothing while the Hessians were made: encoded "

@@ -112,6 +112,7 @@ end
 -- could.
 function Job:feed(decisions)
   return hessians.serve(self.hessians, self.files, function(tensor)
+    if decisions[tensor].exact then return false end
     local own = decisions[tensor].gptq
     if own == nil then own = self.settings.gptq end
     if own == nil then own = self.options.hessians ~= nil end
@@ -189,7 +190,8 @@ end
 
 -- Before hours of work; every file also reserves its own space when it is opened.
 function Job:check_space()
-  local message, code
+  local writable, message, code = core.check_writable(self.place.parent)
+  if not writable then return nil, message, code end
   self.needed = self.decisions.total_bytes - (self.found and self.found:held() or 0)
   for _, size in pairs(self.side) do self.needed = self.needed + size end
   self.free, message, code = core.free_bytes(self.place.parent)
