@@ -85,7 +85,8 @@ describe("recipe", function()
         ['{ mode = "affine", bits = 0/0 }'] = "affine has no %-?nan%-bit form",
         ['{ mode = "mxfp4", group = 64 }'] = "mxfp4 has no group of 64",
         ['{ mode = "mxfp4", bits = 8 }'] = "mxfp4 has no 8%-bit form",
-        ['{ mode = "q4_k", bits = 4 }'] = "unknown mode q4_k",
+        ['{ mode = "q4_k", bits = 4 }'] =
+          "unknown mode q4_k; there are: affine fp8 mxfp4 mxfp8 nvfp4",
         ['{ mode = "affine", bits = 4, groupsize = 64 }'] = "unknown field 'groupsize'",
         ['error("too hot")'] = "too hot",
         ["tensor.missing.field"] = "attempt to index a nil value",
@@ -174,9 +175,12 @@ describe("recipe", function()
         ["return function() return function() end, { mode = 'affine', bits = 7 } end"] =
           "base decision: %(affine, 7 bits%): affine has no 7%-bit form",
         ["return function() return function() end, nil, 4 end"] = "defaults: a table expected",
-        ["return function() return function() end, nil, { fit = 'x' } end"] = "defaults: fit = x",
+        ["return function() return function() end, nil, { fit = 'x' } end"] =
+          "defaults: fit = x; there are: minmax mse imatrix qstream best",
+        ["return function() return function() end, nil, { gptq = 1 } end"] =
+          "defaults: gptq = 1; there are: true false",
         ["return function() return function() end, nil, { awq = true } end"] =
-          "defaults: awq = true",
+          "defaults: awq = true; there are: search mlx%-node off",
         ["return function() return function() end, nil, { damp = 1 } end"] =
           "defaults: unknown field 'damp'",
       }

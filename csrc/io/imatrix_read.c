@@ -159,8 +159,8 @@ static err_code dat_entry(imx_set *set, dat *d)
     int32_t n = 0, n_calls = 0, n_values = 0;
     if (dat_name(d, &name, &n, "the name of an entry")) return d->e->code;
     if (!is_plain(name, n))
-        return err_set(d->e, ERR_FORMAT, "%s: byte %lld: not the name of an entry", d->path,
-                       (long long)start);
+        return err_set(d->e, ERR_FORMAT, "%s: byte %lld: not the name of an entry%s", d->path,
+                       (long long)start, set->n ? "" : " (no imatrix?)");
     imx_item *t = imx_add(set, name, (size_t)n, d->e);
     if (!t) return ERR_MEMORY;
     t->is_dat = 1;

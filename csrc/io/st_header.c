@@ -187,7 +187,8 @@ static err_code header_length(const map_file *m, size_t *n_bytes, err_info *e)
         return err_set(e, ERR_FORMAT, "%zu bytes are too few for a safetensors file", m->n_bytes);
     for (int i = 7; i >= 0; i--) n = n << 8 | m->data[i];
     if (n > ST_HEADER_LIMIT)
-        return err_set(e, ERR_FORMAT, "header length %llu is above the limit of %d bytes",
+        return err_set(e, ERR_FORMAT,
+                       "header length %llu is above the limit of %d bytes (no safetensors file?)",
                        (unsigned long long)n, ST_HEADER_LIMIT);
     if (n > m->n_bytes - 8)
         return err_set(e, ERR_FORMAT, "header of %llu bytes in a file of %zu (truncated?)",

@@ -102,10 +102,17 @@ local function asked_text(d)
   return ("(%s)"):format(table.concat(words, ", "))
 end
 
+local function unknown_mode(mode)
+  local modes = {}
+  for name in pairs(FORMATS) do modes[#modes + 1] = name end
+  table.sort(modes)
+  return ("unknown mode %s; there are: %s"):format(mode, table.concat(modes, " "))
+end
+
 -- What makes a decision to encode impossible, or bits and group.
 local function checked_format(tensor, d)
   local format = FORMATS[d.mode]
-  if not format then return "unknown mode " .. d.mode end
+  if not format then return unknown_mode(d.mode) end
   if not tensor.matrix then return "only matrices of the text stack can be quantized" end
   local groups = format.whole_rows and { tensor.cols } or format.groups
   local bits, group = d.bits, d.group or groups[1]
@@ -162,13 +169,21 @@ local function checked(tensor, d)
   return { mode = d.mode, bits = bits, group = group, fit = d.fit, gptq = d.gptq }
 end
 
+local function words(values)
+  local list = {}
+  for i, value in ipairs(values) do list[i] = tostring(value) end
+  return table.concat(list, " ")
+end
+
 -- What a recipe wants of the quantizer unless it is told otherwise, or nil and what is wrong.
 local function checked_defaults(d)
   if type(d) ~= "table" then return nil, "a table expected, got " .. type(d) end
   for k, v in pairs(d) do
     local values = ({ fit = recipe.FITS, gptq = { true, false }, awq = recipe.AWQ })[k]
     if not values then return nil, ("unknown field '%s'"):format(tostring(k)) end
-    if not contains(values, v) then return nil, ("%s = %s"):format(k, tostring(v)) end
+    if not contains(values, v) then
+      return nil, ("%s = %s; there are: %s"):format(k, tostring(v), words(values))
+    end
   end
   return { fit = d.fit, gptq = d.gptq, awq = d.awq }
 end

@@ -130,9 +130,10 @@ describe("a safetensors file", function()
       { "", "0 bytes are too few for a safetensors file" },
       { "\1\0\0\0\0\0\0", "7 bytes are too few for a safetensors file" },
       { string.pack("<I8", 100000001) .. "{}",
-        "header length 100000001 is above the limit of 100000000 bytes" },
+        "header length 100000001 is above the limit of 100000000 bytes (no safetensors file?)" },
       { ("\xff"):rep(8) .. "{}",
-        "header length 18446744073709551615 is above the limit of 100000000 bytes" },
+        "header length 18446744073709551615 is above the limit of 100000000 bytes "
+          .. "(no safetensors file?)" },
       { string.pack("<I8", 3) .. "{}", "header of 3 bytes in a file of 10 (truncated?)" },
       { string.pack("<I8", 0) .. "{}", "header does not begin with '{'" },
       { image(" {}"), "header does not begin with '{'" },

@@ -113,6 +113,13 @@ function Run:weighed(item, fn)
   return ok, message, code
 end
 
+-- Codes that the other form cannot hold: what recipe keep can do about them.
+function Run:advised(message, code, item)
+  if code ~= "unsupported" or self.job.rule.name ~= "keep" then return message end
+  local mode = item.tensor.packed.mode
+  return ("%s (--set 'undo=[\"%s\"]' writes matrices in %s as BF16)"):format(message, mode, mode)
+end
+
 -- `first` is the entry that the item begins with.
 function Run:put(item, first)
   local o, put = self.job.options, item.put
@@ -129,7 +136,7 @@ function Run:put(item, first)
   end
   local lost
   ok, lost, code = self:weighed(item, function() return self.writer:put(put) end)
-  if not ok then return nil, lost, code end
+  if not ok then return nil, self:advised(lost, code, item), code end
   return lost == 0 or self:lose(item.name, lost)
 end
 
