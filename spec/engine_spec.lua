@@ -1,5 +1,7 @@
 local engine = require "moonlet.engine"
+local json = require "moonlet.json"
 local moonlet = require "moonlet"
+local prompt_of = require "moonlet.prompt"
 local sched = require "moonlet.sched"
 
 local DIR <const> = "examples/demo-model"
@@ -105,6 +107,54 @@ describe("engine", function()
     end)
   end)
 
+  it("reads of a conversation that was edited what follows the edit only", function()
+    run(function(e)
+      local prompts = prompt_of.new(model)
+      local talk = json.array {}
+      for i, text in ipairs(QUESTIONS) do
+        talk[i] = { role = i % 2 == 1 and "user" or "assistant", content = text }
+      end
+      local p = assert(prompts:make(talk))
+      assert.equal(#QUESTIONS, #p.keep_at) -- before every message but the first, and the answer
+      collect(assert(e:submit { ids = p.ids, keep_at = p.keep_at, options = { max_tokens = 1 } }))
+      for i = #QUESTIONS, 2, -1 do
+        talk[i].content = "Something else."
+        local edited = assert(prompts:make(talk))
+        local ticket = assert(e:submit { ids = edited.ids, options = { max_tokens = 1 } })
+        collect(ticket)
+        assert.equal(p.keep_at[i - 1], ticket.reused)
+      end
+    end)
+  end)
+
+  it("goes on with a conversation whose keys and values exceed the budget", function()
+    local long = {}
+    for i = 1, 900 do long[i] = i % 300 end
+    run(function(e) -- room for two states; the rows of 900 tokens take 1.4 MB
+      collect(assert(e:submit { ids = long, keep_at = { 600 }, options = { max_tokens = 1 } }))
+      local other = table.move(long, 1, 600, 1, {})
+      other[601] = 17
+      local ticket = assert(e:submit { ids = other, options = { max_tokens = 1 } })
+      collect(ticket)
+      assert.equal(600, ticket.reused)
+    end, { cache_bytes = 2 << 20, sessions = 1 })
+  end)
+
+  it("goes on from what a session holds, without a cache", function()
+    local options = { max_tokens = 12, temperature = 0, stop_ids = {} }
+    run(function(e)
+      local ids = prompt(QUESTIONS[6])
+      local others = assert(e:submit { ids = prompt(QUESTIONS[1]), options = options })
+      local said = collect(assert(e:submit { ids = ids, options = options }))
+      collect(others)
+      local more = table.move(said, 1, #said, #ids + 1, table.move(ids, 1, #ids, 1, {}))
+      more[#more + 1] = 17
+      local ticket = assert(e:submit { ids = more, options = options })
+      assert.same(alone(more, options).ids, collect(ticket))
+      assert.same({ #ids + #said, 1 }, { ticket.reused, ticket.evaluated })
+    end, { cache_bytes = 0, sessions = 3 })
+  end)
+
   it("keeps states within its budget, or none", function()
     run(function(e)
       local ids = prompt(QUESTIONS[1])
@@ -117,7 +167,7 @@ describe("engine", function()
     run(function(e)
       for i = 1, 12 do
         collect(assert(e:submit { ids = prompt(QUESTIONS[1] .. i), options = { max_tokens = 2 } }))
-        assert.is_true(e.cache.bytes + model:kv_bytes() <= 4 << 20)
+        assert.is_true(e.cache:used() <= 4 << 20)
       end
       assert.is_true(e.cache.n >= 1)
     end, { cache_bytes = 4 << 20 })

@@ -95,17 +95,19 @@ static int info(lua_State *L)
 }
 
 /* model:kv_bytes() -> bytes of key and value pages that sessions and snapshots hold, shared ones
- * counted once. */
+ * counted once, and of those that only snapshots hold */
 static int kv_bytes(lua_State *L)
 {
     const model *m = lmodel_check(L, 1)->m;
-    int64_t bytes = 0, page;
+    int64_t bytes = 0, kept_bytes = 0, n_kept, page;
     for (int codec = 0; codec < KV_N_CODECS; codec++) {
-        int64_t n = model_kv_pages(m, (kv_codec)codec, &page);
+        int64_t n = model_kv_pages(m, (kv_codec)codec, &n_kept, &page);
         bytes += n * page;
+        kept_bytes += n_kept * page;
     }
     lua_pushinteger(L, bytes);
-    return 1;
+    lua_pushinteger(L, kept_bytes);
+    return 2;
 }
 
 /* model:check_finite() -> true, or nil and where the first NaN or infinite weight lies. */

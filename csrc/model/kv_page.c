@@ -14,7 +14,7 @@ typedef struct slab {
 
 struct kv_pool {
     int64_t page_bytes;
-    int64_t n_pages, n_used, n_promised;
+    int64_t n_pages, n_used, n_kept, n_promised;
     slab *slabs;
     kv_page *free; /* last dropped first: its memory is warm */
 };
@@ -91,21 +91,46 @@ kv_page *kv_page_take(kv_pool *p)
     kv_page *page = p->free;
     p->free = page->next;
     page->n_refs = 1;
+    page->n_kept = 0;
     p->n_used++;
     return page;
 }
 
-void kv_page_share(kv_page *page)
+static int is_only_kept(const kv_page *page)
 {
-    page->n_refs++;
+    return page->n_refs > 0 && page->n_refs == page->n_kept;
+}
+
+static void add_refs(kv_pool *p, kv_page *page, int refs, int kept)
+{
+    p->n_kept -= is_only_kept(page);
+    page->n_refs += refs;
+    page->n_kept += kept;
+    p->n_kept += is_only_kept(page);
+    if (page->n_refs > 0) return;
+    page->next = p->free;
+    p->free = page;
+    p->n_used--;
+}
+
+void kv_page_share(kv_pool *p, kv_page *page)
+{
+    add_refs(p, page, 1, 0);
 }
 
 void kv_page_drop(kv_pool *p, kv_page *page)
 {
-    if (!page || --page->n_refs > 0) return;
-    page->next = p->free;
-    p->free = page;
-    p->n_used--;
+    if (page) add_refs(p, page, -1, 0);
+}
+
+void kv_page_keep(kv_pool *p, kv_page *page)
+{
+    add_refs(p, page, 1, 1);
+}
+
+void kv_page_let_go(kv_pool *p, kv_page *page)
+{
+    if (page) add_refs(p, page, -1, -1);
 }
 
 void kv_page_own(kv_pool *p, kv_page **page)
@@ -126,4 +151,9 @@ int64_t kv_pool_page_bytes(const kv_pool *p)
 int64_t kv_pool_n_used(const kv_pool *p)
 {
     return p->n_used;
+}
+
+int64_t kv_pool_n_kept(const kv_pool *p)
+{
+    return p->n_kept;
 }

@@ -19,6 +19,7 @@ enum { KV_PAGE_ROWS = KERN_PAGE };
 typedef struct kv_page {
     char *rows;
     int64_t n_refs;
+    int64_t n_kept;       /* of them, by snapshots */
     struct kv_page *next; /* in the free list */
 } kv_page;
 
@@ -35,14 +36,18 @@ void kv_pool_return(kv_pool *p, int64_t n);
 
 /* A page with one reference; its rows are not cleared. Within what was promised. */
 kv_page *kv_page_take(kv_pool *p);
-void kv_page_share(kv_page *page);
-/* One reference less; NULL is fine. */
+/* One reference more or less, of a session; no page to drop is fine. */
+void kv_page_share(kv_pool *p, kv_page *page);
 void kv_page_drop(kv_pool *p, kv_page *page);
+/* Likewise, of a snapshot. */
+void kv_page_keep(kv_pool *p, kv_page *page);
+void kv_page_let_go(kv_pool *p, kv_page *page);
 
 /* *page with one reference: itself, or a copy that replaces it; NULL becomes a new page. */
 void kv_page_own(kv_pool *p, kv_page **page);
 
 int64_t kv_pool_page_bytes(const kv_pool *p);
 int64_t kv_pool_n_used(const kv_pool *p); /* pages with a reference */
+int64_t kv_pool_n_kept(const kv_pool *p); /* of them, those that only snapshots hold */
 
 #endif

@@ -61,9 +61,10 @@ void model_close(model *m)
     mem_free(m);
 }
 
-int64_t model_kv_pages(const model *m, kv_codec codec, int64_t *page_bytes)
+int64_t model_kv_pages(const model *m, kv_codec codec, int64_t *n_kept, int64_t *page_bytes)
 {
     const kv_pool *kv = m->kv[codec];
+    *n_kept = kv ? kv_pool_n_kept(kv) : 0;
     *page_bytes = kv ? kv_pool_page_bytes(kv) : 0;
     return kv ? kv_pool_n_used(kv) : 0;
 }

@@ -54,9 +54,9 @@ json_doc *model_read_config(const char *dir, err_info *e);
  * first matrix that is not finite: ERR_FORMAT with its row and column. */
 err_code model_check_finite(const model *m, err_info *e);
 
-/* Pages of keys and values that sessions and snapshots hold, each counted once, and the bytes of
- * one; 0 before the first session of the codec. */
-int64_t model_kv_pages(const model *m, kv_codec codec, int64_t *page_bytes);
+/* Pages of keys and values that sessions and snapshots hold, each counted once; of them, those that
+ * only snapshots hold; and the bytes of one. 0 before the first session of the codec. */
+int64_t model_kv_pages(const model *m, kv_codec codec, int64_t *n_kept, int64_t *page_bytes);
 
 /* ---- sessions ------------------------------------------------------------------------------ */
 

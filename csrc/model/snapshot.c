@@ -50,7 +50,7 @@ static err_code share_pages(ses_snap *snap, const ses *s, err_info *e)
     if (kv_pool_promise(s->kv, n, e)) return e->code;
     snap->kv = s->kv;
     snap->n_pages = n;
-    for (int64_t i = 0; i < n; i++) kv_page_share(snap->pages[i] = s->pages[i]);
+    for (int64_t i = 0; i < n; i++) kv_page_keep(s->kv, snap->pages[i] = s->pages[i]);
     return ERR_NONE;
 }
 
@@ -92,7 +92,7 @@ err_code ses_restore(ses *s, const ses_snap *snap, err_info *e)
                        (long long)snap->n_past, (long long)s->n_ctx);
     size_t f = sizeof(float);
     ses_drop_pages(s);
-    for (int64_t i = 0; i < snap->n_pages; i++) kv_page_share(s->pages[i] = snap->pages[i]);
+    for (int64_t i = 0; i < snap->n_pages; i++) kv_page_share(s->kv, s->pages[i] = snap->pages[i]);
     memcpy(s->ids, snap->ids, (size_t)snap->n_past * sizeof *s->ids);
     memcpy(s->S, snap->S, (size_t)ses_S_floats(s) * f);
     memcpy(s->conv, snap->conv, (size_t)ses_conv_floats(s) * f);
@@ -106,7 +106,7 @@ err_code ses_restore(ses *s, const ses_snap *snap, err_info *e)
 void ses_snap_close(ses_snap *snap)
 {
     if (!snap) return;
-    for (int64_t i = 0; i < snap->n_pages; i++) kv_page_drop(snap->kv, snap->pages[i]);
+    for (int64_t i = 0; i < snap->n_pages; i++) kv_page_let_go(snap->kv, snap->pages[i]);
     if (snap->kv) kv_pool_return(snap->kv, snap->n_pages);
     mem_free(snap->pages);
     mem_free(snap->ids);

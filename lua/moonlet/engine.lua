@@ -147,7 +147,7 @@ end
 ---@return number
 function Engine:cache_usage()
   local cache = self.cache
-  return cache.budget > 0 and (cache.bytes + self.model:kv_bytes()) / cache.budget or 1.0
+  return cache.budget > 0 and cache:used() / cache.budget or 1.0
 end
 
 ---Queues a prompt.
@@ -204,12 +204,33 @@ local function keep_points(ticket)
   return points
 end
 
+local function n_common(a, b)
+  local n = 0
+  while n < #b and a[n + 1] == b[n + 1] do n = n + 1 end
+  return n
+end
+
+-- Of the free sessions the one that loses least of what it holds, and how many of the ids it holds,
+-- which is all of it, or 0.
+local function take_session(self, ids)
+  local best, least, most = 1, math.huge, 0
+  for i, session in ipairs(self.free) do
+    local held = session:ids()
+    local common = n_common(ids, held)
+    local lost = #held - common
+    if lost < least or lost == least and common > most then
+      best, least, most = i, lost, common
+    end
+  end
+  return table.remove(self.free, best), least == 0 and most or 0
+end
+
 local function admit(self)
   while #self.free > 0 and #self.waiting > 0 do
     local ticket = table.remove(self.waiting, 1)
-    local session = table.remove(self.free)
+    local session, n_held = take_session(self, ticket.ids)
     ticket.session = session
-    ticket.position = self.cache:restore(session, ticket.ids)
+    ticket.position = self.cache:restore(session, ticket.ids, n_held)
     ticket.reused = ticket.position
     ticket.points = keep_points(ticket)
     self.stats.prompt_tokens = self.stats.prompt_tokens + #ticket.ids

@@ -335,6 +335,7 @@ function Model:start(parts)
 end
 
 ---@return integer bytes of keys and values that sessions and snapshots hold, shared ones once
+---@return integer kept of them, what only snapshots hold
 function Model:kv_bytes()
   return self.core:kv_bytes()
 end

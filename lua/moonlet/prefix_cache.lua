@@ -2,20 +2,21 @@
 ---
 --- A recurrent state cannot be cut back, so a prompt can only go on from a point where somebody has
 --- kept the state: this keeps such points and finds the last one that a prompt runs through.
---- Keys and values are shared between snapshots; what an entry costs by itself is its state.
+--- Keys and values are shared between snapshots; what an entry costs by itself is its state. Those
+--- that sessions hold, too, cost nothing: however long a sequence in use is, its points stay.
 
 local options = require "moonlet.options"
 
 local prefix_cache = {}
 
 ---@class moonlet.PrefixCache
----@field bytes integer  of all entries' states; pages of keys and values are the model's to count
+---@field bytes integer  of all entries' states and ids; keys and values are the model's to count
 ---@field n integer  entries
 local Cache = {}
 Cache.__index = Cache
 
 ---@param model moonlet.Model
----@param budget integer bytes for states and for pages of keys and values, also live ones
+---@param budget integer bytes for states, and for keys and values that no session holds
 ---@return moonlet.PrefixCache
 function prefix_cache.open(model, budget)
   if math.type(budget) ~= "integer" or budget < 0 then
@@ -25,10 +26,12 @@ function prefix_cache.open(model, budget)
     by_key = {}, lengths = {} }, Cache)
 end
 
+local ID_BYTES <const> = 16 + 4 -- in a table of Lua, and in the snapshot
+
 -- hashes[i] is of ids[1..i]; 64-bit arithmetic wraps, which is what a hash wants.
-local function hashes_of(ids)
+local function hashes_of(ids, n)
   local hashes, h = {}, 0
-  for i = 1, #ids do
+  for i = 1, n do
     h = (h ~ ids[i]) * 0x2545F4914F6CDD1D + 0x9E3779B97F4A7C1
     hashes[i] = h ~ (h >> 29)
   end
@@ -46,27 +49,66 @@ local function begins_with(ids, prefix, n)
   return true
 end
 
+-- The entry with most ids, fewer than so many, that these begin with.
+local function longest(self, ids, hashes, below)
+  local found
+  for n in pairs(self.lengths) do
+    if n < below and n > (found and found.n or 0) then
+      local entry = self.by_key[key_of(hashes[n], n)]
+      if entry and begins_with(ids, entry.ids, n) then found = entry end
+    end
+  end
+  return found
+end
+
 local function remove(self, entry)
   self.by_key[entry.key] = nil
+  for _, other in pairs(self.by_key) do
+    if other.parent == entry then other.parent = entry.parent end
+  end
   self.lengths[entry.n] = self.lengths[entry.n] - 1
   if self.lengths[entry.n] == 0 then self.lengths[entry.n] = nil end
   self.n, self.bytes = self.n - 1, self.bytes - entry.bytes
   entry.snapshot:close()
 end
 
--- The least useful entry: a point that a longer entry runs through is worth less than one that
--- ends a sequence of its own, and what was used long ago less than what was used lately.
+local function add(self, entry, hashes)
+  entry.parent = longest(self, entry.ids, hashes, entry.n)
+  for _, other in pairs(self.by_key) do
+    if other.parent == entry.parent and other.n > entry.n
+      and begins_with(other.ids, entry.ids, entry.n) then
+      other.parent = entry
+    end
+  end
+  self.by_key[entry.key] = entry
+  self.lengths[entry.n] = (self.lengths[entry.n] or 0) + 1
+  self.n, self.bytes = self.n + 1, self.bytes + entry.bytes
+end
+
+-- The least useful entry: what it saves is the ids behind the next shorter entry that it goes on
+-- from, and that counts the less the longer it has not been used.
 local function least_useful(self)
-  local worst
+  local worst, least
   for _, entry in pairs(self.by_key) do
-    if not worst or entry.used < worst.used then worst = entry end
+    local saved = entry.n - (entry.parent and entry.parent.n or 0)
+    local use = saved / (self.clock - entry.used + 1)
+    if not least or use < least or use == least and entry.used < worst.used then
+      worst, least = entry, use
+    end
   end
   return worst
 end
 
+---How much of the budget is taken.
+---@return integer bytes
+function Cache:used()
+  local _, kept = self.model:kv_bytes()
+  return self.bytes + kept
+end
+
 ---Drops entries until what is held fits the budget.
 function Cache:trim()
-  while self.n > 0 and self.bytes + self.model:kv_bytes() > self.budget do
+  while self.n > 0 and self:used() > self.budget do
     remove(self, least_useful(self))
   end
 end
@@ -79,45 +121,41 @@ end
 function Cache:put(session, ids, n)
   n = n or #ids
   self.clock = self.clock + 1
-  local key = key_of(hashes_of(table.move(ids, 1, n, 1, {}))[n], n)
+  local hashes = hashes_of(ids, n)
+  local key = key_of(hashes[n], n)
   local old = self.by_key[key]
   if old then
     old.used = self.clock
     return true
   end
-  local stats = session:stats()
-  if stats.state_bytes > self.budget then return false end
+  local bytes = session:stats().state_bytes + ID_BYTES * n
+  if bytes > self.budget then return false end
   local snapshot, message, code = session:snapshot()
   if not snapshot then return nil, message, code end
-  self.by_key[key] = { key = key, n = n, ids = ids, snapshot = snapshot,
-    bytes = stats.state_bytes, used = self.clock }
-  self.lengths[n] = (self.lengths[n] or 0) + 1
-  self.n, self.bytes = self.n + 1, self.bytes + stats.state_bytes
+  add(self, { key = key, n = n, ids = ids, snapshot = snapshot, bytes = bytes,
+    used = self.clock }, hashes)
   self:trim()
   return true
 end
 
 ---Brings a session to the last point kept that `ids` run through.
----@param session moonlet.Session its content is given up
+---@param session moonlet.Session its content is given up, unless that is best
 ---@param ids integer[]
+---@param n_held integer? how many of the ids are what the session holds
 ---@return integer reused how many ids it then holds
-function Cache:restore(session, ids)
-  local lengths = {}
-  for n in pairs(self.lengths) do
-    if n <= #ids then lengths[#lengths + 1] = n end
+function Cache:restore(session, ids, n_held)
+  n_held = n_held or 0
+  local hashes = self.n > 0 and hashes_of(ids, #ids) or {}
+  local entry = longest(self, ids, hashes, #ids + 1)
+  if entry then
+    self.clock = self.clock + 1
+    entry.used = self.clock
   end
-  table.sort(lengths, function(a, b) return a > b end)
-  local hashes = #lengths > 0 and hashes_of(ids) or {}
-  for _, n in ipairs(lengths) do
-    local entry = self.by_key[key_of(hashes[n], n)]
-    if entry and begins_with(ids, entry.ids, n) and session:restore(entry.snapshot) then
-      self.clock = self.clock + 1
-      entry.used = self.clock
-      return n
-    end
-  end
-  session:reset()
-  return 0
+  if n_held > 0 and n_held >= (entry and entry.n or 0) then return n_held end
+  local restored = entry and session:restore(entry.snapshot)
+  if not restored then session:reset() end
+  self:trim() -- what the session held may be held by snapshots alone now
+  return restored and entry.n or 0
 end
 
 ---Frees everything.

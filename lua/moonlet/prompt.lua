@@ -27,7 +27,8 @@ Prompts.__index = Prompts
 ---@class moonlet.Prompt
 ---@field ids integer[]
 ---@field text string
----@field keep_at integer[]  numbers of tokens, rising, after which other prompts may differ
+---@field keep_at integer[]  numbers of tokens, rising, after which messages begin: where other
+---  prompts may differ
 ---@field reasoning boolean  the generation prompt has opened a think block
 ---@field tail string  of the generation prompt, behind the line that names the role
 ---@field tail_ids integer[]
@@ -233,20 +234,6 @@ local function pieces_of(self, text, start, header, tools, back)
   return pieces
 end
 
--- Points that other conversations share or clients come back to: the end of the first message, the
--- last question, and where the answer begins.
-local function keep_points(starts, n_before_answer)
-  local points, seen = {}, {}
-  for _, n in ipairs { starts[2] or 0, starts[#starts - 1] or 0, n_before_answer } do
-    if n > 0 and not seen[n] then
-      seen[n] = true
-      points[#points + 1] = n
-    end
-  end
-  table.sort(points)
-  return points
-end
-
 local function assemble(self, pieces, start, back)
   local ids, texts, starts = {}, {}, {}
   for _, piece in ipairs(pieces) do
@@ -258,7 +245,7 @@ local function assemble(self, pieces, start, back)
       text, ranges = unmask(back, piece.text)
       more, message, code = self.encode(text, { plain = ranges })
       if not more then return nil, message, code end
-      if piece.text:sub(1, #start) == start then starts[#starts + 1] = #ids end
+      if #ids > 0 and piece.text:sub(1, #start) == start then starts[#starts + 1] = #ids end
     end
     table.move(more, 1, #more, #ids + 1, ids)
     texts[#texts + 1] = text
@@ -388,7 +375,7 @@ function Prompts:make(messages, variables, ending)
   return { ids = ids, text = text, tools = tools, tail = tail_text, tail_ids = tail_ids,
     said = said, reasoning = tail:find("<think>", 1, true) ~= nil
       and not tail:find("</think>", 1, true),
-    keep_at = keep_points(starts, starts[#starts] or 0) }
+    keep_at = starts }
 end
 
 return prompt

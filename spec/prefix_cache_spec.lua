@@ -1,0 +1,78 @@
+local moonlet = require "moonlet"
+local prefix_cache = require "moonlet.prefix_cache"
+
+describe("prefix cache", function()
+  local model, session, probe
+  setup(function() model = assert(moonlet.open("examples/demo-model", { threads = 2 })) end)
+  teardown(function() model:close() end)
+  before_each(function()
+    session = assert(model:session { ctx = 512 })
+    probe = assert(model:session { ctx = 512 })
+  end)
+  after_each(function()
+    session:close()
+    probe:close()
+  end)
+
+  local function ids_of(seed, n)
+    local ids = {}
+    for i = 1, n do ids[i] = (i * seed) % 300 end
+    return ids
+  end
+
+  local STATE <const> = 860160 -- bytes of this model's
+
+  -- Evaluates ids and keeps where the session stands after each of `points`.
+  local function read(cache, ids, points)
+    session:reset()
+    for _, n in ipairs(points) do
+      assert(session:sync(table.move(ids, 1, n, 1, {})))
+      assert.is_true(cache:put(session, ids, n))
+    end
+  end
+
+  it("drops what saves least first, and counts anew what the rest saves", function()
+    local long, short = ids_of(7, 400), ids_of(11, 50)
+    local cache <close> = prefix_cache.open(model, 4 * STATE)
+    assert.equal(STATE, session:stats().state_bytes)
+    read(cache, long, { 100, 110, 400 })
+    assert.same({ 3, 3 * STATE + 20 * 610 }, { cache.n, cache.bytes })
+    read(cache, short, { 50 }) -- the rows of the long one are now the cache's alone
+    assert.same({ 3, 3 * STATE + 20 * 550 }, { cache.n, cache.bytes })
+    assert.equal(100, cache:restore(probe, table.move(long, 1, 110, 1, {})))
+    assert.equal(400, cache:restore(probe, long))
+    assert.equal(50, cache:restore(probe, short))
+    -- 100 goes on from nothing, 400 from 100; without 100 it would save 100 more.
+    local saved = {}
+    for _, entry in pairs(cache.by_key) do
+      saved[entry.n] = entry.n - (entry.parent and entry.parent.n or 0)
+    end
+    assert.same({ [50] = 50, [100] = 100, [400] = 300 }, saved)
+    read(cache, long, { 200 })
+    for _, entry in pairs(cache.by_key) do
+      if entry.n == 400 then assert.equal(200, entry.parent.n) end
+    end
+  end)
+
+  it("counts keys and values that no session holds", function()
+    local long = ids_of(7, 400)
+    local cache <close> = prefix_cache.open(model, STATE + (1 << 16))
+    read(cache, long, { 400 })
+    assert.equal(1, cache.n)
+    assert.equal(cache.bytes, cache:used())
+    assert.equal(400, cache:restore(session, long, 400))
+    assert.equal(0, cache:restore(session, ids_of(11, 50))) -- gives up the rows, for which
+    assert.equal(0, cache.n)                                -- there is no room
+  end)
+
+  it("leaves a session alone that holds as much", function()
+    local long = ids_of(7, 120)
+    local cache <close> = prefix_cache.open(model, 4 * STATE)
+    read(cache, long, { 100 })
+    assert(session:sync(table.move(long, 1, 110, 1, {})))
+    assert.equal(110, cache:restore(session, long, 110))
+    assert.equal(110, session:n_past())
+    assert.equal(100, cache:restore(probe, long, 0))
+    assert.same(table.move(long, 1, 100, 1, {}), probe:ids())
+  end)
+end)
