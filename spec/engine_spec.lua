@@ -255,6 +255,28 @@ describe("engine", function()
     end, { queue = 2, sessions = 1 })
   end)
 
+  it("can be closed while it computes, as others go on", function()
+    local start = model.start
+    finally(function() model.start = nil end)
+    function model.start(...) -- what was evaluated before the end of the engine is not looked at
+      local job = assert(start(...))
+      assert(job:result())
+      return job
+    end
+    loop:spawn(function()
+      local e = assert(engine.open(model, loop, { ctx = 1024 }))
+      local ticket = assert(e:submit { ids = { 5, 6 },
+        options = { max_tokens = 5, temperature = 0, stop_ids = {} } })
+      assert(ticket:next())
+      assert.is_not_nil(e.job)
+      e:close()
+      assert.equal("cancelled", ticket.finish_reason)
+      for _ = 1, 3 do loop:sleep(0) end
+      loop:stop()
+    end)
+    assert(loop:run())
+  end)
+
   it("tells when nothing has come yet", function()
     run(function(e)
       local ticket = assert(e:submit { ids = { 5, 6 },

@@ -354,6 +354,7 @@ function Engine:run()
     local parts, tickets = plan(self)
     if #parts > 0 then
       local ok, message, code = evaluate(self, parts, tickets)
+      if self.closed then return end
       for i, ticket in ipairs(tickets) do
         if ok then
           digest(self, ticket, #parts[i].ids)
