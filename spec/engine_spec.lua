@@ -277,6 +277,17 @@ describe("engine", function()
     assert(loop:run())
   end)
 
+  it("tells how much it keeps while it computes", function()
+    run(function(e)
+      local ticket = assert(e:submit { ids = prompt(QUESTIONS[1]),
+        options = { max_tokens = 8, temperature = 0 } })
+      while not e.job do loop:sleep(0) end
+      assert.equal(0, e:cache_usage())
+      collect(ticket)
+      assert.is_true(e:cache_usage() > 0 and e:cache_usage() < 0.1)
+    end)
+  end)
+
   it("tells when nothing has come yet", function()
     run(function(e)
       local ticket = assert(e:submit { ids = { 5, 6 },

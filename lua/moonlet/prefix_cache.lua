@@ -11,6 +11,7 @@ local prefix_cache = {}
 
 ---@class moonlet.PrefixCache
 ---@field bytes integer  of all entries' states and ids; keys and values are the model's to count
+---@field kept integer  bytes of keys and values that no session held, when entries last changed
 ---@field n integer  entries
 local Cache = {}
 Cache.__index = Cache
@@ -22,8 +23,8 @@ function prefix_cache.open(model, budget)
   if math.type(budget) ~= "integer" or budget < 0 then
     options.misuse("prefix cache: bytes expected")
   end
-  return setmetatable({ model = model, budget = budget, bytes = 0, n = 0, clock = 0,
-    by_key = {}, lengths = {} }, Cache)
+  return setmetatable({ model = model, budget = budget, bytes = 0, kept = 0, n = 0,
+    clock = 0, by_key = {}, lengths = {} }, Cache)
 end
 
 local ID_BYTES <const> = 16 + 4 -- in a table of Lua, and in the snapshot
@@ -99,18 +100,21 @@ local function least_useful(self)
   return worst
 end
 
----How much of the budget is taken.
----@return integer bytes
-function Cache:used()
-  local _, kept = self.model:kv_bytes()
-  return self.bytes + kept
-end
-
 ---Drops entries until what is held fits the budget.
 function Cache:trim()
-  while self.n > 0 and self:used() > self.budget do
+  local function count() self.kept = select(2, self.model:kv_bytes()) end
+  count()
+  while self.n > 0 and self.bytes + self.kept > self.budget do
     remove(self, least_useful(self))
+    count()
   end
+end
+
+---How much of the budget was taken when entries last changed. Unlike the model it can be asked at
+---any time.
+---@return integer bytes
+function Cache:used()
+  return self.bytes + self.kept
 end
 
 ---Keeps where a session stands.
