@@ -135,6 +135,7 @@ describe("hooks of a server", function()
         assert.equal(("the server's hook %s failed"):format(name), reply.json.error.message)
         assert.equal("hook_failed", reply.json.error.code)
         assert.matches(i == 1 and "secret bug" or "a table expected, got number", log[#log])
+        assert.not_matches("\n", log[#log])
         if name ~= "on_request" then
           local _, _, events = streamed()
           assert.equal("hook_failed", events[#events - 1].error.code)
@@ -265,6 +266,25 @@ describe("policies of a server", function()
     assert.equal(200, ask(server, { model = "mail@example.org", temperature = 0 }).status)
   end)
 
+  it("whose stages raise or leave nothing end their request only", function()
+    local log = {}
+    local server <close> = serve({ raises = { function() error("bug") end },
+      empty = { function(c) c:filter(function() return false end) end } },
+      function(text) log[#log + 1] = text end)
+    for name, problem in pairs { raises = ": bug$", empty = "no candidate is left$" } do
+      for _, streams in ipairs { false, true } do
+        local reply = ask(server, { policy = name, stream = streams })
+        assert.equal(streams and 200 or 422, reply.status)
+        assert.matches(("the server's policy '%s' failed"):format(name), reply.body, 1, true)
+        assert.matches('"hook_failed"', reply.body)
+        assert.matches(("^policy '%s': "):format(name), log[#log])
+        assert.matches(problem, log[#log])
+      end
+    end
+    assert.equal(4, #log)
+    assert.equal(200, ask(server, { temperature = 0 }).status)
+  end)
+
   it("are checked when a server is opened", function()
     for _, policies in ipairs { { x = 3 }, { x = { temprature = 1 } }, { x = { { "no_stage" } } },
       { ["a b"] = {} }, { {} } } do
@@ -290,6 +310,7 @@ describe("a file of hooks", function()
     for text, pattern in pairs {
       ["return {"] = "h.lua:1:", ["error('bug')"] = "h.lua:1: bug",
       ["return 3"] = "h.lua: does not return a table",
+      ["error({})"] = "h.lua: table: ", ["\27Lua"] = "h.lua: attempt to load a binary chunk",
       ["return { on_tokens = print }"] = "h.lua: unknown option 'on_tokens'",
       ["return { policies = 3 }"] = "h.lua: policies: a table expected",
       ["return { policies = { a = 3 } }"] = "h.lua: policy 'a': options, stages or a function",
@@ -297,7 +318,7 @@ describe("a file of hooks", function()
       place.write("h.lua", text)
       local given, message, code = hooks.read(place.path "h.lua")
       assert.is_nil(given)
-      assert.matches(pattern, message)
+      assert.matches("^hooks: .*" .. pattern, message)
       assert.not_matches("\n", message)
       assert.equal("format", code)
     end

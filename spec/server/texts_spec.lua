@@ -118,7 +118,7 @@ describe("a served model's texts", function()
       assert.same({ 400, row[1] }, { reply.status, reply.json.error.param }, reply.body)
     end
     local empty = post("/v1/completions", { prompt = "" })
-    assert.same({ 400, "the prompt is empty" }, { empty.status, empty.json.error.message })
+    assert.same({ 400, "prompt" }, { empty.status, empty.json.error.param })
   end)
 
   it("have embeddings: the mean of the last norm's output", function()

@@ -133,15 +133,23 @@ end
 
 local REASONS <const> = { stop = "stop", length = "length", context = "length" }
 
+-- Stages of a policy are the operator's, as hooks are: what they raise, and when they leave nothing
+-- to draw from, is no failure that a client should try again.
+local function failure(self)
+  local ticket, wanted = self.ticket, self.wanted
+  local message, code = ticket.message or "the generation was ended", ticket.code
+  if wanted.policy and #wanted.policy > 0 and (code == "raised" or code == "range") then
+    message, code = hooks.explain_policy(self.run.server, wanted.policy_name, message)
+  end
+  return { kind = "end", reason = "error", code = code, message = message }
+end
+
 local function end_part(self)
   local ticket = self.ticket
   local stop = self.ended_by or self.stopped and self.stop
   if stop then return { kind = "end", reason = "stop", stop_reason = stop } end
   local reason = REASONS[ticket.finish_reason]
-  if not reason then
-    return { kind = "end", reason = "error", code = ticket.code,
-      message = ticket.message or "the generation was ended" }
-  end
+  if not reason then return failure(self) end
   local asked
   for _, id in ipairs(self.wanted.sampling.stop_ids) do
     if id == ticket.stop_id then asked = id end
@@ -203,9 +211,12 @@ end
 ---Refuses a prompt that is empty or leaves no room for an answer.
 ---@param server moonlet.Server
 ---@param ids integer[]
-function generation.check_room(server, ids)
+---@param param string the field that they come from
+function generation.check_room(server, ids, param)
   local n, n_ctx = #ids, server.engine.n_ctx
-  if n == 0 then refusal.raise(400, "the prompt is empty") end
+  if n == 0 then
+    refusal.raise(400, param .. ": a text expected that is not empty", { param = param })
+  end
   if n < n_ctx then return end
   refusal.raise(400, ("This model's maximum context length is %d tokens. However, your request "
     .. "has %d input tokens."):format(n_ctx, n), { code = "context_length_exceeded" })
@@ -219,7 +230,7 @@ end
 function generation.begin(server, list)
   local self = setmetatable({ server = server, list = list, choices = {}, began = sys.seconds(),
     changed = server.loop:signal() }, Run)
-  for _, wanted in ipairs(list) do generation.check_room(server, wanted.prompt.ids) end
+  for _, wanted in ipairs(list) do generation.check_room(server, wanted.prompt.ids, "prompt") end
   for _, wanted in ipairs(list) do
     for i = 1, wanted.n do
       local choice = setmetatable({ run = self, index = #self.choices, sub = i - 1,
@@ -229,7 +240,7 @@ function generation.begin(server, list)
         reader = wanted.reading and turn.reader(wanted.reading) }, Choice)
       if i == 1 then
         wanted.first = choice
-        wanted.policy = hooks.find_policy(server, wanted.sampling.request)
+        wanted.policy, wanted.policy_name = hooks.find_policy(server, wanted.sampling.request)
       end
       self.choices[#self.choices + 1] = choice
     end
@@ -331,6 +342,7 @@ end
 ---@param is_closing boolean
 function generation.raise_failure(part, is_closing)
   if is_closing then refusal.raise(503, "the server is shutting down") end
+  if part.code == "hook_failed" then refusal.raise(422, part.message, { code = part.code }) end
   if part.code == "raised" then error(part.message, 0) end
   refusal.raise(500, part.message)
 end

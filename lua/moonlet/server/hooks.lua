@@ -41,12 +41,16 @@ function hooks.new(given, log)
   return setmetatable(self, Hooks)
 end
 
+local function first_line(problem)
+  return (tostring(problem):match("^[^\n]*"))
+end
+
 -- A hook that raises ends its request and nothing else. The client is at no fault, and trying again
 -- would not help it: 422, which clients do not repeat. What was raised is the operator's to read.
 local function call(self, name, ...)
-  local returned = table.pack(xpcall(self[name], debug.traceback, ...))
+  local returned = table.pack(pcall(self[name], ...))
   if returned[1] then return returned[2], returned[3] end
-  self.log(("hook %s: %s"):format(name, returned[2]))
+  self.log(("hook %s: %s"):format(name, first_line(returned[2])))
   refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
 end
 
@@ -117,10 +121,22 @@ function hooks.policies(given)
   return given or {}
 end
 
+---A policy failed with a problem, which is logged: what the client is told.
+---@param server moonlet.Server
+---@param name string
+---@param problem any
+---@return string message
+---@return string code
+function hooks.explain_policy(server, name, problem)
+  server.log(("policy '%s': %s"):format(name, first_line(problem)))
+  return ("the server's policy '%s' failed"):format(name), "hook_failed"
+end
+
 ---The policy that a request asks for: by its field "policy", or behind "@" in its model's name.
 ---@param server moonlet.Server
 ---@param request table
 ---@return table? spec options or stages
+---@return string? name
 function hooks.find_policy(server, request)
   if not next(server.policies) then return nil end
   local name = request.policy
@@ -133,14 +149,21 @@ function hooks.find_policy(server, request)
     refusal.raise(400, ("policy: there is no %s here"):format(json.encode(name)),
       { param = "policy" })
   end
-  if type(spec) ~= "function" then return spec end
-  local ok, made = xpcall(spec, debug.traceback, request)
+  if type(spec) ~= "function" then return spec, name end
+  local ok, made = pcall(spec, request)
   local message = made
   if ok then ok, message = check_policy(type(made) == "table" and made) end
-  if ok then return made end
-  server.log(("policy '%s': %s"):format(name, message))
-  return refusal.raise(422, ("the server's policy '%s' failed"):format(name),
-    { code = "hook_failed" })
+  if ok then return made, name end
+  local code
+  message, code = hooks.explain_policy(server, name, message)
+  return refusal.raise(422, message, { code = code })
+end
+
+-- One line that names the file, and the place in it where Lua does.
+local function at(path, problem)
+  local message = first_line(problem)
+  if not message:find(path, 1, true) then message = path .. ": " .. message end
+  return "hooks: " .. message
 end
 
 ---Hooks and policies of a Lua file, which returns a table of both.
@@ -148,10 +171,10 @@ end
 ---@return table? hooks, table|string policies_or_message, string? code
 function hooks.read(path)
   local chunk, message = loadfile(path, "t")
-  if not chunk then return nil, message, "format" end
+  if not chunk then return nil, at(path, message), "format" end
   local ok, made = pcall(chunk)
-  if not ok then return nil, tostring(made):match("^[^\n]*"), "format" end
-  if type(made) ~= "table" then return nil, path .. ": does not return a table", "format" end
+  if not ok then return nil, at(path, made), "format" end
+  if type(made) ~= "table" then return nil, at(path, "does not return a table"), "format" end
   local given = {}
   for name, value in pairs(made) do given[name] = value end
   local policies = given.policies
@@ -161,7 +184,7 @@ function hooks.read(path)
     ok, message = false, "policies: a table expected"
   end
   if ok then ok, message = pcall(hooks.policies, policies) end
-  if not ok then return nil, ("%s: %s"):format(path, message:gsub("^.-:%d+: ", "")), "format" end
+  if not ok then return nil, at(path, (message:gsub("^.-:%d+: ", ""))), "format" end
   return given, policies or {}
 end
 

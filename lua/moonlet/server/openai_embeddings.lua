@@ -31,7 +31,7 @@ function embeddings.post(exchange)
   end
   local dimensions, model_name = f:integer("dimensions", 1), generation.model_name(f, server)
   local list, n_tokens = json.array {}, 0
-  for _, input in ipairs(inputs) do generation.check_room(server, input.ids) end
+  for _, input in ipairs(inputs) do generation.check_room(server, input.ids, "input") end
   for i, input in ipairs(inputs) do
     local values = server.scoring:mean(input.ids, function() return exchange:is_over() end)
     if exchange:is_over() then return end
