@@ -362,6 +362,25 @@ describe("an agent", function()
     end
   end)
 
+  it("takes only texts from hooks in the place of results", function()
+    for name, bad in pairs { before_tool = { content = 7 }, after_tool = 5 } do
+      local agent <close> = open({ call("echo", { text = "a" }), "Done." },
+        { tools = { echo_tool() }, [name] = function() return bad end })
+      local ok, message = pcall(agent.run, agent, "Go")
+      assert.is_false(ok)
+      assert.matches("hook " .. name .. ": a table with a text as content expected", message)
+      assert.equal("tool", agent.messages[#agent.messages].role)
+    end
+  end)
+
+  it("shows of one result no more than leaves room in the context", function()
+    local agent <close> = open({ call("much", {}), "Done." },
+      { ctx = 512, tools = { { name = "much", run = function() return ("a "):rep(90000) end } } })
+    assert.equal("stop", assert(agent:run("Go")).reason)
+    assert.is_true(#agent.messages[3].content < 700)
+    assert.matches("left out", agent.messages[3].content)
+  end)
+
   -- ---- turns and budgets -----------------------------------------------------------------------
 
   it("runs calls side by side and answers in their order", function()
@@ -440,14 +459,16 @@ describe("an agent", function()
   end)
 
   it("asks for calls again that cannot be read", function()
-    local cut = "<tool_call>\n<function=echo>\n<parameter=text>\nhi"
-    local agent <close> = open({ cut, call("echo", { text = "hi" }), "Done." },
-      { tools = { echo_tool() } })
-    local result = assert(agent:run("Go"))
-    assert.equal("Done.", result.text)
-    assert.equal(3, result.steps)
-    assert.equal("user", agent.messages[3].role)
-    assert.matches("could not be read", agent.messages[3].content)
+    for _, cut in ipairs { "<tool_call>\n<function=echo>\n<parameter=text>\nhi",
+      "<tool_call>\n<function=ec" } do
+      local agent <close> = open({ cut, call("echo", { text = "hi" }), "Done." },
+        { tools = { echo_tool() } })
+      local result = assert(agent:run("Go"))
+      assert.equal("Done.", result.text)
+      assert.equal(3, result.steps)
+      assert.equal("user", agent.messages[3].role)
+      assert.matches("could not be read", agent.messages[3].content)
+    end
   end)
 
   it("reports a failing engine, and can go on", function()
@@ -601,7 +622,7 @@ describe("an agent", function()
       place.write("other.jsonl", '{"role": "user"}\n')
       place.write("empty.jsonl", "")
       fails("other.jsonl:1: no transcript", { resume = place.path "other.jsonl" })
-      fails("empty.jsonl: an empty file", { resume = place.path "empty.jsonl" })
+      fails("empty.jsonl: no transcript, not one line", { resume = place.path "empty.jsonl" })
       fails("none.jsonl", { resume = place.path "none.jsonl" })
       fails("other.jsonl", { save = place.path "other.jsonl" })
       local head = '{"moonlet_transcript": 1, "model": "x"}\n'

@@ -84,6 +84,12 @@ local function run_tool(agent, tool, call)
   return failure(("the tool was given up after %g s"):format(seconds))
 end
 
+-- A hook's result in a tool's place is the model's next reading: it has to be text.
+local function check_result(hook, result)
+  if type(result) == "table" and type(result.content) == "string" then return result end
+  error(("hook %s: a table with a text as content expected"):format(hook), 0)
+end
+
 -- What speaks against a call, as its result.
 local function refuse(agent, tool, call)
   if not tool then
@@ -95,7 +101,7 @@ local function refuse(agent, tool, call)
   if agent.before_tool then
     local allowed, reason = agent.before_tool(call, tool)
     if allowed == false then return failure(reason or "the call was refused") end
-    if type(allowed) == "table" then return allowed end
+    if type(allowed) == "table" then return check_result("before_tool", allowed) end
   end
   if tool.ask and agent.ask then
     local allowed, reason = agent.ask(call, tool)
@@ -111,8 +117,8 @@ local function answer(agent, part)
     arguments = json.decode(json.encode(part.arguments)) }
   local result = refuse(agent, tool, call) or run_tool(agent, tool, call)
   result.content = clip.text(result.content, agent.result_bytes)
-  if agent.after_tool then result = agent.after_tool(call, result) or result end
-  return result
+  if not agent.after_tool then return result end
+  return check_result("after_tool", agent.after_tool(call, result) or result)
 end
 
 -- ---- all calls of a turn -----------------------------------------------------------------------

@@ -40,7 +40,8 @@ local UNFINISHED <const> = "Your tool call could not be read, and nothing was ru
 ---@field template? table variables of the chat template, such as enable_thinking
 ---@field parallel? boolean false: one call after the other
 ---@field tool_seconds? number until a tool is given up (120), where it does not say itself
----@field result_bytes? integer of a tool's result that the model sees (64 KiB)
+---@field result_bytes? integer of a tool's result that the model sees (64 KiB, or one for each
+---  token of the context if that is less)
 ---@field save? string file to keep the conversation in, which must be new
 ---@field resume? string file of an earlier conversation to go on with
 ---@field on? fun(event: moonlet.AgentEvent)
@@ -101,6 +102,9 @@ local function check_options(o)
   local n = (o.model and 1 or 0) + (o.session and 1 or 0) + (o.engine and 1 or 0)
   if n ~= 1 then options.misuse("one of the options model, session and engine expected") end
   if o.replay and not o.model then options.misuse("option 'replay': goes with model") end
+  if o.replay and type(o.replay) ~= "string" and type(o.replay) ~= "table" then
+    options.misuse("option 'replay': a file, or a table of answers, expected")
+  end
   if o.save and o.resume then options.misuse("give one of the options save and resume") end
   if o.resume and o.system then
     options.misuse("option 'system': a resumed conversation has its own")
@@ -165,6 +169,9 @@ local function open_tools(self, o)
     end
     if type(tool) ~= "table" or type(tool.name) ~= "string" or type(tool.run) ~= "function" then
       options.misuse(("tool %d: a name, or a table with name and run expected"):format(i))
+    end
+    if tool.parameters ~= nil and type(tool.parameters) ~= "table" then
+      options.misuse(("tool %d: parameters: a JSON schema expected"):format(i))
     end
     if self.tools_by_name[tool.name] then
       options.misuse(("tool %d: there are two of the name '%s'"):format(i, tool.name))
@@ -239,7 +246,7 @@ function agent.open(given)
   local self = setmetatable({ messages = json.array {}, jobs = {}, parallel = o.parallel ~= false,
     max_steps = o.max_steps or MAX_STEPS, max_tokens = o.max_tokens,
     token_budget = o.token_budget, generate = o.generate or {},
-    tool_seconds = o.tool_seconds or TOOL_SECONDS, result_bytes = o.result_bytes or RESULT_BYTES,
+    tool_seconds = o.tool_seconds or TOOL_SECONDS, result_bytes = o.result_bytes,
     on = o.on, ask = o.ask, before_tool = o.before_tool, after_tool = o.after_tool,
     stop_hook = o.stop, transform_context = o.transform_context }, Agent)
   for _, step in ipairs { open_model, open_engine, open_tools } do
@@ -249,6 +256,8 @@ function agent.open(given)
       return nil, message, code
     end
   end
+  -- A token spells some four bytes of English and two of a table: one result leaves room for more.
+  self.result_bytes = self.result_bytes or math.min(RESULT_BYTES, self.engine.n_ctx)
   self.prompts = prompt.new(self.model)
   local ok, message, code = open_transcript(self, o)
   if not ok then

@@ -82,7 +82,7 @@ function transcript.open(path)
   end
   if n > 0 then return self end
   self:close()
-  return nil, path .. ": an empty file, no transcript", "format"
+  return nil, path .. ": no transcript, not one line is whole", "format"
 end
 
 ---Adds a message; it is on the disk when this returns.

@@ -143,6 +143,7 @@ local function opens_call(self, behind, final)
   local kind, first = tag.next(self.buffer, behind, final)
   if kind == "more" then return "more" end
   if kind == "function" then return true end
+  if final and self.buffer:find("^%s*<function%s*=[^<>]*$", behind) then return true end
   if self.buffer:sub(first, first) ~= "{" then return false end
   local rest = self.buffer:match("^%s*()", first + 1)
   if rest > #self.buffer then return not final and "more" or false end
