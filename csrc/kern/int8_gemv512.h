@@ -18,6 +18,8 @@ typedef struct gemv {
     unpacker unpack;
     int shift; /* log2 of the blocks of a group, -1 if there is none */
     int64_t blocks_per_group;
+    int64_t ahead; /* bytes from the codes that are read to those that are prefetched */
+    int64_t rows_ahead;
 } gemv;
 
 /* Two numbers per row and block of a strip of 16 blocks: member i is [block 4 i + lane][row]. */
@@ -183,13 +185,18 @@ V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, con
         EACH_ROW
         {
             const uint8_t *p = rows->codes[r] + at;
-            _mm_prefetch((const char *)p + KERN_PREFETCH, _MM_HINT_T0);
-            if (bits > 4) _mm_prefetch((const char *)p + KERN_PREFETCH + 64, _MM_HINT_T0);
+            kern_prefetch(p + v->ahead);
+            if (bits > 4) kern_prefetch(p + v->ahead + 64);
             load_row_codes(mode, bits, &v->unpack, p, (n - INT8_PARTS * i) * INT8_BLOCK, code[r]);
         }
         v16 second = mode == NUM_MXFP4 ? v16_zero() : f.second[i];
         EACH_TOKEN sum[t] = add_blocks(mode, bits, code, f.first[i], second, x[t], b, sum[t]);
     }
+}
+
+V16_FN void prefetch_numbers(const gemv *v, const number_source *s, int64_t row)
+{
+    kern_prefetch_all(s->data + (row + v->rows_ahead) * s->row_bytes, QUAD * s->row_bytes);
 }
 
 /* Four rows against n_tokens rows of x. The lanes of a sum are the parts of int8.h. */
@@ -204,6 +211,8 @@ V16_FN void gemv_quad(num_mode mode, int bits, int n_tokens, const gemv *v, cons
         rows.codes[r] = v->w->codes + row[r] * v->w->row_bytes;
     }
     EACH_TOKEN sum[t] = v16_zero();
+    prefetch_numbers(v, &v->scales, row[0]);
+    if (mode == NUM_AFFINE) prefetch_numbers(v, &v->biases, row[0]);
     for (; strip + STRIP_BLOCKS <= n_blocks; strip += STRIP_BLOCKS)
         gemv_strip(mode, bits, n_tokens, v, &rows, strip, STRIP_BLOCKS, x, sum);
     if (strip < n_blocks)
@@ -237,7 +246,9 @@ V16_FN void gemv_run(num_mode mode, int bits, const num_matrix *w, int64_t row, 
               .scales = scales_of(mode, w),
               .unpack = make_unpacker(mode, bits),
               .shift = per_group & (per_group - 1) ? -1 : __builtin_ctzll((uint64_t)per_group | 64),
-              .blocks_per_group = per_group};
+              .blocks_per_group = per_group,
+              .ahead = kern_ahead(w, QUAD),
+              .rows_ahead = kern_ahead(w, QUAD) / w->row_bytes};
     int8_row rows[GEMV_TOKENS];
     if (mode == NUM_AFFINE) v.biases = biases_of(w);
     for (int t = 0; t < n_x; t++)
