@@ -375,9 +375,9 @@ describe("an agent", function()
 
   it("shows of one result no more than leaves room in the context", function()
     local agent <close> = open({ call("much", {}), "Done." },
-      { ctx = 512, tools = { { name = "much", run = function() return ("a "):rep(90000) end } } })
+      { ctx = 512, tools = { { name = "much", run = function() return ("7"):rep(90000) end } } })
     assert.equal("stop", assert(agent:run("Go")).reason)
-    assert.is_true(#agent.messages[3].content < 700)
+    assert.is_true(#agent.messages[3].content < 400)
     assert.matches("left out", agent.messages[3].content)
   end)
 

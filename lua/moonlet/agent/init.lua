@@ -40,8 +40,8 @@ local UNFINISHED <const> = "Your tool call could not be read, and nothing was ru
 ---@field template? table variables of the chat template, such as enable_thinking
 ---@field parallel? boolean false: one call after the other
 ---@field tool_seconds? number until a tool is given up (120), where it does not say itself
----@field result_bytes? integer of a tool's result that the model sees (64 KiB, or one for each
----  token of the context if that is less)
+---@field result_bytes? integer of a tool's result that the model sees (64 KiB, or half as many
+---  as the context has tokens if that is less)
 ---@field save? string file to keep the conversation in, which must be new
 ---@field resume? string file of an earlier conversation to go on with
 ---@field on? fun(event: moonlet.AgentEvent)
@@ -256,8 +256,8 @@ function agent.open(given)
       return nil, message, code
     end
   end
-  -- A token spells some four bytes of English and two of a table: one result leaves room for more.
-  self.result_bytes = self.result_bytes or math.min(RESULT_BYTES, self.engine.n_ctx)
+  -- A token spells some four bytes of English but one digit: no result takes more than half of it.
+  self.result_bytes = self.result_bytes or math.min(RESULT_BYTES, self.engine.n_ctx // 2)
   self.prompts = prompt.new(self.model)
   local ok, message, code = open_transcript(self, o)
   if not ok then
