@@ -366,6 +366,7 @@ void net_unwatch(net *n, int fd)
 {
     for (int i = 0; i < NET_MAX_WATCHED; i++) {
         if (!n->watched[i] || event_get_fd(n->watched[i]) != fd) continue;
+        if (event_get_events(n->watched[i]) & EV_SIGNAL) continue; /* fd is the signal's number */
         event_free(n->watched[i]);
         n->watched[i] = NULL;
     }

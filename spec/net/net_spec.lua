@@ -307,6 +307,18 @@ describe("net", function()
     net:unwatch(99)
   end)
 
+  it("tells signals from descriptors of the same number", function()
+    open()
+    local pipe = assert(io.popen(([[exec lua5.4 -e "package.cpath = '%s'
+      local net = require('moonlet.core').net_open {}
+      net:catch_signal('TERM')
+      net:unwatch(15)
+      os.execute('kill -TERM \$PPID')
+      print(net:wait())" 2>&1]]):format(package.cpath)))
+    assert.equal("signal\t15\n", pipe:read("a"))
+    pipe:close()
+  end)
+
   it("raises when closed", function()
     open()
     net:close()
