@@ -238,6 +238,12 @@ describe("turn: damaged calls (llama.cpp 24807, 26763, 22878)", function()
     assert.same({ text, 0 }, { reads(text).content, #reads(text).calls })
   end)
 
+  it("parameters in another order than the schema's (llama.cpp 27363), tags on one line", function()
+    local t = reads("<tool_call><function=write><parameter=content>b</parameter>"
+      .. "<parameter=path>a</parameter></function></tool_call>")
+    assert.equal('{"content": "b", "path": "a"}', json.encode(t.calls[1].arguments))
+  end)
+
   it("a name that the next tag cuts short", function()
     assert.equal("now", reads("<tool_call>\n<function=now\n</function>\n</tool_call>")
       .calls[1].name)

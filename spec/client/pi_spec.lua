@@ -78,4 +78,35 @@ describe("Pi #client", function()
     pi('-p "Run"', { { text = cut:sub(1, -45), finish_reason = "length" } })
     assert.is_nil(io.open(work.dir .. "/proj/made-by-half-a-command"))
   end)
+
+  -- Ways in which models and servers have failed agents; spec/turn_spec.lua says where.
+  it("is not stopped by what stopped it elsewhere", function()
+    local content = "é 🙂\n</b> [1, None]"
+    local write = call("write", { { "path", "a.txt" }, { "content", content } })
+    for what, text in pairs {
+      ["a call inside reasoning that is not closed"] = "I should write it.\n" .. write,
+      ["text around calls"] = "x</think>\n\nFirst:\n" .. write .. "\nand\n" .. write .. "\nSo.",
+      ["missing closing tags"] = "x</think>\n\n" .. write:gsub("\n</parameter>", "")
+        :gsub("</tool_call>", ""),
+      ["a missing opening tag"] = "x</think>\n\n" .. write:gsub("<tool_call>\n", ""),
+      ["a closing tag twice"] = "x</think>\n\n" .. write:gsub("(\n</parameter>)", "%1%1"),
+      ["parameters in another order"] = "x</think>\n\n" .. call("write",
+        { { "content", content }, { "path", "a.txt" } }),
+      ["a Hermes call"] = "x</think>\n\n<tool_call>\n" .. json.encode { name = "write",
+        arguments = { path = "a.txt", content = content } } .. "\n</tool_call>",
+    } do
+      os.remove(work.dir .. "/proj/a.txt")
+      local out = pi('-p "Write it"', { text, "x</think>\n\nDone." },
+        { ctx = 32768, template_variables = { enable_thinking = true } })
+      assert.equal(content, work.read("proj/a.txt"), what)
+      assert.matches("Done", out, 1, true)
+    end
+  end)
+
+  it("sees that reasoning has taken everything", function()
+    local out = pi('--mode json -p "Think"', { { text = "hm", finish_reason = "length" } },
+      { ctx = 32768, template_variables = { enable_thinking = true } })
+    assert.matches('"stopReason":"length"', out, 1, true)
+    assert.matches('"thinking":"hm"', out, 1, true)
+  end)
 end)

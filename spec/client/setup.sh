@@ -29,8 +29,15 @@ assert (anthropic.__version__, openai.__version__) == ("2.12.0", "2.54.0")' 2>/d
   }
   install_npm pi @mariozechner/pi-coding-agent@0.73.1
   install_npm agents @anthropic-ai/claude-code@2.1.329 @openai/codex@0.169.0
-  # puts the program of this platform in place
+  install_npm ai-sdk ai@7.0.173 @ai-sdk/openai-compatible@3.0.92 zod@4.1.13
+  install_npm opencode opencode-ai@1.18.33
+  install_npm qwen-code @qwen-code/qwen-code@0.24.4
+  # Node.js as Vercel's SDK and qwen-code need it; Debian's is older
+  install_npm node22 "node-linux-$(node -p process.arch)@22.23.3"
+  ln -sfn "$dir"/node22/node_modules/node-linux-*/bin "$dir/node"
+  # these put the programs of this platform in place
   (cd "$dir/agents" && node node_modules/@anthropic-ai/claude-code/install.cjs)
+  (cd "$dir/opencode" && node node_modules/opencode-ai/postinstall.mjs)
 } >"$dir/setup.log" 2>&1 || {
   tail -n 20 "$dir/setup.log" >&2
   exit 1
