@@ -40,12 +40,15 @@ void net_leave(net_request *r)
     r->req = NULL;
 }
 
-/* libevent frees the connection and the request with it. */
+/* libevent frees the connection, and the request with it unless it has taken them apart, as it does
+ * when the connection fails before the reply is finished. */
 static void on_closed(struct evhttp_connection *evcon, void *arg)
 {
     (void)evcon;
     net_request *r = arg;
+    struct evhttp_request *req = r->req;
     net_leave(r);
+    if (!evhttp_request_get_connection(req)) evhttp_request_free(req);
     net_push(r->net, NET_GONE, r, -1);
 }
 
