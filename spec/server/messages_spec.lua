@@ -218,6 +218,16 @@ describe("/v1/messages", function()
       .. "<|im_start|>assistant\n", text, 1, true)
   end)
 
+  it("refuses messages that say nothing at all", function()
+    server = served.replay { "Hello." }
+    for _, role in ipairs { "user", "assistant", "system" } do
+      local reply = client.ask(server, "POST", PATH, { max_tokens = 9,
+        messages = { { role = role }, { role = role, content = json.array {} } } })
+      assert.equal(400, reply.status, reply.body)
+      assert.matches("at least one message", reply.json.error.message, 1, true)
+    end
+  end)
+
   it("describes tools that are found later where they are found", function()
     server = served.replay { CALL }
     local later = { name = "weather", description = "Tells.", defer_loading = true,

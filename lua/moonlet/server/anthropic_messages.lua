@@ -200,7 +200,7 @@ local function read(exchange)
   reading.new_id = function() return generation.new_id("toolu_") end
   -- `input` is an object, which a call that is cut off never was.
   local list = read_messages(f, server, deferred)
-  r.is_prefilled = list[#list].role == "assistant"
+  r.is_prefilled = #list > 0 and list[#list].role == "assistant"
   conversation.fill(wanted, server, list, variables, reading)
   reading.stream_arguments = reading.stream_arguments and r.stream
   r.wanted = wanted
