@@ -10,6 +10,7 @@
 local generate = require "moonlet.generate"
 local options = require "moonlet.options"
 local prefix_cache = require "moonlet.prefix_cache"
+local ticket_queue = require "moonlet.ticket"
 
 local engine = {}
 
@@ -39,23 +40,7 @@ Ticket.__index = Ticket
 
 -- ---- tickets -----------------------------------------------------------------------------------
 
----The next token; waits for it.
----@param seconds? number
----@return moonlet.Token? token nil at the end, or when the time was over
----@return string? why "waiting" when the time was over
-function Ticket:next(seconds)
-  while true do
-    local token = table.remove(self.queue, 1)
-    if token then return token end
-    if self.finish_reason then return nil end
-    if not self.changed:wait(seconds) then return nil, "waiting" end
-  end
-end
-
----Iterator over all tokens.
-function Ticket:tokens()
-  return function() return (self:next()) end
-end
+Ticket.next, Ticket.tokens = ticket_queue.next, ticket_queue.tokens
 
 ---Ends it: what was evaluated stays for the next that begins alike.
 function Ticket:cancel()

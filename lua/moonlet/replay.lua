@@ -8,6 +8,7 @@
 local json = require "moonlet.json"
 local options = require "moonlet.options"
 local sys = require "moonlet.sys"
+local ticket_queue = require "moonlet.ticket"
 
 local replay = {}
 
@@ -163,19 +164,7 @@ function Replay:submit(given)
   return ticket
 end
 
----As Engine's tickets.
-function Ticket:next(seconds)
-  while true do
-    local token = table.remove(self.queue, 1)
-    if token then return token end
-    if self.finish_reason then return nil end
-    if not self.changed:wait(seconds) then return nil, "waiting" end
-  end
-end
-
-function Ticket:tokens()
-  return function() return (self:next()) end
-end
+Ticket.next, Ticket.tokens = ticket_queue.next, ticket_queue.tokens
 
 function Ticket:cancel()
   end_ticket(self, "cancelled")
