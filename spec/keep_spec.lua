@@ -104,8 +104,8 @@ describe("keep", function()
   end)
 
   -- An affine MLX checkpoint whose biases are minus `n` scales.
-  local function with_biases(n, fn)
-    local recipe = only { mode = "affine", bits = 4, group = 32 }
+  local function with_biases(n, fn, recipe)
+    recipe = recipe or only { mode = "affine", bits = 4, group = 32 }
     written.quantized({ source = WRAPPED, recipe = recipe }, function(mlx)
       local dir = checkpoint.edited(mlx, function(tensors)
         for name, t in pairs(tensors) do
@@ -136,6 +136,20 @@ describe("keep", function()
         end)
       end)
     end)
+  end)
+
+  it("keeps what the stock library could not unpack, and says so", function()
+    local function gate(t)
+      return t.class == "shared_gate" and { mode = "affine", bits = 4, group = 32 }
+        or { keep = "bf16" }
+    end
+    with_biases(8, function(mlx)
+      kept(mlx, "compressed-tensors", function(ct, p)
+        assert.same({ "compressed-tensors 0.20 cannot unpack the zero points of a 4-bit matrix of "
+          .. "at most 8 rows: 4 matrices keep them all the same" }, { table.unpack(p.notes) })
+        assert_same_values(mlx, ct)
+      end)
+    end, gate)
   end)
 
   it("refuses affine weights whose biases are not", function()

@@ -122,19 +122,20 @@ end
 local ROWS_OF_A_WORD = 8
 
 ---The decision, or BF16 where the stock library could not read what it makes. Codes that are taken
----over stay what they are.
+---over stay what they are: that nothing is lost weighs more than who can read it.
 ---@param tensor moonlet.Tensor
 ---@param decision table
 ---@return table decision
 ---@return string? note
 function ct.suited(tensor, decision)
   local rows = #tensor.shape == 3 and tensor.shape[2] or tensor.rows
-  if decision.mode ~= "affine" or decision.bits ~= 4 or decision.exact
-    or rows > ROWS_OF_A_WORD then
+  if decision.mode ~= "affine" or decision.bits ~= 4 or rows > ROWS_OF_A_WORD then
     return decision
   end
-  return { keep = "bf16" }, "compressed-tensors 0.20 cannot unpack the zero points of a 4-bit "
-    .. "matrix of at most 8 rows"
+  local why = "compressed-tensors 0.20 cannot unpack the zero points of a 4-bit matrix of at most "
+    .. "8 rows: "
+  if decision.exact then return decision, why .. "%d matrices keep them all the same" end
+  return { keep = "bf16" }, why .. "%d matrices are written in BF16"
 end
 
 ---@param decided { tensor: moonlet.Tensor, decision: table }[]

@@ -136,13 +136,16 @@ end
 -- Whether scales are folded into columns.
 function Job:folds() return (self.settings.awq or "off") ~= "off" end
 
--- A note on the decisions that the form could not have.
+-- Notes on the decisions that do not go well with the form; each has a place for their number.
 function Job:note_changed()
-  local n, note = 0, nil
+  local counts, texts = {}, {}
   for _, d in ipairs(self.decided) do
-    if d.note then n, note = n + 1, d.note end
+    if d.note then
+      if not counts[d.note] then texts[#texts + 1] = d.note end
+      counts[d.note] = (counts[d.note] or 0) + 1
+    end
   end
-  if note then self:note(("%s: %d matrices are written in BF16"):format(note, n)) end
+  for _, text in ipairs(texts) do self:note(text:format(counts[text])) end
 end
 
 -- Notes on what was asked for and has nothing to work on.
