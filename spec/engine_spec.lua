@@ -94,6 +94,89 @@ describe("engine", function()
     end)
   end)
 
+  it("scores texts in pieces beside generations, to the same bits", function()
+    local text = prompt(("The cat sat on the mat, and so on. "):rep(26))
+    local session <close> = assert(model:session { ctx = #text })
+    local steps = {}
+    for i = 1, #text - 1 do
+      assert(session:step(text[i]))
+      local logits = session:logits()
+      local best, values = logits:topk(3)
+      local own = logits:logprob(text[i + 1])
+      local log_sum = logits:get(text[i + 1]) - own
+      steps[i + 1] = { own, best, { values[1] - log_sum, values[2] - log_sum } }
+    end
+    local start, most = model.start, {}
+    function model.start(m, parts)
+      for _, part in ipairs(parts) do
+        if part.score then most[#parts] = math.max(most[#parts] or 0, #part.ids) end
+      end
+      return start(m, parts)
+    end
+    finally(function() model.start = nil end)
+    run(function(e)
+      local beside, quiet = model:scoring(text, { top = 3 }), model:scoring(text, { top = 3 })
+      local means = { model:scoring(text, { mean = true }), model:scoring(text, { mean = true }) }
+      local talk = assert(e:submit { ids = prompt(QUESTIONS[6]),
+        options = { max_tokens = 60, temperature = 0, stop_ids = {} } })
+      talk:next()
+      for _, score in ipairs { beside, means[1] } do
+        local ticket = assert(e:score { ids = text, score = score })
+        ticket:wait()
+        assert.same({ "stop", #text }, { ticket.finish_reason, ticket.evaluated })
+      end
+      assert.is_nil(talk.finish_reason) -- it had its turns meanwhile
+      talk:cancel()
+      for _, score in ipairs { quiet, means[2] } do
+        local ticket = assert(e:score { ids = text, score = score })
+        ticket:wait()
+      end
+      assert.same({ 256, 16 }, most)
+      assert.same(means[2]:mean(), means[1]:mean())
+      for i = 2, #text do
+        local own, best, values = quiet:at(i)
+        assert.same({ own, best, values }, { beside:at(i) })
+        assert.same(steps[i][2], best)
+        assert.is_true(math.abs(steps[i][1] - own) < 1e-5)
+        assert.is_true(math.abs(steps[i][3][2] - values[2]) < 1e-5)
+      end
+    end)
+  end)
+
+  it("counts texts to be scored among those that may wait", function()
+    run(function(e)
+      local text = prompt(QUESTIONS[1])
+      local function score()
+        return e:score { ids = text, score = model:scoring(text) }
+      end
+      local first = assert(score())
+      assert(score())
+      assert.equal("busy", select(3, score()))
+      first:cancel()
+      assert.equal("cancelled", first.finish_reason)
+      local last = assert(score())
+      last:wait()
+      assert.equal("stop", last.finish_reason)
+      local long = {}
+      for i = 1, 1025 do long[i] = 5 end
+      assert.equal("limit", select(3, e:score { ids = long, score = model:scoring(long) }))
+    end, { sessions = 1, queue = 2 })
+  end)
+
+  it("refuses pieces of another text than the one that is scored", function()
+    local session <close> = assert(model:session { ctx = 16 })
+    local score = model:scoring({ 5, 6, 99999 })
+    for _, ids in ipairs { { 6 }, { 5, 6 }, { 5, 6, 7 } } do
+      local ok, message, code = model:eval { { session = session, ids = ids, score = score } }
+      assert.same({ nil, "range" }, { ok, code })
+      assert.matches("no piece of the text", message)
+    end
+    assert(model:eval { { session = session, ids = { 5 }, score = score } })
+    assert.error(function() score:at(1) end)
+    assert.error(function() score:mean() end)
+    assert.error(function() model:scoring({ 5 }, { top = 1000 }) end)
+  end)
+
   it("keeps the points of a prompt that it was asked to keep", function()
     run(function(e)
       local ids = prompt(QUESTIONS[2])

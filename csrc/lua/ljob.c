@@ -45,7 +45,7 @@ int ljob_start(lua_State *L)
     lsession_check_parts(L, 2, owner, &n);
     int kept = lua_gettop(L);
     lua_pushvalue(L, 1);
-    lua_rawseti(L, kept, 2 * n + 2);
+    lua_rawseti(L, kept, 3 * n + 2);
     job_box *job = lua_newuserdatauv(L, sizeof *job, 1);
     *job = (job_box){.owner = owner, .n_parts = n};
     luaL_setmetatable(L, LJOB_CLASS);
@@ -55,11 +55,11 @@ int ljob_start(lua_State *L)
     /* A finalizer may have closed one meanwhile: looked at again, with no allocation behind it. */
     lmodel_check(L, 1);
     for (int i = 0; i < n; i++) {
-        lua_rawgeti(L, kept, 2 * i + 2);
+        lua_rawgeti(L, kept, 3 * i + 2);
         if (!*(ses **)lua_touserdata(L, -1)) luaL_error(L, "closed session");
         lua_pop(L, 1);
     }
-    lua_rawgeti(L, kept, 2 * n + 1);
+    lua_rawgeti(L, kept, 3 * n + 1);
     job->parts = lua_touserdata(L, -1);
     lua_pop(L, 1);
     if (!owner->worker && !(owner->worker = worker_open(&e))) return lml_fail(L, &e);

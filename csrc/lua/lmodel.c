@@ -319,6 +319,7 @@ void lml_open_model(lua_State *L)
         {"layers", llayers_new},
         {"replace", replace},
         {"restore", restore},
+        {"scoring", lscore_new},
         {"session", lsession_new},
         {"start_parts", ljob_start},
         {NULL, NULL},
@@ -328,6 +329,7 @@ void lml_open_model(lua_State *L)
     lua_setfield(L, -2, "model_open");
     lcalib_open(L);
     llayers_open(L);
+    lscore_open(L);
     lsession_open(L);
     ljob_open(L);
 }

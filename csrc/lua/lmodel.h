@@ -33,12 +33,19 @@ void lmodel_release(model_box *box);
 
 /* model:session{ctx=, kv=} -> session; in lsession.c. */
 int lsession_new(lua_State *L);
-/* model:eval_parts{{session=, ids=}, ...} -> true; in lsession.c. See ses_eval_parts. */
+/* model:eval_parts{{session=, ids=, score=}, ...} -> true; in lsession.c. See ses_eval_parts. */
 int lsession_eval_parts(lua_State *L);
 
 /* The parts in the table at `arg`, all sessions of one model, with everything they borrow in a
- * table left on the stack: {ids of the first, its session, ids of the second, ...}. */
+ * table left on the stack: {ids of the first, its session, its score or nil, ids of the second,
+ * ...}. The parts themselves come behind them, and then there is room for one more. */
 ses_part *lsession_check_parts(lua_State *L, int arg, const model_box *owner, int *n_parts);
+
+/* model:scoring(ids, options) -> score; in lscore.c. */
+int lscore_new(lua_State *L);
+/* The score at `arg` for sessions of a model, borrowed. */
+const ses_score *lscore_check(lua_State *L, int arg, const model_box *owner);
+void lscore_open(lua_State *L);
 
 /* model:start_parts(parts) -> job; in ljob.c. */
 int ljob_start(lua_State *L);

@@ -77,23 +77,26 @@ ses_part *lsession_check_parts(lua_State *L, int arg, const model_box *owner, in
 {
     luaL_checktype(L, arg, LUA_TTABLE);
     int n = (int)lml_len(L, arg, SES_BATCH);
-    lua_createtable(L, 2 * n + 1, 0);
+    lua_createtable(L, 3 * n + 1, 0);
     int kept = lua_gettop(L);
     ses_part *parts = lua_newuserdatauv(L, (size_t)n * sizeof *parts + 1, 0);
-    lua_rawseti(L, kept, 2 * n + 1);
+    lua_rawseti(L, kept, 3 * n + 1);
     for (int i = 0; i < n; i++) {
         lua_rawgeti(L, arg, i + 1);
         luaL_checktype(L, -1, LUA_TTABLE);
         lml_get(L, kept + 1, "ids");
         parts[i].ids = lml_check_ids(L, kept + 2, &parts[i].n);
-        lua_rawseti(L, kept, 2 * i + 1);
+        lua_rawseti(L, kept, 3 * i + 1);
         lml_get(L, kept + 1, "session");
         luaL_checkudata(L, -1, LSESSION_CLASS);
-        lua_rawseti(L, kept, 2 * i + 2);
+        lua_rawseti(L, kept, 3 * i + 2);
+        parts[i].score =
+            lml_get(L, kept + 1, "score") == LUA_TNIL ? NULL : lscore_check(L, -1, owner);
+        lua_rawseti(L, kept, 3 * i + 3);
         lua_settop(L, kept);
     }
     for (int i = 0; i < n; i++) { /* nothing is allocated from here on */
-        lua_rawgeti(L, kept, 2 * i + 2);
+        lua_rawgeti(L, kept, 3 * i + 2);
         session_box *box = check_session(L, kept + 1);
         if (box->owner != owner) luaL_error(L, "part %d is of another model", i);
         box->epoch++;

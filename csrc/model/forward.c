@@ -39,42 +39,6 @@ static float *rows_from(float *base, int64_t row, int64_t width)
     return base ? base + row * width : NULL;
 }
 
-typedef struct score_loop {
-    pass *p;
-    const int32_t *targets; /* [n] */
-    const int64_t *rows;    /* which of them each scored row is */
-    float *nll;
-} score_loop;
-
-static void score_rows(void *ctx, int64_t begin, int64_t end, int worker)
-{
-    (void)worker;
-    const score_loop *l = ctx;
-    int64_t V = l->p->m->config.vocab_size;
-    for (int64_t i = begin; i < end; i++) {
-        float *logits = l->p->scored + i * V, target = logits[l->targets[l->rows[i]]];
-        l->nll[l->rows[i]] = l->p->m->ops->softmax(logits, V) - target;
-    }
-}
-
-void pass_score(pass *p, const float *x, int64_t n, const int32_t *targets, float *nll)
-{
-    int64_t H = p->m->config.hidden_size, rows[SES_SCORE_ROWS];
-    score_loop l = {p, targets, rows, nll};
-    for (int64_t i = 0, count = 0; i < n; i++) {
-        nll[i] = 0;
-        if (targets[i] >= 0) {
-            memcpy(p->y + count * H, x + i * H, (size_t)H * sizeof(float));
-            rows[count++] = i;
-        }
-        if (count == SES_SCORE_ROWS || (i == n - 1 && count)) {
-            pass_linear(p, PROFILE_LM_HEAD, &p->m->weights.lm_head, p->y, count, p->scored);
-            pool_for(p->m->pool, count, 1, score_rows, &l);
-            count = 0;
-        }
-    }
-}
-
 /* Rows of a batch that are rows t0.. of the `total` in `want`. */
 typedef struct wanted {
     const ses_want *want;
@@ -235,6 +199,17 @@ err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
     return ERR_NONE;
 }
 
+/* The part goes on with the text where its session stands, and the token behind it is one. */
+static int score_fits(const ses_part *part)
+{
+    const ses_score *score = part->score;
+    int64_t pos = part->s->n_past;
+    if (pos > score->n || part->n > score->n - pos) return 0;
+    if (memcmp(part->ids, score->ids + pos, (size_t)part->n * sizeof *part->ids)) return 0;
+    return pos + part->n == score->n ||
+           !check_ids(&part->s->m->config, score->ids + pos + part->n, 1, NULL);
+}
+
 static err_code check_parts(const ses_part *parts, int n_parts, err_info *e)
 {
     int64_t n = 0;
@@ -248,11 +223,23 @@ static err_code check_parts(const ses_part *parts, int n_parts, err_info *e)
                 return err_set(e, ERR_RANGE, "parts %d and %d are one session", j, i);
         if (ses_check(part->s, part->s->n_past, part->ids, part->n, e))
             return err_prefix(e, "part %d", i);
+        if (part->score && !score_fits(part))
+            return err_set(e, ERR_RANGE, "part %d is no piece of the text that is scored", i);
         if (part->n > SES_BATCH - n)
             return err_set(e, ERR_LIMIT, "more than %d tokens in a batch", SES_BATCH);
         n += part->n;
     }
     return ERR_NONE;
+}
+
+/* What is wanted of the parts beyond their last logits. False if it was cancelled. */
+static int score_parts(pass *p, const ses_part *parts, const cancel_flag *cancel)
+{
+    for (int i = 0; i < p->n_spans; i++)
+        if (parts[i].score && !pass_score_text(p, &p->spans[i], parts[i].score, cancel)) return 0;
+    for (int i = 0; i < p->n_spans; i++)
+        if (parts[i].score && parts[i].score->sums) pass_sum(p, &p->spans[i], parts[i].score->sums);
+    return 1;
 }
 
 err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *cancel, err_info *e)
@@ -266,8 +253,13 @@ err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *c
         spans[i] = (span){parts[i].s, parts[i].s->n_past, n, parts[i].n};
     pass_begin(p, spans, n_parts);
     for (int i = 0; i < n_parts; i++) embed(p, spans[i].first, parts[i].ids, parts[i].n);
+    if (n == n_parts) cancel = NULL; /* single tokens: nothing was saved */
     int done = run_layers(p, n, NULL, cancel);
-    if (done) read_out_parts(p, n);
+    if (done) {
+        read_out_parts(p, n);
+        done = score_parts(p, parts, cancel);
+        for (int i = 0; !done && i < n_parts; i++) ses_restore_state(parts[i].s);
+    }
     pass_end(p);
     if (!done) return err_set(e, ERR_CANCELLED, "cancelled a batch of %lld tokens", (long long)n);
     for (int i = 0; i < n_parts; i++) {

@@ -96,17 +96,31 @@ typedef struct ses_want {
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e);
 
+/* A text that is scored while a session takes it in, piece by piece from its beginning. Pieces fill
+ * in what they are about; a batch that is cancelled leaves the sums alone. */
+typedef struct ses_score {
+    const int32_t *ids; /* [n] the whole text */
+    int64_t n;
+    int n_top;           /* how many of the likeliest tokens to list */
+    float *logprobs;     /* [n] of each token by those before it, nothing at 0; NULL: not wanted */
+    int32_t *top_ids;    /* [n][n_top] the likeliest in its place, best first; -1: no more */
+    float *top_logprobs; /* [n][n_top] */
+    double *sums;        /* [H] what the last norm puts out is added to it; NULL: not wanted */
+} ses_score;
+
 /* What one session takes in in a batch: n >= 1 tokens. */
 typedef struct ses_part {
     ses *s;
     const int32_t *ids; /* [n] */
     int64_t n;
+    const ses_score *score; /* NULL: only the last logits are wanted */
 } ses_part;
 
 /* Appends at most SES_BATCH tokens to several sessions of one model, each weight being read once:
  * decode steps of many, or of some while others read their prompts. Each session ends up with the
  * bits that ses_eval would give it. Fails without effect on any of them, naming the part; when
- * cancelled (looked at unless every part is one token), all are as they were. */
+ * cancelled (looked at unless every part is one token), all are as they were. Scores are the same
+ * however a text is cut into pieces. */
 err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *cancel, err_info *e);
 
 /* Whether ses_eval would take the n ids after the first `past` tokens; nothing changes. */

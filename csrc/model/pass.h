@@ -126,6 +126,11 @@ void pass_layer(pass *p, const layer_weights *w, int layer, int is_full, int slo
  * target is negative. */
 void pass_score(pass *p, const float *x, int64_t n, const int32_t *targets, float *nll);
 
+/* Of the rows of a span, which p->u holds after the last norm: what the score wants of what they
+ * predict, and their sum. False if it was cancelled. */
+int pass_score_text(pass *p, const span *sp, const ses_score *score, const cancel_flag *cancel);
+void pass_sum(const pass *p, const span *sp, double *sums);
+
 /* y = mixer(u) or FFN(u) for the n rows of the batch; `slot` is the layer's among those of its
  * kind. See gdn.c, attn.c, ffn.c. */
 void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n);

@@ -16,6 +16,7 @@ local engine = {}
 
 local BATCH <const> = 256      -- tokens that one evaluation takes
 local SHARED <const> = 64      -- of a prompt, while others wait for their next token
+local SCORED <const> = 16      -- of a text, likewise: its tokens pass lm_head, so many at a time
 local INTERVAL <const> = 1024  -- a prompt's state is kept at least this often
 
 local KNOWN <const> = { sessions = "integer", ctx = "integer", kv = "string", queue = "integer",
@@ -41,6 +42,11 @@ Ticket.__index = Ticket
 -- ---- tickets -----------------------------------------------------------------------------------
 
 Ticket.next, Ticket.tokens = ticket_queue.next, ticket_queue.tokens
+
+---Waits until it has ended.
+function Ticket:wait()
+  while not self.finish_reason do self.changed:wait() end
+end
 
 ---Ends it: what was evaluated stays for the next that begins alike.
 function Ticket:cancel()
@@ -86,7 +92,6 @@ end
 function engine.open(model, loop, given)
   local o = options.check(given, KNOWN)
   local self = setmetatable({ model = model, loop = loop, free = {}, active = {}, waiting = {},
-    errands = {},
     n_waiting_max = o.queue or 64, work = loop:signal(), idle = loop:signal(),
     cache = prefix_cache.open(model, o.cache_bytes or 1 << 30),
     stats = { prompt_tokens = 0, cached_tokens = 0, generated_tokens = 0, batches = 0 } }, Engine)
@@ -106,33 +111,33 @@ function Engine:load()
   return #self.active, #self.waiting
 end
 
----Runs fn(...) while no batch is being evaluated: what else uses the model has to. Generations wait
----as long as it takes.
----@param fn function must not give way
----@return any what fn returns
-function Engine:between(fn, ...)
-  if self.closed then error("the engine was closed", 0) end
-  local errand = { fn = fn, args = table.pack(...), done = self.loop:signal() }
-  self.errands[#self.errands + 1] = errand
-  self.work:notify()
-  while not errand.result do errand.done:wait() end
-  local result = errand.result
-  if not result[1] then error(result[2], 0) end
-  return table.unpack(result, 2, result.n)
-end
-
-local function run_errand(self)
-  local errand = table.remove(self.errands, 1)
-  if not errand then return end
-  errand.result = table.pack(pcall(errand.fn, table.unpack(errand.args, 1, errand.args.n)))
-  errand.done:notify()
-end
-
 ---How much of the memory for kept states is in use; 1 is all of it.
 ---@return number
 function Engine:cache_usage()
   local cache = self.cache
   return cache.budget > 0 and cache:used() / cache.budget or 1.0
+end
+
+local function queue(self, ticket)
+  if #self.waiting >= self.n_waiting_max then return nil, "too many requests wait", "busy" end
+  ticket.engine, ticket.queue, ticket.evaluated = self, {}, 0
+  ticket.changed = self.loop:signal()
+  self.waiting[#self.waiting + 1] = ticket
+  self.work:notify()
+  return setmetatable(ticket, Ticket)
+end
+
+---Queues a text to be scored, with a ticket that has no tokens: when it has ended with "stop", the
+---score is complete.
+---@param given { ids: integer[], score: userdata } of Model:scoring with all of the ids
+---@return moonlet.Ticket? ticket, string? message, string? code as of submit()
+function Engine:score(given)
+  if #given.ids == 0 then return nil, "the text is empty", "range" end
+  if #given.ids > self.n_ctx then
+    return nil, ("a text of %d tokens does not fit in a context of %d"):format(#given.ids,
+      self.n_ctx), "limit"
+  end
+  return queue(self, { ids = given.ids, score = given.score })
 end
 
 ---Queues a prompt.
@@ -149,13 +154,7 @@ function Engine:submit(given)
     return nil, ("a prompt of %d tokens leaves no room in a context of %d"):format(#ids,
       self.n_ctx), "limit"
   end
-  if #self.waiting >= self.n_waiting_max then return nil, "too many requests wait", "busy" end
-  local ticket = setmetatable({ engine = self, ids = ids, options = given.options or {},
-    keep_at = given.keep_at or {}, queue = {}, evaluated = 0, changed = self.loop:signal() },
-    Ticket)
-  self.waiting[#self.waiting + 1] = ticket
-  self.work:notify()
-  return ticket
+  return queue(self, { ids = ids, options = given.options or {}, keep_at = given.keep_at or {} })
 end
 
 local function remove(list, item)
@@ -215,9 +214,14 @@ local function admit(self)
     local ticket = table.remove(self.waiting, 1)
     local session, n_held = take_session(self, ticket.ids)
     ticket.session = session
-    ticket.position = self.cache:restore(session, ticket.ids, n_held)
+    if ticket.score then -- each of its tokens has to be seen
+      session:reset()
+      ticket.position, ticket.points = 0, { #ticket.ids }
+    else
+      ticket.position = self.cache:restore(session, ticket.ids, n_held)
+      ticket.points = keep_points(ticket)
+    end
     ticket.reused = ticket.position
-    ticket.points = keep_points(ticket)
     self.stats.prompt_tokens = self.stats.prompt_tokens + #ticket.ids
     self.stats.cached_tokens = self.stats.cached_tokens + ticket.reused
     self.active[#self.active + 1] = ticket
@@ -269,7 +273,7 @@ end
 local function plan(self)
   local parts, tickets, room, n_reading = {}, {}, BATCH, 0
   local function add(ticket, ids)
-    parts[#parts + 1] = { session = ticket.session, ids = ids }
+    parts[#parts + 1] = { session = ticket.session, ids = ids, score = ticket.score }
     tickets[#tickets + 1] = ticket
     room = room - #ids
   end
@@ -278,10 +282,12 @@ local function plan(self)
     if pending then add(ticket, { pending }) end
     if not ticket.generation then n_reading = n_reading + 1 end
   end
-  if #parts > 0 then room = math.min(room, SHARED) end
+  local others_wait = #parts > 0
+  if others_wait then room = math.min(room, SHARED) end
   for _, ticket in ipairs(self.active) do
     if not ticket.generation then
       local share = math.min(room, math.max(1, room // n_reading))
+      if ticket.score and others_wait then share = math.min(share, SCORED) end
       local stop = math.min(ticket.points[1], ticket.position + share)
       if share > 0 then add(ticket, table.move(ticket.ids, ticket.position + 1, stop, 1, {})) end
       n_reading = n_reading - 1
@@ -297,6 +303,10 @@ local function digest(self, ticket, n)
   end
   ticket.position = ticket.position + n
   ticket.evaluated = ticket.evaluated + n
+  if ticket.score then
+    if ticket.position == #ticket.ids then leave(self, ticket, "stop") end
+    return
+  end
   if ticket.position == ticket.points[1] then
     table.remove(ticket.points, 1)
     self.cache:put(ticket.session, ticket.ids, ticket.position)
@@ -329,7 +339,6 @@ end
 function Engine:run()
   while not self.closed do
     drop_cancelled(self)
-    run_errand(self)
     admit(self)
     for _, ticket in ipairs(table.move(self.active, 1, #self.active, 1, {})) do
       if not ticket.generation and ticket.position == #ticket.ids then
@@ -347,7 +356,7 @@ function Engine:run()
           leave(self, ticket, "error", message, code)
         end
       end
-    elseif #self.active == 0 and #self.waiting == 0 and #self.errands == 0 then
+    elseif #self.active == 0 and #self.waiting == 0 then
       self.idle:notify()
       self.work:wait()
     end
@@ -365,10 +374,6 @@ end
 ---Ends everything.
 function Engine:close()
   self.closed = true
-  for _, errand in ipairs(self.errands) do
-    errand.result = { false, "the engine was closed" }
-    errand.done:notify()
-  end
   for _, ticket in ipairs(self.waiting) do end_ticket(ticket, "cancelled") end
   for _, ticket in ipairs(self.active) do end_ticket(ticket, "cancelled") end
   self.waiting = {}

@@ -161,7 +161,9 @@ local function alternatives(logits, n, id, logprob)
   local ids, values = logits:topk(n)
   local log_sum = logits:get(id) - logprob
   local top = {}
-  for i, other in ipairs(ids) do top[i] = { id = other, logprob = values[i] - log_sum } end
+  for i, other in ipairs(ids) do
+    top[i] = { id = other, logprob = other == id and logprob or values[i] - log_sum }
+  end
   return top
 end
 

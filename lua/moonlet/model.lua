@@ -310,15 +310,28 @@ local function raw_parts(parts)
       options.misuse(("part %d: {session =, ids =} expected"):format(i))
     end
     check_ids(part.ids)
-    raw[i] = { session = session.core, ids = part.ids }
+    raw[i] = { session = session.core, ids = part.ids, score = part.score }
   end
   return raw
+end
+
+---What the model makes of a text, filled in while a session takes it in: give it to eval() or
+---start() with every piece, from the first. Log-probabilities of the tokens, or with `mean` what
+---the last norm puts out, averaged.
+---@param ids integer[] all of the text
+---@param opts? { top?: integer, mean?: boolean } how many of the likeliest tokens to list (0)
+---@return userdata score at(i) -> log-probability of token i >= 2, ids and log-probabilities of the
+---  likeliest in its place; mean() -> number[]
+function Model:scoring(ids, opts)
+  check_ids(ids)
+  return self.core:scoring(ids, options.check(opts, { top = "integer", mean = "boolean" }))
 end
 
 ---Appends tokens to several sessions in one pass, which reads each weight once: the decode steps of
 ---many sequences cost little more than one. Each session ends up as its own evaluation would have
 ---left it, to the bit; on failure, or when cancelled, all are as they were.
----@param parts { session: moonlet.Session, ids: integer[] }[] at most 256 tokens together
+---@param parts { session: moonlet.Session, ids: integer[], score: userdata? }[] at most 256 tokens
+---  together; `score` as scoring() makes it
 ---@return boolean? ok, string? message, string? code
 function Model:eval(parts)
   return self.core:eval_parts(raw_parts(parts))
@@ -326,7 +339,7 @@ end
 
 ---Begins the same in the background. Until the job's end has been seen, every other use of the
 ---model and its sessions raises.
----@param parts { session: moonlet.Session, ids: integer[] }[]
+---@param parts { session: moonlet.Session, ids: integer[], score: userdata? }[]
 ---@return userdata? job fd() can be read when it is done; is_done(); result() -> as eval();
 ---  cancel(); close()
 ---@return string? message, string? code

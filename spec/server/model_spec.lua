@@ -199,6 +199,9 @@ describe("a served model", function()
       { { input = "Tell me a story.", ignore_eos = true, stream = true }, generates,
         "/v1/responses" },
       { { messages = long, stream = true }, reads },
+      { { input = long[1].content }, reads, "/v1/embeddings" },
+      { { prompt = long[1].content, echo = true, logprobs = 3, max_tokens = 0 }, reads,
+        "/v1/completions" },
     } do
       server.engine.stats.generated_tokens = 0
       assert.is_true(batches_after_leaving(table.unpack(case)) <= 1)
@@ -211,7 +214,7 @@ describe("a served model", function()
   it("ends what was begun for a request that fails", function()
     local logged
     server = served.model(model, { ctx = 4096, log = function(text) logged = text end })
-    function server.scoring.logprobs() error("broken on purpose") end
+    function server.engine.score() error("broken on purpose", 0) end
     for _, case in ipairs {
       { "/v1/completions", { prompt = "Once", prompt_logprobs = 1, max_tokens = 4000 } },
       { "/v1/completions", { prompt = "Once", prompt_logprobs = 1, max_tokens = 4000,

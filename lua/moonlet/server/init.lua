@@ -25,7 +25,6 @@ local page = require "moonlet.server.page"
 local prompt = require "moonlet.prompt"
 local replay = require "moonlet.replay"
 local sched = require "moonlet.sched"
-local scoring = require "moonlet.server.scoring"
 
 local server = {}
 
@@ -189,7 +188,6 @@ local function open_parts(self, o, transport)
   self.prompts = prompt.new(self.model, self.encode)
   ok, message, code = listen(self, o)
   if not ok then return nil, message, code end
-  self.scoring = scoring.new(self, { kv = o.kv })
   return open_engine(self, o)
 end
 

@@ -3,6 +3,7 @@
 local fields = require "moonlet.server.fields"
 local json = require "moonlet.json"
 local refusal = require "moonlet.server.refusal"
+local scoring = require "moonlet.server.scoring"
 
 local openai = {}
 
@@ -78,7 +79,7 @@ end
 ---Log-probabilities of a prompt's tokens as vLLM has them: by id, null for the first.
 ---@param tokenizer moonlet.Tokenizer
 ---@param ids integer[]
----@param scores table<integer, moonlet.Token> of Scoring:logprobs
+---@param scores table<integer, moonlet.Token> of scoring.logprobs
 ---@param n_top integer
 ---@return table
 function openai.list_prompt(tokenizer, ids, scores, n_top)
@@ -103,10 +104,8 @@ end
 ---@param n_top integer
 ---@return table? list nil when the client has left
 function openai.prompt_logprobs(exchange, ids, n_top)
-  local server = exchange.server
-  local scores = server.scoring:logprobs(ids, n_top, function() return exchange:is_over() end)
-  if exchange:is_over() then return nil end
-  return openai.list_prompt(server.model.tokenizer, ids, scores, n_top)
+  local scores = scoring.logprobs(exchange, ids, n_top)
+  return scores and openai.list_prompt(exchange.server.model.tokenizer, ids, scores, n_top)
 end
 
 return openai

@@ -5,6 +5,7 @@ local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
 local openai = require "moonlet.server.openai"
 local sampling = require "moonlet.server.sampling"
+local scoring = require "moonlet.server.scoring"
 
 local completions = {}
 
@@ -91,9 +92,8 @@ local function score_prompts(exchange, r)
   for i, wanted in ipairs(r.wanted) do
     local ids, scores = wanted.prompt.ids, nil
     if asked >= 0 then
-      scores = exchange.server.scoring:logprobs(ids, asked,
-        function() return exchange:is_over() end)
-      if exchange:is_over() then return nil end
+      scores = scoring.logprobs(exchange, ids, asked)
+      if not scores then return nil end
     end
     heads[i] = { ids = ids, scores = scores }
   end

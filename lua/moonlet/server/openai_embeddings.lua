@@ -5,6 +5,7 @@ local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
 local openai = require "moonlet.server.openai"
+local scoring = require "moonlet.server.scoring"
 
 local embeddings = {}
 
@@ -33,8 +34,8 @@ function embeddings.post(exchange)
   local list, n_tokens = json.array {}, 0
   for _, input in ipairs(inputs) do generation.check_room(server, input.ids, "input") end
   for i, input in ipairs(inputs) do
-    local values = server.scoring:mean(input.ids, function() return exchange:is_over() end)
-    if exchange:is_over() then return end
+    local values = scoring.mean(exchange, input.ids)
+    if not values then return end
     if dimensions and dimensions > #values then
       f:refuse("dimensions", ("at most %d is possible"):format(#values))
     end
