@@ -144,9 +144,9 @@ describe("moonlet.imatrix", function()
 
   it("leaves nothing behind when it fails or is stopped", function()
     local before = names_in(dir)
-    local stopped, message, code = moonlet.imatrix { model = model, text = TEXT,
+    local stopped, message, code = moonlet.imatrix { model = model, text = TEXT, chunk = 50,
       out = path("d.gguf"), hessians = path("d.safetensors"),
-      on_progress = function(done) return done < 50 end }
+      on_progress = function() return false end }
     assert.same({ "stopped", "cancelled" }, { message, code })
     assert.is_nil(stopped)
     local result = moonlet.imatrix { model = model, text = "x", out = path("d.gguf"),
@@ -167,6 +167,7 @@ describe("moonlet.imatrix", function()
     raises("texts to calibrate with", { out = "x" })
     raises("one of file and text", { file = "a", text = "b", out = "x" })
     raises("'out' or 'hessians'", { text = "a" })
+    raises("are one file", { text = "a", out = "./x", hessians = "x" })
     raises("option 'chunk': 2 or more", { text = "a", out = "x", chunk = 1 })
     raises("option 'chunks': 1 or more", { text = "a", out = "x", chunks = 0 })
     raises("unknown option 'window'", { text = "a", out = "x", window = 9 })

@@ -2,51 +2,32 @@
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
 local json = require "moonlet.json"
+local mortal = require "spec.support.mortal"
 local quantize = require "moonlet.quantize"
 
 local SOURCE = "spec/golden/models/moe-wrapped/hf"
 
--- A run in a process of its own: `out` from `source` by `recipe`. `before` runs first, and has
--- die(), which kills the process as no handler can see.
+-- A run in a process of its own: `out` from `source` by `recipe`. `before` runs first.
 local CHILD = [[
-package.path, package.cpath = %q, %q
-local core, quantize = require "moonlet.core", require "moonlet.quantize"
+local quantize = require "moonlet.quantize"
 require("moonlet.quantize.run").NOTE_SECONDS = 0
-local function die() os.execute("kill -9 $PPID") end
 local o = { source = %q, out = %q, recipe = "unsloth", bits = 4, shard_bytes = 150000,
   resume = true, threads = 2, command = "moonlet" }
 %s
 print(select(2, quantize(o)) or "done")
 ]]
 
--- What the run prints; `ms`: it is killed after so many milliseconds.
-local function child(out, before, ms)
-  local script = os.tmpname()
-  checkpoint.spit(script, CHILD:format(package.path, package.cpath, SOURCE, out, before or ""))
-  local limit = ms and ("timeout -s KILL %.3f "):format(ms / 1000) or ""
-  local p = assert(io.popen(("SOURCE_DATE_EPOCH=0 exec %slua5.4 %s 2>&1"):format(limit, script)))
-  local said = p:read("a")
-  p:close()
-  os.remove(script)
-  return said
+local function child(out, before, opts)
+  return mortal.run(CHILD:format(SOURCE, out, before or ""), opts)
 end
 
-local function contents(dir)
-  local files = {}
-  for name in pairs(assert(core.list_dir(dir))) do
-    files[name] = core.sha256(checkpoint.slurp(dir .. "/" .. name))
-  end
-  return files
-end
+local contents = mortal.contents
 
 describe("resume", function()
   local dir, out, whole
 
   setup(function()
-    -- In memory, where there is such a place: every tensor is synced here.
-    local p = assert(io.popen("mktemp -d -p /dev/shm 2>/dev/null || mktemp -d"))
-    dir = p:read("l")
-    p:close()
+    dir = mortal.directory()
     assert.equal("done\n", child(dir .. "/whole"))
     whole = contents(dir .. "/whole")
     local files = 0
@@ -65,12 +46,6 @@ describe("resume", function()
   it("gives the same bytes wherever the first run was killed", function()
     -- Everything that changes the disk, numbered; the child dies just before number n.
     local count = [[
-      local n = 0
-      local function tick() n = n + 1 if n == %d then die() end end
-      local function ticking(t, key)
-        local f = t[key]
-        t[key] = function(...) tick() return f(...) end
-      end
       for _, key in ipairs { "make_dir", "journal_create", "file_write", "sync_dir" } do
         ticking(core, key)
       end
@@ -79,13 +54,13 @@ describe("resume", function()
       local tensors = 0
       o.on_progress = function()
         tensors = tensors + 1
-        if tensors %% 13 == 0 then tick() end
+        if tensors % 13 == 0 then tick() end
       end]]
     local n = 0
     local said
     repeat
       n = n + 1
-      said = child(out, count:format(n))
+      said = child(out, count, { tick = n })
       if said ~= "done\n" then
         assert.equal("", said)
         assert.equal("done\n", child(out))
@@ -122,7 +97,7 @@ describe("resume", function()
 
   it("gives the same bytes when killed in the middle of a tensor", function()
     for ms = 10, 70, 10 do
-      child(out, nil, ms)
+      child(out, nil, { ms = ms })
       if not core.list_dir(out) then assert.equal("done\n", child(out)) end
       is_whole()
       os.execute("rm -r " .. out)

@@ -31,4 +31,13 @@ void map_forget(const void *data, size_t n_bytes);
  * memory has to be. The disk space is reserved here. Freed with mem_pages_free(p, n_bytes). */
 void *map_scratch(const char *dir, size_t n_bytes, err_info *e);
 
+/* Memory whose content is a file's, for arrays that another process may have to go on with: what is
+ * written here outlives this one. A new file replaces what is there, is zeroed, and its disk space
+ * is reserved here; one that is not new has to be there with just this size. Freed with
+ * mem_pages_free(p, n_bytes); the file stays. */
+void *map_kept(const char *path, size_t n_bytes, int is_new, err_info *e);
+
+/* What was written to such memory survives a power cut. */
+err_code map_sync(const void *kept, size_t n_bytes, err_info *e);
+
 #endif

@@ -51,13 +51,18 @@ static const char *const *check_meta(lua_State *L, int arg)
     return list;
 }
 
-/* model:calibrate(sequences [, {scratch=, hessians=, hessian_cols=, meta={key, value, ...}}]) */
+/* model:calibrate(sequences [, {dir=, layers=, kept=, hessians=, written=, hessian_cols=,
+ *                               meta={key, value, ...}}]) */
 int lcalib_new(lua_State *L)
 {
-    static const char *const keys[] = {"scratch", "hessians", "hessian_cols", "meta", NULL};
+    static const char *const keys[] = {"dir",     "layers",       "kept", "hessians",
+                                       "written", "hessian_cols", "meta", NULL};
     lua_settop(L, 3);
     lml_check_keys(L, 3, keys);
-    calib_options options = {.scratch = lml_opt_string(L, 3, "scratch", NULL),
+    calib_options options = {.dir = lml_opt_string(L, 3, "dir", NULL),
+                             .n_layers = lml_opt_int(L, 3, "layers", 0),
+                             .kept = (int)lml_opt_int(L, 3, "kept", 0),
+                             .is_written = lml_opt_bool(L, 3, "written", 0),
                              .hessians = lml_opt_string(L, 3, "hessians", NULL),
                              .hessian_cols = lml_opt_int(L, 3, "hessian_cols", INT32_MAX),
                              .meta = check_meta(L, 3)};
@@ -85,6 +90,18 @@ static int step(lua_State *L)
     if (calib_step(c, lml_cancel_flag(), &e)) return lml_fail(L, &e);
     lua_pushinteger(L, calib_n_done(c));
     lua_pushinteger(L, calib_n_steps(c));
+    return 2;
+}
+
+/* calibration:keep() -> layers, kept: what the next process has to be told */
+static int keep(lua_State *L)
+{
+    calib *c = check_calib(L)->c;
+    err_info e;
+    int kept;
+    if (calib_keep(c, &kept, &e)) return lml_fail(L, &e);
+    lua_pushinteger(L, calib_n_layers(c));
+    lua_pushinteger(L, kept);
     return 2;
 }
 
@@ -147,7 +164,8 @@ static int sums(lua_State *L)
 
 void lcalib_open(lua_State *L)
 {
-    static const luaL_Reg methods[] = {{"close", close_calib}, {"finish", finish}, {"sites", sites},
-                                       {"step", step},         {"sums", sums},     {NULL, NULL}};
+    static const luaL_Reg methods[] = {
+        {"close", close_calib}, {"finish", finish}, {"keep", keep}, {"sites", sites},
+        {"step", step},         {"sums", sums},     {NULL, NULL}};
     lml_class(L, CLASS, methods, close_calib);
 }

@@ -5,8 +5,9 @@
  * speed of its file. Sequences are independent: each starts from an empty state. Results are the
  * bits of ses_eval.
  *
- * What it holds: 4 H bytes for each token of all sequences (the residual stream), and one session
- * as long as the longest sequence. Not thread-safe; borrows the model, whose other sessions must
+ * What it holds: 4 H bytes for each token of all sequences (the residual stream; where it lies in
+ * a file, those of the sequence at hand are in memory), and one session as long as the longest
+ * sequence. Not thread-safe; borrows the model, whose other sessions must
  * not be evaluated during a step. */
 #ifndef MODEL_LAYERS_H
 #define MODEL_LAYERS_H
@@ -20,6 +21,11 @@ typedef struct layers_options {
     kv_codec codec;
     const tap *tap;      /* borrowed; NULL for none */
     const char *scratch; /* directory for the residual stream; NULL keeps it in memory */
+    /* Two files for it instead, so that another process can go on after a layer: NULL for none.
+     * After n_layers > 0 layers they are there, and streams[kept] has what those left. */
+    const char *const *streams;
+    int64_t n_layers;
+    int kept;
 } layers_options;
 
 /* Sequence i is ids[first[i]] .. ids[first[i+1]-1], at least one token; first[0] is 0. Copies the
@@ -36,6 +42,10 @@ int64_t layers_n_done(const layers *r);
 /* The next step; nothing when all are done. `cancel` is looked at every SES_BATCH tokens; after
  * ERR_CANCELLED only closing is left, and further steps say so. */
 err_code layers_step(layers *r, const cancel_flag *cancel, err_info *e);
+
+/* Between layers: the stream as it is now is on the disk, and stays as it is until the next
+ * layers_keep. ERR_RANGE within a layer, or without `streams`. *kept is the number of its file. */
+err_code layers_keep(layers *r, int *kept, err_info *e);
 
 /* The residual stream of all sequences, [n_tokens][H], borrowed: after L * n_sequences steps it is
  * what ses_want.hidden has at depth L >= 1, at the end ses_want.final, which makes logits. */

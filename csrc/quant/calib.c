@@ -1,10 +1,12 @@
 /* calib: sums over the rows that a tap shows, layer by layer. */
 #include "quant/calib.h"
 
+#include <limits.h>
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
+#include "base/map.h"
 #include "base/mem.h"
 #include "kern/blas.h"
 
@@ -23,6 +25,9 @@ struct calib {
     tap tap;
     calib_site *sites; /* [n_sites] of each layer, then the head's */
     int64_t n_sites, per_layer;
+    uint8_t *sums; /* [sum_bytes] what the sites' pointers point into: pages, or a file's */
+    size_t sum_bytes;
+    int is_kept;              /* in files that stay */
     running now[TAP_N_SITES]; /* of layer `layer` */
     int64_t layer;            /* -1 before the first and after the last */
     blas b;
@@ -69,7 +74,7 @@ static int is_experts(int site)
     return site == TAP_EXPERT_IN || site == TAP_EXPERT_DOWN;
 }
 
-static err_code open_site(calib *c, int64_t layer, int site, const calib_options *o, err_info *e)
+static void name_site(calib *c, int64_t layer, int site, const calib_options *o)
 {
     const model_config *config = &c->m->config;
     calib_site *s = site_at(c, layer, site);
@@ -80,11 +85,39 @@ static err_code open_site(calib *c, int64_t layer, int site, const calib_options
         snprintf(s->name, sizeof s->name, "%s", site_names[site]);
     else
         snprintf(s->name, sizeof s->name, "layers.%d.%s", (int)layer, site_names[site]);
-    size_t n = (size_t)(s->n_mat * s->cols);
-    if (!(s->sums = mem_array(n, sizeof *s->sums, e)) ||
-        !(s->sums2 = mem_array(n, sizeof *s->sums2, e)) ||
-        !(s->counts = mem_array((size_t)s->n_mat, sizeof *s->counts, e)))
-        return e->code;
+}
+
+/* A site's counts, sums and sums of squares, one after the other. */
+static size_t site_bytes(const calib_site *s)
+{
+    return (size_t)s->n_mat * (sizeof *s->counts + 2 * (size_t)s->cols * sizeof *s->sums);
+}
+
+/* A file in the directory of what is kept, or no name where nothing is. */
+static err_code kept_path(const calib_options *o, const char *name, char out[PATH_MAX], err_info *e)
+{
+    int n = snprintf(out, PATH_MAX, "%s/%s", o->dir ? o->dir : "", name);
+    return n >= 0 && n < PATH_MAX ? ERR_NONE
+                                  : err_set(e, ERR_LIMIT, "%.100s...: path too long", o->dir);
+}
+
+/* Those of layers that are still to come are zeroed. */
+static err_code open_sums(calib *c, const calib_options *o, err_info *e)
+{
+    char path[PATH_MAX];
+    for (int64_t i = 0; i < c->n_sites; i++) c->sum_bytes += site_bytes(&c->sites[i]);
+    if (kept_path(o, "sums", path, e)) return e->code;
+    c->sums = o->dir ? map_kept(path, c->sum_bytes, !o->n_layers, e) : mem_pages(c->sum_bytes, e);
+    if (!c->sums) return e->code;
+    uint8_t *at = c->sums;
+    for (int64_t i = 0; i < c->n_sites; i++) {
+        calib_site *s = &c->sites[i];
+        s->counts = (int64_t *)(void *)at;
+        s->sums = (float *)(void *)(s->counts + s->n_mat);
+        s->sums2 = s->sums + s->n_mat * s->cols;
+        if (o->n_layers && i >= o->n_layers * c->per_layer) memset(at, 0, site_bytes(s));
+        at += site_bytes(s);
+    }
     return ERR_NONE;
 }
 
@@ -96,8 +129,8 @@ static err_code open_sites(calib *c, const calib_options *o, err_info *e)
     if (!(c->sites = mem_array((size_t)c->n_sites, sizeof *c->sites, e))) return e->code;
     for (int64_t layer = 0; layer <= config->n_layers; layer++)
         for (int i = 0; i < count_sites(c, layer); i++)
-            if (open_site(c, layer, first_site(c, layer) + i, o, e)) return e->code;
-    return ERR_NONE;
+            name_site(c, layer, first_site(c, layer) + i, o);
+    return open_sums(c, o, e);
 }
 
 /* ---- the file of Hessians ------------------------------------------------------------------- */
@@ -106,7 +139,7 @@ static err_code open_file(calib *c, const calib_options *o, err_info *e)
 {
     char(*names)[CALIB_NAME_BYTES + 8] = mem_array((size_t)c->n_sites, sizeof *names, e);
     st_entry *entries = mem_array((size_t)c->n_sites * 2, sizeof *entries, e);
-    int64_t n = 0;
+    int64_t n = 0, n_done = 0;
     for (int64_t i = 0; names && entries && i < c->n_sites; i++) {
         const calib_site *s = &c->sites[i];
         if (!s->has_hessian) continue;
@@ -118,8 +151,12 @@ static err_code open_file(calib *c, const calib_options *o, err_info *e)
         t[0].shape[t[0].n_dims++] = s->cols;
         t[1] = (st_entry){names[i], ST_I64, 1, {s->n_mat}};
         n += 2;
+        if (i < o->n_layers * c->per_layer) n_done = n;
     }
-    if (names && entries) c->out = st_writer_open(o->hessians, entries, n, o->meta, e);
+    c->n_entries = n_done;
+    if (names && entries)
+        c->out = o->n_layers ? st_writer_resume(o->hessians, entries, n, o->meta, n_done, e)
+                             : st_writer_open(o->hessians, entries, n, o->meta, e);
     mem_free(entries);
     mem_free(names);
     return c->out ? ERR_NONE : e->code;
@@ -267,7 +304,7 @@ static err_code open_running(const calib_site *s, running *r, err_info *e)
 }
 
 /* The sums of a site that is done, rounded; its Hessian to the file. */
-static err_code keep(calib *c, calib_site *s, running *r, err_info *e)
+static err_code end_site(calib *c, calib_site *s, running *r, err_info *e)
 {
     for (int64_t i = 0; i < s->n_mat * s->cols; i++) {
         s->sums[i] = (float)r->sums[i];
@@ -304,7 +341,7 @@ static err_code end_layer(calib *c, err_info *e)
 {
     for (int i = 0; i < count_sites(c, c->layer); i++) {
         int site = first_site(c, c->layer) + i;
-        if (keep(c, site_at(c, c->layer, site), &c->now[site], e)) return e->code;
+        if (end_site(c, site_at(c, c->layer, site), &c->now[site], e)) return e->code;
     }
     close_layer(c);
     return ERR_NONE;
@@ -314,7 +351,7 @@ static err_code run_step(calib *c, const cancel_flag *cancel, err_info *e)
 {
     int64_t done = calib_n_done(c), n = calib_n_steps(c) / (c->m->config.n_layers + 1);
     if (done == calib_n_steps(c)) return ERR_NONE;
-    if (done % n == 0 && begin_layer(c, done / n, e)) return e->code;
+    if (done % n == 0 && begin_layer(c, calib_n_layers(c), e)) return e->code;
     if (layers_step(c->run, cancel, e)) return e->code;
     return calib_n_done(c) % n == 0 ? end_layer(c, e) : ERR_NONE;
 }
@@ -331,14 +368,23 @@ err_code calib_step(calib *c, const cancel_flag *cancel, err_info *e)
 static err_code open_into(calib *c, const int32_t *ids, const int64_t *first, int64_t n_sequences,
                           const calib_options *o, err_info *e)
 {
+    char paths[2][PATH_MAX];
+    const char *streams[2] = {paths[0], paths[1]};
     c->tap = (tap){look, c};
-    layers_options options = {.codec = KV_F32, .tap = &c->tap, .scratch = o->scratch};
+    c->is_kept = o->dir != NULL;
+    layers_options options = {.codec = KV_F32,
+                              .tap = &c->tap,
+                              .streams = o->dir ? streams : NULL,
+                              .n_layers = o->n_layers,
+                              .kept = o->kept};
+    if (kept_path(o, "stream-0", paths[0], e) || kept_path(o, "stream-1", paths[1], e))
+        return e->code;
     if (o->hessians && blas_load(&c->b, e)) return e->code;
+    if (!(c->run = layers_open(c->m, ids, first, n_sequences, &options, e))) return e->code;
     if (open_sites(c, o, e)) return e->code;
     size_t most = c->m->config.is_moe ? (size_t)c->m->config.n_experts : 1;
     if (!(c->jobs = mem_array(most, sizeof *c->jobs, e))) return e->code;
-    if (!(c->run = layers_open(c->m, ids, first, n_sequences, &options, e))) return e->code;
-    return o->hessians ? open_file(c, o, e) : ERR_NONE;
+    return o->hessians && !o->is_written ? open_file(c, o, e) : ERR_NONE;
 }
 
 calib *calib_open(model *m, const int32_t *ids, const int64_t *first, int64_t n_sequences,
@@ -360,17 +406,21 @@ calib *calib_open(model *m, const int32_t *ids, const int64_t *first, int64_t n_
 void calib_close(calib *c)
 {
     if (!c) return;
-    if (c->out) st_writer_abort(c->out);
+    (c->is_kept ? st_writer_leave : st_writer_abort)(c->out);
     close_layer(c);
-    for (int64_t i = 0; c->sites && i < c->n_sites; i++) {
-        mem_free(c->sites[i].sums);
-        mem_free(c->sites[i].sums2);
-        mem_free(c->sites[i].counts);
-    }
+    if (c->sums) mem_pages_free(c->sums, c->sum_bytes);
     layers_close(c->run);
     mem_free(c->sites);
     mem_free(c->jobs);
     mem_free(c);
+}
+
+err_code calib_keep(calib *c, int *kept, err_info *e)
+{
+    if (c->failure.code || c->layer >= 0) return err_set(e, ERR_RANGE, "in the middle of a layer");
+    if (c->is_kept && map_sync(c->sums, c->sum_bytes, e)) return e->code;
+    if (c->out && st_writer_sync(c->out, e)) return e->code;
+    return layers_keep(c->run, kept, e);
 }
 
 err_code calib_finish(calib *c, err_info *e)
@@ -389,6 +439,11 @@ int64_t calib_n_steps(const calib *c)
 int64_t calib_n_done(const calib *c)
 {
     return layers_n_done(c->run);
+}
+
+int64_t calib_n_layers(const calib *c)
+{
+    return calib_n_done(c) * (c->m->config.n_layers + 1) / calib_n_steps(c);
 }
 
 int64_t calib_n_sites(const calib *c)

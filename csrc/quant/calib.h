@@ -13,8 +13,10 @@
  *
  * Sums are kept in f64 in the order of the text, so results do not depend on the number of threads.
  * Hessians (sums of x x^T) are f32, of one layer at a time, and go to a safetensors file as each
- * layer ends. There are none of experts_in, which would be E H^2 numbers per layer: the experts'
- * gate and up take ffn_in's, whose rows are all that any of them may see.
+ * layer ends. What a layer leaves for those behind it (the residual stream, sums, Hessians) can be
+ * kept in files, for a process that goes on where this one was cut off. There are none of
+ * experts_in, which would be E H^2 numbers per layer: the experts' gate and up take ffn_in's, whose
+ * rows are all that any of them may see.
  *
  * Driven by one thread; borrows the model. */
 #ifndef QUANT_CALIB_H
@@ -25,8 +27,11 @@
 typedef struct calib calib;
 
 typedef struct calib_options {
-    const char *scratch;     /* as layers_options */
+    const char *dir;         /* for what another process goes on with; NULL keeps it in memory */
+    int64_t n_layers;        /* that a process before this one kept in `dir`, 0 to begin */
+    int kept;                /* and what its last calib_keep said */
     const char *hessians;    /* file to write; NULL for none */
+    int is_written;          /* it is complete already: n_layers is all of them */
     int64_t hessian_cols;    /* sites with more inputs get no Hessian */
     const char *const *meta; /* of that file: key, value, ..., NULL */
 } calib_options;
@@ -45,7 +50,7 @@ typedef struct calib_site {
  * for them is reserved here. */
 calib *calib_open(model *m, const int32_t *ids, const int64_t *first, int64_t n_sequences,
                   const calib_options *options, err_info *e);
-/* What was not finished leaves no file. */
+/* What was not finished leaves no file, unless there is a `dir`: then all stays as it is. */
 void calib_close(calib *c);
 
 /* One sequence through one layer; as layers_step. ERR_RANGE names a site whose inputs are not
@@ -53,6 +58,11 @@ void calib_close(calib *c);
 err_code calib_step(calib *c, const cancel_flag *cancel, err_info *e);
 int64_t calib_n_steps(const calib *c);
 int64_t calib_n_done(const calib *c);
+int64_t calib_n_layers(const calib *c); /* done; the head is one more */
+
+/* Between layers: what is done so far is on the disk. calib_n_layers and *kept are what a
+ * calib_open that goes on with it has to be told. */
+err_code calib_keep(calib *c, int *kept, err_info *e);
 
 /* When all steps are done: the file of Hessians to its place. Tensors "<site>" [n_mat][cols][cols],
  * without the first dimension where n_mat is 1, and "<site>.counts" [n_mat] int64. */

@@ -14,13 +14,15 @@ local function place_of(path)
   return core.real_path(parent == "" and "/" or parent), name
 end
 
----Whether a file can be written at a path and is none that is still needed: known before hours of
----work.
+---Whether what is at a path may be replaced: it is no file that is still needed.
 ---@param path string
 ---@param ... string?  files that are read, directories of checkpoints; nil for what is not given
 ---@return true? ok, string? message, string? code
-function outputs.check(path, ...)
+function outputs.spare(path, ...)
   local parent, name = place_of(path)
+  if core.file_kind(path .. "/") == "directory" then
+    return nil, path .. ": Is a directory", "io"
+  end
   for i = 1, parent and select("#", ...) or 0 do
     local input = (select(i, ...))
     local real = input and core.real_path(input)
@@ -35,7 +37,38 @@ function outputs.check(path, ...)
       end
     end
   end
+  return true
+end
+
+---Whether a file can be written at a path, too: known before hours of work.
+---@param path string
+---@param ... string?  as outputs.spare
+---@return true? ok, string? message, string? code
+function outputs.check(path, ...)
+  local ok, message, code = outputs.spare(path, ...)
+  if not ok then return nil, message, code end
   return sys.check_place(path)
+end
+
+---The directory that a file of this path is in.
+---@param path string
+---@return string
+function outputs.directory(path) return partial.place_of_file(path).parent end
+
+---The path without links, but for a last one: those are replaced.
+---@param path string
+---@return string? path  nil where there is no such directory
+function outputs.real(path)
+  local parent, name = place_of(path)
+  return parent and parent .. "/" .. name
+end
+
+---Whether two paths are of one file, there or not.
+---@param a string
+---@param b string
+---@return boolean
+function outputs.same(a, b)
+  return a == b or outputs.real(a) ~= nil and outputs.real(a) == outputs.real(b)
 end
 
 return outputs

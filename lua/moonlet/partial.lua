@@ -1,4 +1,4 @@
--- partial: OUT.partial, where a checkpoint grows until it is complete and gets its name.
+-- partial: OUT.partial, where an output grows until it is complete and gets its name.
 --
 -- A journal in it says what is to be written (the head, its first line), how many tensors of each
 -- file are on the disk, and what else took long to find out, so that another process can go on
@@ -59,10 +59,20 @@ function partial.place(source, out)
   return { out = out, parent = parent, dir = renamed and out or out .. ".partial" }
 end
 
+---The place of an output that is one file, which takes its name with Partial:deliver.
+---@param path string
+---@return moonlet.Place
+function partial.place_of_file(path)
+  return { out = path, parent = parent_and_name(path), dir = path .. ".partial" }
+end
+
 -- ---- beginning and going on --------------------------------------------------------------------
 
 local function remove_dir(dir)
-  for name in pairs(core.list_dir(dir) or {}) do os.remove(dir .. "/" .. name) end
+  for name in pairs(core.list_dir(dir) or {}) do
+    if name ~= JOURNAL then os.remove(dir .. "/" .. name) end
+  end
+  os.remove(dir .. "/" .. JOURNAL) -- last: without it nobody knows what the others are
   os.remove(dir)
 end
 
@@ -232,6 +242,18 @@ function Partial:finish()
   os.remove(self.dir .. "/" .. JOURNAL)
   self.journal:close()
   return true
+end
+
+---Gives a complete file of the directory the name of the output: what is there is replaced.
+---@param name string
+---@return true? ok
+---@return string? message
+---@return string? code
+function Partial:deliver(name)
+  local place = self.place
+  local ok, message = os.rename(self.dir .. "/" .. name, place.out)
+  if not ok then return nil, ("%s: %s"):format(place.out, message), "io" end
+  return core.sync_dir(place.parent)
 end
 
 ---Lets go of a directory that `find` found, as it is.

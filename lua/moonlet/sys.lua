@@ -55,11 +55,6 @@ end
 ---@param path string
 ---@return true? ok, string? message, string? code
 function sys.check_place(path)
-  local directory = io.open(path .. "/", "rb")
-  if directory then
-    directory:close()
-    return nil, path .. ": Is a directory", "io"
-  end
   local file, message = io.open(path .. ".partial", "wb")
   if not file then return nil, message, "io" end
   file:close()

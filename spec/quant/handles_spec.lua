@@ -112,7 +112,7 @@ describe("a calibration that is closed", function()
     local opened <close> = assert(model.open(TINY, { threads = 1 }))
     local c = assert(opened.core:calibrate({ { 1, 2, 3 } }, { hessians = scope.path .. "/h",
       hessian_cols = 64, meta = {} }))
-    local calls = { step = {}, sites = {}, sums = { 1 }, finish = {} }
+    local calls = { step = {}, sites = {}, sums = { 1 }, keep = {}, finish = {} }
     assert.same(methods(c), keys(calls))
     assert(c:step())
     c:close()

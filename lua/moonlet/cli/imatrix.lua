@@ -20,6 +20,7 @@ function imatrix.define(parser)
     :convert(output.some_text("-o"))
   command:option("--hessians", "the Hessians to write"):argname("OUT.safetensors")
     :convert(output.some_text("--hessians"))
+  command:flag("--resume", "go on where a run that was cut off had stopped")
   output.threads_option(command)
   output.progress_option(command)
   command:flag("--json", "print one JSON object")
@@ -51,7 +52,8 @@ function imatrix.run(args)
   local result, message, code = require("moonlet").imatrix {
     model = output.dir(args.dir), file = args.text, chunk = args.chunk, chunks = args.chunks,
     chat = args.chat, dialogues = args.dialogues, out = args.out, hessians = args.hessians,
-    threads = args.threads, on_progress = output.progress(args, "calibrating", "tokens"),
+    threads = args.threads, resume = args.resume,
+    on_progress = output.progress(args, "calibrating", "tokens"),
   }
   if not result then return nil, message, code end
   if args.json then
