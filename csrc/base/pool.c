@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/cpu.h"
 #include "base/mem.h"
 
 /* How long a worker spins before it sleeps: longer than the gap between two loops of a decode
@@ -22,20 +23,27 @@ typedef struct worker {
 
 enum { OPEN = 1, ENTRY = 2 };
 
+/* Items of a loop that a worker begins with; whoever takes some moves `next`. */
+typedef struct share {
+    _Alignas(64) atomic_llong next;
+    int64_t end;
+} share;
+
 struct pool {
     int n_threads;
+    int n_useful;  /* workers that there are processors for, without the caller */
     pid_t process; /* the one that has the workers */
     worker *workers;
 
     pool_fn fn;
     void *ctx;
-    int64_t n_items, grain;
+    int64_t grain;
+    share *shares; /* [n_threads] */
 
-    /* `epoch` announces a loop, `next` hands out its items. `gate` is OPEN while workers may join,
-     * plus ENTRY for each one inside. The caller waits only for those: a worker that is asleep or
-     * without a processor when the items run out delays nobody. */
+    /* `epoch` announces a loop. `gate` is OPEN while workers may join, plus ENTRY for each one
+     * inside. The caller waits only for those: a worker that is asleep or without a processor when
+     * the items run out delays nobody, as others take its share. */
     _Alignas(64) atomic_uint epoch;
-    _Alignas(64) atomic_llong next;
     _Alignas(64) atomic_uint gate;
     atomic_int quit;
     atomic_int sleepers;
@@ -51,13 +59,16 @@ static void cpu_relax(void)
 #endif
 }
 
+/* Piece by piece of the worker's own share, then of the others'. */
 static void take_items(pool *p, int index)
 {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&p->next, p->grain, memory_order_relaxed);
-        if (begin >= p->n_items) return;
-        int64_t end = begin + p->grain;
-        p->fn(p->ctx, begin, end < p->n_items ? end : p->n_items, index);
+    for (int i = 0, n = p->n_threads; i < n; i++) {
+        share *s = &p->shares[index + i < n ? index + i : index + i - n];
+        while (atomic_load_explicit(&s->next, memory_order_relaxed) < s->end) {
+            int64_t begin = atomic_fetch_add_explicit(&s->next, p->grain, memory_order_relaxed);
+            int64_t end = begin + p->grain;
+            if (begin < s->end) p->fn(p->ctx, begin, end < s->end ? end : s->end, index);
+        }
     }
 }
 
@@ -81,7 +92,7 @@ static unsigned wait_for_epoch(pool *p, unsigned seen)
     return now;
 }
 
-/* Entering is what makes fn, ctx, n_items and grain readable: they do not change while anybody is
+/* Entering is what makes fn, ctx, grain and shares readable: they do not change while anybody is
  * inside. That the loop may be a later one than the epoch told of does no harm. */
 static int enter(pool *p)
 {
@@ -118,9 +129,10 @@ static void announce(pool *p)
     atomic_fetch_add(&p->epoch, 1);
     /* A worker counts itself as a sleeper under the lock and re-reads the epoch there, so either
      * it sees the new epoch or we see the sleeper. */
-    if (atomic_load(&p->sleepers) > 0 && is_ours(p)) {
+    int n = atomic_load(&p->sleepers) - (p->n_threads - 1 - p->n_useful);
+    if (n > 0 && is_ours(p)) {
         pthread_mutex_lock(&p->lock);
-        pthread_cond_broadcast(&p->wake);
+        while (n-- > 0) pthread_cond_signal(&p->wake);
         pthread_mutex_unlock(&p->lock);
     }
 }
@@ -154,12 +166,15 @@ pool *pool_open(int n_threads, err_info *e)
     }
     pool *p = mem_array(1, sizeof *p, e);
     if (!p) return NULL;
-    p->workers = mem_array((size_t)n_threads, sizeof *p->workers, e);
-    if (!p->workers) {
+    if (!(p->workers = mem_array((size_t)n_threads, sizeof *p->workers, e)) ||
+        !(p->shares = mem_array((size_t)n_threads, sizeof *p->shares, e))) {
+        mem_free(p->workers);
         mem_free(p);
         return NULL;
     }
+    int n_processors = cpu_count();
     p->n_threads = n_threads;
+    p->n_useful = (n_threads < n_processors ? n_threads : n_processors) - 1;
     p->process = getpid();
     pthread_mutex_init(&p->lock, NULL);
     pthread_cond_init(&p->wake, NULL);
@@ -175,18 +190,30 @@ void pool_close(pool *p)
     if (!p) return;
     if (is_ours(p)) {
         atomic_store(&p->quit, 1);
+        p->n_useful = p->n_threads - 1;
         announce(p);
         for (int i = 1; i < p->n_threads; i++) pthread_join(p->workers[i].thread, NULL);
         pthread_cond_destroy(&p->wake);
         pthread_mutex_destroy(&p->lock);
     }
     mem_free(p->workers);
+    mem_free(p->shares);
     mem_free(p);
 }
 
 int pool_n_threads(const pool *p)
 {
     return p->n_threads;
+}
+
+static void share_out(pool *p, int64_t n_items)
+{
+    int64_t n_pieces = (n_items - 1) / p->grain + 1, n = p->n_threads, begin = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t end = i == n - 1 ? n_items : (n_pieces * (i + 1) / n) * p->grain;
+        atomic_store_explicit(&p->shares[i].next, begin, memory_order_relaxed);
+        p->shares[i].end = begin = end;
+    }
 }
 
 void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx)
@@ -199,9 +226,8 @@ void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx)
     }
     p->fn = fn;
     p->ctx = ctx;
-    p->n_items = n_items;
     p->grain = grain;
-    atomic_store_explicit(&p->next, 0, memory_order_relaxed);
+    share_out(p, n_items);
     atomic_store_explicit(&p->gate, OPEN, memory_order_release);
     announce(p);
     take_items(p, 0);

@@ -1,9 +1,10 @@
 /* pool: a fixed set of threads that share one loop at a time.
  *
  * The calling thread is worker 0 and takes part, so a pool of one starts no thread. Workers spin
- * briefly between loops (a decode step is hundreds of short loops), then sleep. One caller at a
- * time; the pool is not reentrant. Nothing here depends on which worker runs an item, and callers
- * must not either: results may not depend on the number of threads.
+ * briefly between loops (a decode step is hundreds of short loops), then sleep; no more of them are
+ * woken than there are processors. One caller at a time; the pool is not reentrant. Nothing here
+ * depends on which worker runs an item, and callers must not either: results may not depend on the
+ * number of threads.
  *
  * A process forked between two loops may go on using its copy: the workers are not there, and the
  * calling thread does everything. */
@@ -27,8 +28,10 @@ int pool_n_threads(const pool *p);
 /* fn handles items [begin, end); worker < pool_n_threads(p) picks its scratch space. */
 typedef void (*pool_fn)(void *ctx, int64_t begin, int64_t end, int worker);
 
-/* Runs fn over [0, n_items) in pieces of `grain` (the last may be shorter), taken by whoever is
- * free; returns when all are done. Small loops run on the calling thread alone. */
+/* Runs fn over [0, n_items) in pieces of `grain` (the last may be shorter); returns when all are
+ * done. Each worker takes an equal stretch in order, as memory likes to be read, then helps the
+ * others: pieces may be small, and small ones even out the end. Small loops run on the calling
+ * thread alone. */
 void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx);
 
 #endif

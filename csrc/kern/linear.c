@@ -6,7 +6,7 @@
 
 /* A block of decoded rows takes a quarter of a megabyte, so that it and the tokens it meets stay
  * in L2; it is also work enough (some microseconds) to be worth handing to a thread. */
-enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, TOKENS = 32, ITEMS_PER_THREAD = 16 };
+enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, TOKENS = 32, ITEMS_PER_THREAD = 64 };
 
 typedef struct work {
     const kern_ops *ops;

@@ -112,7 +112,9 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
     pass_linear_jobs(p, PROFILE_ROUTER, route, 2);
     pool_for(p->m->pool, n, 4, choose_loop, p);
     sort_by_expert(p, n);
-    pool_for(p->m->pool, n, 4, gather_inputs, p);
+    /* Of a single row there are no copies. */
+    const float *inputs = n == 1 && !p->tap ? p->u : p->xe;
+    if (inputs == p->xe) pool_for(p->m->pool, n, 4, gather_inputs, p);
     pass_lap(p, PROFILE_DISPATCH, 0);
 
     pass_show(p, TAP_EXPERT_IN, p->xe, routed, H, p->expert_first);
@@ -122,7 +124,7 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
     for (int64_t e = 0; e < c->n_experts; e++) {
         int64_t first = p->expert_first[e], count = p->expert_first[e + 1] - first;
         if (!count) continue;
-        const float *x = p->xe + first * H;
+        const float *x = inputs == p->u ? p->u : inputs + first * H;
         p->jobs[n_jobs++] =
             (kern_job){&w->experts[e].gate_proj, x, p->gate + first * I, H, count, I};
         p->jobs[n_jobs++] = (kern_job){&w->experts[e].up_proj, x, p->up + first * I, H, count, I};

@@ -33,6 +33,19 @@ static float *head_rows(const gdn_loop *l, int64_t first_column)
     return l->p->conv_out + first_column * l->n;
 }
 
+/* The session's last K-1 rows of `width` columns from `at` on, for its next token. */
+static void keep_rows(const gdn_loop *l, const span *sp, int64_t at, int64_t width)
+{
+    const pass *p = l->p;
+    int64_t C = config_conv_width(&p->m->config), past = p->m->config.conv_kernel - 1;
+    int64_t n_new = sp->n < past ? sp->n : past, n_old = past - n_new;
+    float *kept = conv_past(l, sp) + at;
+    const float *now = p->conv_in + (sp->first + sp->n - n_new) * C + at;
+    for (int64_t j = 0; j < past; j++)
+        memcpy(kept + j * C, j < n_old ? kept + (j + n_new) * C : now + (j - n_old) * C,
+               (size_t)width * sizeof *kept);
+}
+
 /* Convolution, SiLU and norms of one head: `width` columns from `at` on, for all rows. */
 static void prepare_head(const gdn_loop *l, int64_t at, int64_t width, float norm_scale)
 {
@@ -51,6 +64,7 @@ static void prepare_head(const gdn_loop *l, int64_t at, int64_t width, float nor
             ops->conv_silu(rows, l->w->conv + at * (past + 1), (int)past + 1, width, out);
             if (norm_scale != 0) ops->l2_norm(out, width, 1e-6f, norm_scale, out);
         }
+        keep_rows(l, sp, at, width);
     }
 }
 
@@ -121,20 +135,6 @@ static void run_heads(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-/* Each session's last K-1 rows, for its next token. */
-static void keep_rows(const gdn_loop *l)
-{
-    const pass *p = l->p;
-    int64_t C = config_conv_width(&p->m->config), past = p->m->config.conv_kernel - 1;
-    for (const span *sp = p->spans; sp < p->spans + p->n_spans; sp++) {
-        float *conv = conv_past(l, sp);
-        int64_t n_new = sp->n < past ? sp->n : past, n_old = past - n_new;
-        memmove(conv, conv + n_new * C, (size_t)(n_old * C) * sizeof *conv);
-        memcpy(conv + n_old * C, p->conv_in + (sp->first + sp->n - n_new) * C,
-               (size_t)(n_new * C) * sizeof *conv);
-    }
-}
-
 void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
 {
     const model_config *c = &p->m->config;
@@ -149,7 +149,6 @@ void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
     };
     pass_linear_jobs(p, PROFILE_IN_PROJ, jobs, 4);
     pool_for(p->m->pool, 2 * Nk + Nv, 4, prepare_heads, &l);
-    keep_rows(&l);
     pass_lap(p, PROFILE_CONV, 2 * p->n_spans * (c->conv_kernel - 1) * C * f);
     pool_for(p->m->pool, p->n_spans * Nv, 1, run_heads, &l);
     pass_lap(p, PROFILE_DELTA, 2 * p->n_spans * Nv * c->lin_v_dim * c->lin_k_dim * f);

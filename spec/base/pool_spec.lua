@@ -16,6 +16,12 @@ describe("a pool", function()
     assert.equal(("\136"):rep(40), (core.pool_counts(4, 40, 3, 5000))) -- 5000 mod 256
   end)
 
+  it("takes more threads than there are processors, and than there are items", function()
+    for _, items in ipairs { 2, 63, 64, 65, 3000 } do
+      assert.equal(("\20"):rep(items), (core.pool_counts(300, items, 1, 20)))
+    end
+  end)
+
   it("refuses numbers of threads that make no sense", function()
     for _, threads in ipairs { 0, -1, 1025 } do
       local counts, message, code = core.pool_counts(threads, 1, 1, 1)
