@@ -5,12 +5,27 @@
 
 #if defined(__x86_64__) && !defined(MOONLET_SCALAR_ONLY)
 #include <cpuid.h>
+#include <sys/syscall.h>
 
 /* clang's __builtin_cpu_supports knows no F16C before version 17. */
 static int has_f16c(void)
 {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) != 0;
+}
+
+/* Whether there are tiles with products of bytes, and Linux saves them when threads are switched:
+ * for that it wants to be asked (Documentation/arch/x86/xstate.rst). The answer holds for the
+ * process and what it starts later; asking again changes nothing. */
+static int has_tiles(void)
+{
+    enum { TILE = 1 << 24, INT8 = 1 << 25, XCR0_TILES = 3 << 17 };
+    enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    unsigned a, b, c, d, xcr0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & TILE) || !(d & INT8)) return 0;
+    __asm__("xgetbv" : "=a"(xcr0), "=d"(d) : "c"(0));
+    return (xcr0 & XCR0_TILES) == XCR0_TILES &&
+           syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 
 /* The builtin says yes to an AVX level only when the operating system saves its registers (it reads
@@ -24,7 +39,7 @@ cpu_level cpu_detect(void)
         !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
         !__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512vbmi"))
         return CPU_AVX2;
-    return CPU_AVX512;
+    return has_tiles() ? CPU_AMX : CPU_AVX512;
 }
 #else
 cpu_level cpu_detect(void)

@@ -5,7 +5,8 @@
 typedef enum cpu_level { CPU_SCALAR, CPU_AVX2, CPU_AVX512, CPU_AMX, CPU_N_LEVELS } cpu_level;
 
 /* The best level that both the processor and the operating system support. AVX2 stands for
- * AVX2 + FMA + F16C; AVX-512 for F, BW, VL, DQ, VNNI and VBMI: Ice Lake and Zen 4 on. */
+ * AVX2 + FMA + F16C; AVX-512 for F, BW, VL, DQ, VNNI and VBMI: Ice Lake and Zen 4 on; AMX for these
+ * and tiles of bytes, Sapphire Rapids on, which the first call asks the kernel for. */
 cpu_level cpu_detect(void);
 
 /* "scalar", "avx2", "avx512", "amx" */

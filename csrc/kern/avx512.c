@@ -2,3 +2,8 @@
 #include "kern/v16_avx512.h"
 
 #include "kern/vector_table.h"
+
+const kern_ops kern_avx512 = V16_TABLE("avx512", CPU_AVX512, kern_avx512_int8);
+
+/* Tiles serve whole numbers alone. */
+const kern_ops kern_amx = V16_TABLE("amx", CPU_AMX, kern_amx_int8);

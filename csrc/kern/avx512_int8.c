@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "kern/int8_gemv512.h"
+
+enum { PANEL_TOKENS = 6 };
 #include "kern/int8_panel512.h"
 
 /* ---- rows of x ------------------------------------------------------------------------------ */
@@ -91,6 +93,66 @@ static void quantize(const float *x, int64_t cols, void *out)
     }
 }
 
+/* ---- panels --------------------------------------------------------------------------------- */
+
+/* d[v][t] += four columns of 16 rows times those of a token, for registers k of the block. */
+V16_FN void add_columns(int n_tokens, const char *block, int k, const int8_t *q, int64_t stride,
+                        panel_ints d)
+{
+    __m512i w[PANEL_VECS];
+    EACH_VEC w[v] = _mm512_loadu_si512(block + k * PANEL_STEP + v * 64);
+    EACH_TOKEN_HERE
+    {
+        __m512i x = _mm512_set1_epi32(int_of(q, t * stride));
+        EACH_VEC d[v][t] = _mm512_dpbusd_epi32(d[v][t], w[v], x);
+    }
+}
+
+/* The terms of one block. */
+V16_FN void add_block(num_mode mode, int split, int n_tokens, const char *block, int64_t b,
+                      const tile_rows *x, panel_sums sum)
+{
+    panel_ints d;
+    const int8_t *q = split ? x->first.split + int8_split_at(b) : x->first.natural + b * INT8_BLOCK;
+    const float *scale = x->first.scale + b;
+    int64_t stride = x->stride;
+    if (mode == NUM_NVFP4) {
+        for (int h = 0; h < 2; h++) {
+            const int32_t *half = x->first.half + 2 * b + h;
+            EACH_TOKEN_HERE EACH_VEC d[v][t] = _mm512_set1_epi32(int_of(half, t * stride));
+            for (int k = 2 * h; k < 2 * h + 2; k++) {
+                add_columns(n_tokens, block, k, q + 4 * k, stride, d);
+                add_columns(n_tokens, block, k + 4, q + 64 + 4 * k, stride, d);
+            }
+            add_scaled(n_tokens, block, h, scale, stride, d, sum);
+        }
+        return;
+    }
+    const int32_t *offset = x->first.offset + b;
+    EACH_TOKEN_HERE EACH_VEC d[v][t] =
+        mode == NUM_MXFP4 ? _mm512_set1_epi32(int_of(offset, t * stride)) : _mm512_setzero_si512();
+    _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++)
+        add_columns(n_tokens, block, k, q + (split ? k / 4 * 64 + k % 4 * 4 : 4 * k), stride, d);
+    add_scaled(n_tokens, block, 0, scale, stride, d, sum);
+    if (mode == NUM_AFFINE) add_biased(n_tokens, block, x->first.sum + b, stride, sum);
+}
+
+/* A panel times n_tokens, a constant. One part of the sums after the other, so that as few as
+ * possible are alive. */
+V16_FN void panel_tile(num_mode mode, int split, int n_tokens, const char *panel, int64_t n_blocks,
+                       int64_t n_rows, const tile_rows *x, float *y, int64_t ldy)
+{
+    panel_sums part[INT8_PARTS];
+    for (int p = 0; p < INT8_PARTS; p++) {
+        panel_sums sum;
+        EACH_VEC EACH_TOKEN_HERE sum[v][t] = v16_zero();
+        for (int64_t b = p; b < n_blocks; b += INT8_PARTS)
+            add_block(mode, split, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
+        EACH_VEC EACH_TOKEN_HERE part[p][v][t] = sum[v][t];
+    }
+    add_parts(n_tokens, part, n_rows, y, ldy);
+}
+
 /* ---- forms ---------------------------------------------------------------------------------- */
 
 /* Panels of one layout, whatever they were decoded from. */
@@ -113,9 +175,6 @@ TILES(nvfp4, NUM_NVFP4, 1)
 TILES(apart, NUM_AFFINE, 1)
 TILES(affine, NUM_AFFINE, 0)
 
-typedef void tile_fn(const char *panel, int64_t n_blocks, int64_t n_rows, const tile_rows *x,
-                     int n_tokens, float *y, int64_t ldy);
-
 typedef struct form {
     void (*gemv)(const num_matrix *w, int64_t row, int64_t n_rows, const char *x, int n_x, float *y,
                  int64_t ldy);
@@ -132,7 +191,7 @@ typedef struct form {
     }                                                                                              \
     static void lay_##name(const num_matrix *w, int64_t first, int64_t n_rows, char *panel)        \
     {                                                                                              \
-        lay_panel(mode, bits, w, first, n_rows, panel);                                            \
+        lay_panel(mode, bits, 0, w, first, n_rows, panel);                                         \
     }
 
 FORM(affine2, NUM_AFFINE, 2)
@@ -163,14 +222,14 @@ static const form *form_of(const num_matrix *w)
 
 /* ---- products ------------------------------------------------------------------------------- */
 
-static void panel_products(const form *f, const num_matrix *w, int64_t n_rows, const char *panel,
+static void panel_products(tile_fn *tile, const num_matrix *w, int64_t n_rows, const char *panel,
                            const char *x, int64_t n_x, float *y, int64_t ldy)
 {
-    int64_t stride = kern_int8_bytes(w->cols), n_tiles = (n_x + PANEL_TOKENS - 1) / PANEL_TOKENS;
+    int64_t n_tiles = (n_x + PANEL_TOKENS - 1) / PANEL_TOKENS;
     for (int64_t i = 0, t = 0; i < n_tiles; i++) {
         int64_t n = (n_x - t + n_tiles - i - 1) / (n_tiles - i); /* tiles as even as can be */
-        tile_rows rows = {int8_row_at((char *)(uintptr_t)x + t * stride, w->cols), stride};
-        f->tile(panel, w->cols / INT8_BLOCK, n_rows, &rows, (int)n, y + t * ldy, ldy);
+        tile_rows rows = tile_rows_at(x, t, w->cols);
+        tile(panel, w->cols / INT8_BLOCK, n_rows, &rows, (int)n, y + t * ldy, ldy);
         t += n;
     }
 }
@@ -190,7 +249,7 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
     for (int64_t r = 0; r < n_rows; r += INT8_PANEL_ROWS) {
         int64_t n = least(n_rows - r, INT8_PANEL_ROWS);
         f->lay(w, row + r, n, scratch);
-        panel_products(f, w, n, scratch, x, n_x, y + r, ldy);
+        panel_products(f->tile, w, n, scratch, x, n_x, y + r, ldy);
     }
 }
 

@@ -37,16 +37,12 @@ typedef struct unpacker {
     __m512i table, shift, odd, mask;
 } unpacker;
 
-V16_FN unpacker make_unpacker(num_mode mode, int bits)
+/* For affine codes of which the first of each eight bytes of the result lies `step` bits behind
+ * that of the eight before. */
+V16_FN unpacker affine_unpacker(int bits, int step)
 {
-    static const uint8_t e2m1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
     uint8_t bytes[64], shifts[64];
     unpacker u = {.mask = _mm512_set1_epi8((char)((1 << bits) - 1))};
-    if (mode != NUM_AFFINE) {
-        u.table = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)e2m1));
-        return u;
-    }
-    int step = is_split(mode, bits) ? 2 * bits : bits;
     for (int i = 0; i < 64; i++) {
         bytes[i] = (uint8_t)(i / 8 * step + i % 8);
         shifts[i] = (uint8_t)(i % 8 * step);
@@ -54,6 +50,30 @@ V16_FN unpacker make_unpacker(num_mode mode, int bits)
     u.table = _mm512_loadu_si512(bytes);
     u.shift = _mm512_loadu_si512(shifts);
     u.odd = _mm512_add_epi8(u.shift, _mm512_set1_epi8((char)bits));
+    return u;
+}
+
+/* The doubled values of E2M1, moved. */
+V16_FN __m512i e2m1_table(int offset)
+{
+    __m128i values = _mm_setr_epi8(0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12);
+    return _mm512_broadcast_i32x4(_mm_add_epi8(values, _mm_set1_epi8((char)offset)));
+}
+
+V16_FN unpacker make_unpacker(num_mode mode, int bits)
+{
+    if (mode == NUM_AFFINE) return affine_unpacker(bits, is_split(mode, bits) ? 2 * bits : bits);
+    return (unpacker){.table = e2m1_table(INT8_E2M1_OFFSET)};
+}
+
+/* For codes in the order of columns, E2M1 with its sign. Nibbles come as 32 bits of eight columns:
+ * `shift` takes the first four apart, `odd` the others. */
+V16_FN unpacker ordered_unpacker(num_mode mode, int bits)
+{
+    if (!has_nibbles(mode, bits)) return affine_unpacker(bits, bits);
+    unpacker u = {.table = e2m1_table(0), .mask = _mm512_set1_epi8(15)};
+    u.shift = _mm512_set1_epi64(0x2c2824200c080400);
+    u.odd = _mm512_set1_epi64(0x3c3834301c181410);
     return u;
 }
 
@@ -66,6 +86,17 @@ V16_FN __m512i low_nibbles(num_mode mode, const unpacker *u, __m512i raw)
 V16_FN __m512i high_nibbles(num_mode mode, const unpacker *u, __m512i raw)
 {
     return low_nibbles(mode, u, _mm512_srli_epi16(raw, 4));
+}
+
+/* The first and the last four of eight nibbles. */
+V16_FN __m512i first_nibbles(num_mode mode, const unpacker *u, __m512i raw)
+{
+    return low_nibbles(mode, u, _mm512_multishift_epi64_epi8(u->shift, raw));
+}
+
+V16_FN __m512i last_nibbles(num_mode mode, const unpacker *u, __m512i raw)
+{
+    return low_nibbles(mode, u, _mm512_multishift_epi64_epi8(u->odd, raw));
 }
 
 /* Even and odd ones of n <= 128 codes of `bits` <= 4 at p. */

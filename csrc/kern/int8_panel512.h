@@ -1,15 +1,17 @@
 /* Products of many quantized rows: 32 rows of w are laid out as a panel, four columns of each of 16
- * rows in a register, and meet tokens six at a time. Included by avx512_int8.c. */
+ * rows in a register, which is also how tiles want them. Here is how panels are laid out and how
+ * sums of blocks are scaled; the sums are made by the including file, which defines PANEL_TOKENS,
+ * the tokens that a panel meets at once. */
 #ifndef KERN_INT8_PANEL512_H
 #define KERN_INT8_PANEL512_H
 
 #include "kern/int8_load512.h"
 
-/* Registers of 16 rows x tokens whose sums stay in registers. */
-enum { PANEL_VECS = INT8_PANEL_ROWS / 16, PANEL_TOKENS = 6 };
+enum { PANEL_VECS = INT8_PANEL_ROWS / 16 };
 
-/* A block of a panel: codes [8][2][16 rows][4 columns], two numbers [2][2][16]. */
-enum { PANEL_NUMBERS = INT8_PANEL_ROWS * INT8_BLOCK };
+/* A block of a panel: codes [8][2][16 rows][4 columns], two numbers [2][2][16]. Columns are in
+ * order, or the even ones in the first half. */
+enum { PANEL_STEP = INT8_PANEL_ROWS * 4, PANEL_NUMBERS = INT8_PANEL_ROWS * INT8_BLOCK };
 
 #define EACH_16 _Pragma("GCC unroll 16") for (int i = 0; i < 16; i++)
 
@@ -55,9 +57,9 @@ V16_FN char *panel_block(char *panel, int64_t b)
     return panel + b * INT8_PANEL_BYTES;
 }
 
-/* Codes of 16 rows into vector `vec` of the panel: nibbles as even and odd columns. */
-V16_FN void lay_nibbles(num_mode mode, const unpacker *u, const num_matrix *w, const int64_t *row,
-                        int vec, char *panel)
+/* Codes of 16 rows into vector `vec` of the panel. */
+V16_FN void lay_nibbles(num_mode mode, int ordered, const unpacker *u, const num_matrix *w,
+                        const int64_t *row, int vec, char *panel)
 {
     int64_t n_blocks = w->cols / INT8_BLOCK;
     for (int64_t b = 0; b < n_blocks; b += 4) {
@@ -67,15 +69,22 @@ V16_FN void lay_nibbles(num_mode mode, const unpacker *u, const num_matrix *w, c
         transpose_16(m);
         EACH_16
         {
-            char *out = panel_block(panel, b + i / 4) + vec * 64 + i % 4 * 128;
+            char *out = panel_block(panel, b + i / 4) + vec * 64;
             if (b + i / 4 >= n_blocks) continue;
-            _mm512_storeu_si512(out, low_nibbles(mode, u, m[i]));
-            _mm512_storeu_si512(out + 512, high_nibbles(mode, u, m[i]));
+            if (ordered) {
+                out += i % 4 * 2 * PANEL_STEP;
+                _mm512_storeu_si512(out, first_nibbles(mode, u, m[i]));
+                _mm512_storeu_si512(out + PANEL_STEP, last_nibbles(mode, u, m[i]));
+            } else {
+                out += i % 4 * PANEL_STEP;
+                _mm512_storeu_si512(out, low_nibbles(mode, u, m[i]));
+                _mm512_storeu_si512(out + 4 * PANEL_STEP, high_nibbles(mode, u, m[i]));
+            }
         }
     }
 }
 
-/* The same for other codes that come apart. */
+/* The same for other codes that come apart as even and odd columns. */
 V16_FN void lay_apart(num_mode mode, int bits, const unpacker *u, const num_matrix *w,
                       const int64_t *row, int vec, char *panel)
 {
@@ -93,7 +102,7 @@ V16_FN void lay_apart(num_mode mode, int bits, const unpacker *u, const num_matr
             }
             transpose_16(m);
             EACH_16 if (b + i / 4 < n_blocks) _mm512_storeu_si512(
-                panel_block(panel, b + i / 4) + odd * 512 + vec * 64 + i % 4 * 128, m[i]);
+                panel_block(panel, b + i / 4) + (4 * odd + i % 4) * PANEL_STEP + vec * 64, m[i]);
         }
     }
 }
@@ -107,8 +116,8 @@ V16_FN void lay_codes(int bits, const unpacker *u, const num_matrix *w, const in
         int64_t n = least(64, (n_blocks - b) * INT8_BLOCK);
         EACH_16 m[i] = codes_in_order(bits, u, codes_at(w, row[i], b, bits), n);
         transpose_16(m);
-        EACH_16 if (b + i / 8 < n_blocks)
-            _mm512_storeu_si512(panel_block(panel, b + i / 8) + vec * 64 + i % 8 * 128, m[i]);
+        EACH_16 if (b + i / 8 < n_blocks) _mm512_storeu_si512(
+            panel_block(panel, b + i / 8) + i % 8 * PANEL_STEP + vec * 64, m[i]);
     }
 }
 
@@ -135,17 +144,17 @@ V16_FN void lay_numbers(num_mode mode, const number_source *s, const num_matrix 
     }
 }
 
-V16_FN void lay_panel(num_mode mode, int bits, const num_matrix *w, int64_t first, int64_t n_rows,
-                      char *panel)
+V16_FN void lay_panel(num_mode mode, int bits, int ordered, const num_matrix *w, int64_t first,
+                      int64_t n_rows, char *panel)
 {
-    unpacker u = make_unpacker(mode, bits);
+    unpacker u = ordered ? ordered_unpacker(mode, bits) : make_unpacker(mode, bits);
     number_source scales = scales_of(mode, w);
     for (int vec = 0; vec < PANEL_VECS; vec++) {
         int64_t row[16];
         EACH_16 row[i] = first + least(vec * 16 + i, n_rows - 1);
         if (has_nibbles(mode, bits))
-            lay_nibbles(mode, &u, w, row, vec, panel);
-        else if (is_split(mode, bits))
+            lay_nibbles(mode, ordered, &u, w, row, vec, panel);
+        else if (is_split(mode, bits) && !ordered)
             lay_apart(mode, bits, &u, w, row, vec, panel);
         else
             lay_codes(bits, &u, w, row, vec, panel);
@@ -157,10 +166,15 @@ V16_FN void lay_panel(num_mode mode, int bits, const num_matrix *w, int64_t firs
     }
 }
 
-/* ---- products ------------------------------------------------------------------------------- */
+/* ---- what products share -------------------------------------------------------------------- */
 
-#define EACH_VEC    _Pragma("GCC unroll 2") for (int v = 0; v < PANEL_VECS; v++)
-#define EACH_TOKEN6 _Pragma("GCC unroll 6") for (int t = 0; t < n_tokens; t++)
+#define EACH_VEC _Pragma("GCC unroll 2") for (int v = 0; v < PANEL_VECS; v++)
+/* n_tokens is a constant, at most PANEL_TOKENS */
+#define EACH_TOKEN_HERE _Pragma("GCC unroll 12") for (int t = 0; t < n_tokens; t++)
+
+/* Sums of 16 rows for each token. */
+typedef v16 panel_sums[PANEL_VECS][PANEL_TOKENS];
+typedef __m512i panel_ints[PANEL_VECS][PANEL_TOKENS];
 
 /* Tokens of a tile: the first one's row, and the bytes from each to the next. One distance for all
  * arrays of a row keeps addresses in registers. */
@@ -180,88 +194,57 @@ V16_FN v16 float_of(const void *p, int64_t at)
     return _mm512_castsi512_ps(_mm512_set1_epi32(int_of(p, at)));
 }
 
-/* d[v][t] += four columns of 16 rows times those of a token, for registers k of the block. */
-V16_FN void add_columns(int n_tokens, const char *block, int k, const int8_t *q, int64_t stride,
-                        __m512i d[PANEL_VECS][PANEL_TOKENS])
+/* Number `slot` of the rows of a block. */
+V16_FN v16 panel_number(const char *block, int slot, int v)
 {
-    __m512i w[PANEL_VECS];
-    EACH_VEC w[v] = _mm512_loadu_si512(block + k * 128 + v * 64);
-    EACH_TOKEN6
-    {
-        __m512i x = _mm512_set1_epi32(int_of(q, t * stride));
-        EACH_VEC d[v][t] = _mm512_dpbusd_epi32(d[v][t], w[v], x);
-    }
+    return v16_load((const float *)(const void *)(block + PANEL_NUMBERS + slot * 128 + v * 64));
 }
 
-V16_FN void add_scaled(int n_tokens, const char *numbers, const float *scale, int64_t stride,
-                       __m512i d[PANEL_VECS][PANEL_TOKENS], v16 sum[PANEL_VECS][PANEL_TOKENS])
+V16_FN void add_scaled(int n_tokens, const char *block, int slot, const float *scale,
+                       int64_t stride, panel_ints d, panel_sums sum)
 {
     v16 w[PANEL_VECS];
-    EACH_VEC w[v] = v16_load((const float *)(const void *)(numbers + v * 64));
-    EACH_TOKEN6
+    EACH_VEC w[v] = panel_number(block, slot, v);
+    EACH_TOKEN_HERE
     {
         v16 x = float_of(scale, t * stride);
         EACH_VEC sum[v][t] = v16_fma(_mm512_cvtepi32_ps(d[v][t]), v16_mul(w[v], x), sum[v][t]);
     }
 }
 
-/* The terms of one block. */
-V16_FN void add_block(num_mode mode, int split, int n_tokens, const char *block, int64_t b,
-                      const tile_rows *x, v16 sum[PANEL_VECS][PANEL_TOKENS])
+V16_FN void add_biased(int n_tokens, const char *block, const float *x_sum, int64_t stride,
+                       panel_sums sum)
 {
-    __m512i d[PANEL_VECS][PANEL_TOKENS];
-    const int8_t *q = split ? x->first.split + int8_split_at(b) : x->first.natural + b * INT8_BLOCK;
-    const float *scale = x->first.scale + b;
-    int64_t stride = x->stride;
-    if (mode == NUM_NVFP4) {
-        for (int h = 0; h < 2; h++) {
-            const int32_t *half = x->first.half + 2 * b + h;
-            EACH_TOKEN6 EACH_VEC d[v][t] = _mm512_set1_epi32(int_of(half, t * stride));
-            for (int k = 2 * h; k < 2 * h + 2; k++) {
-                add_columns(n_tokens, block, k, q + 4 * k, stride, d);
-                add_columns(n_tokens, block, k + 4, q + 64 + 4 * k, stride, d);
-            }
-            add_scaled(n_tokens, block + PANEL_NUMBERS + h * 128, scale, stride, d, sum);
-        }
-        return;
-    }
-    const int32_t *offset = x->first.offset + b;
-    EACH_TOKEN6 EACH_VEC d[v][t] =
-        mode == NUM_MXFP4 ? _mm512_set1_epi32(int_of(offset, t * stride)) : _mm512_setzero_si512();
-    _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++)
-        add_columns(n_tokens, block, k, q + (split ? k / 4 * 64 + k % 4 * 4 : 4 * k), stride, d);
-    add_scaled(n_tokens, block + PANEL_NUMBERS, scale, stride, d, sum);
-    if (mode != NUM_AFFINE) return;
-    v16 bias[PANEL_VECS];
-    EACH_VEC bias[v] =
-        v16_load((const float *)(const void *)(block + PANEL_NUMBERS + 128 + v * 64));
-    EACH_TOKEN6
+    v16 w[PANEL_VECS];
+    EACH_VEC w[v] = panel_number(block, 1, v);
+    EACH_TOKEN_HERE
     {
-        v16 x_sum = float_of(x->first.sum + b, t * stride);
-        EACH_VEC sum[v][t] = v16_fma(bias[v], x_sum, sum[v][t]);
+        v16 x = float_of(x_sum, t * stride);
+        EACH_VEC sum[v][t] = v16_fma(w[v], x, sum[v][t]);
     }
 }
 
-/* A panel times n_tokens, a constant. One part of the sums after the other, so that as few as
- * possible are alive. */
-V16_FN void panel_tile(num_mode mode, int split, int n_tokens, const char *panel, int64_t n_blocks,
-                       int64_t n_rows, const tile_rows *x, float *y, int64_t ldy)
+V16_FN void add_parts(int n_tokens, panel_sums part[INT8_PARTS], int64_t n_rows, float *y,
+                      int64_t ldy)
 {
-    v16 part[INT8_PARTS][PANEL_VECS][PANEL_TOKENS];
-    for (int p = 0; p < INT8_PARTS; p++) {
-        v16 sum[PANEL_VECS][PANEL_TOKENS];
-        EACH_VEC EACH_TOKEN6 sum[v][t] = v16_zero();
-        for (int64_t b = p; b < n_blocks; b += INT8_PARTS)
-            add_block(mode, split, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
-        EACH_VEC EACH_TOKEN6 part[p][v][t] = sum[v][t];
-    }
-    EACH_VEC EACH_TOKEN6
+    EACH_VEC EACH_TOKEN_HERE
     {
         v16 all =
             v16_add(v16_add(part[0][v][t], part[2][v][t]), v16_add(part[1][v][t], part[3][v][t]));
         int64_t n = n_rows - 16 * v;
         if (n > 0) v16_store_n(y + t * ldy + 16 * v, v16_add(all, v16_zero()), n < 16 ? n : 16);
     }
+}
+
+/* A panel times n_tokens, with the sums of `n_rows` of its rows to y. */
+typedef void tile_fn(const char *panel, int64_t n_blocks, int64_t n_rows, const tile_rows *x,
+                     int n_tokens, float *y, int64_t ldy);
+
+/* Tokens from t on. */
+V16_FN tile_rows tile_rows_at(const char *x, int64_t t, int64_t cols)
+{
+    int64_t stride = kern_int8_bytes(cols);
+    return (tile_rows){int8_row_at((char *)(uintptr_t)x + t * stride, cols), stride};
 }
 
 #endif

@@ -6,6 +6,7 @@ static const kern_ops *const tables[] = {
 #ifndef MOONLET_SCALAR_ONLY
     &kern_avx2,
     &kern_avx512,
+    &kern_amx,
 #endif
 };
 

@@ -8,12 +8,8 @@
 
 #include "kern/kern_const.h"
 
-#define V16_NAME  "avx2"
-#define V16_LEVEL CPU_AVX2
-#define V16_TABLE kern_avx2
-#define V16_FIT   kern_avx2_fit
-#define V16_INT8  kern_avx2_int8
-#define V16_FN    static inline __attribute__((always_inline))
+#define V16_FIT kern_avx2_fit
+#define V16_FN  static inline __attribute__((always_inline))
 
 /* 16 registers: 2 x 3 sums are 12 of them. */
 enum { V16_DOT_ROWS = 2, V16_DOT_TOKENS = 3, V16_FUSED_ROWS = 2 };

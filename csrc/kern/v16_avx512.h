@@ -10,12 +10,8 @@
 
 #include "kern/kern_const.h"
 
-#define V16_NAME  "avx512"
-#define V16_LEVEL CPU_AVX512
-#define V16_TABLE kern_avx512
-#define V16_FIT   kern_avx512_fit
-#define V16_INT8  kern_avx512_int8
-#define V16_FN    static inline __attribute__((always_inline))
+#define V16_FIT kern_avx512_fit
+#define V16_FN  static inline __attribute__((always_inline))
 
 /* Rows x tokens of one register block of `dots`, and rows of a fused product. */
 enum { V16_DOT_ROWS = 4, V16_DOT_TOKENS = 4, V16_FUSED_ROWS = 4 };

@@ -5,25 +5,13 @@
 #include "kern/vector_math.h"
 #include "kern/vector_matrix.h"
 
-const kern_ops V16_TABLE = {
-    .name = V16_NAME,
-    .level = V16_LEVEL,
-    .decode = {decode, decode, decode, decode, decode, decode, decode, decode},
-    .product = product_any,
-    .dots = dots,
-    .rms_norm = rms_norm,
-    .l2_norm = l2_norm,
-    .silu = silu,
-    .silu_mul = silu_mul,
-    .sigmoid_mul = sigmoid_mul,
-    .axpy = axpy,
-    .softmax = softmax,
-    .conv_silu = conv_silu,
-    .delta_rule = delta_rule,
-    .attend = attend,
-    .axpby = axpby,
-    .f16_encode = f16_encode,
-    .f16_decode = f16_decode,
-    .int8 = &V16_INT8,
-    .fit = &V16_FIT,
-};
+#define V16_TABLE(name_, level_, int8_)                                                            \
+    {                                                                                              \
+        .name = name_, .level = level_,                                                            \
+        .decode = {decode, decode, decode, decode, decode, decode, decode, decode},                \
+        .product = product_any, .dots = dots, .rms_norm = rms_norm, .l2_norm = l2_norm,            \
+        .silu = silu, .silu_mul = silu_mul, .sigmoid_mul = sigmoid_mul, .axpy = axpy,              \
+        .softmax = softmax, .conv_silu = conv_silu, .delta_rule = delta_rule, .attend = attend,    \
+        .axpby = axpby, .f16_encode = f16_encode, .f16_decode = f16_decode, .int8 = &int8_,        \
+        .fit = &V16_FIT,                                                                           \
+    }

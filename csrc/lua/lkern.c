@@ -532,11 +532,15 @@ static int kernels(lua_State *L)
 cpu_level lml_cpu_level(lua_State *L)
 {
     const char *wanted = getenv("MOONLET_CPU");
-    if (!wanted || !*wanted) return cpu_detect();
-    for (int i = 0; i < CPU_N_LEVELS; i++)
-        if (strcmp(wanted, cpu_level_name((cpu_level)i)) == 0) return (cpu_level)i;
-    luaL_error(L, "MOONLET_CPU: '%s' is none of scalar, avx2, avx512, amx", wanted);
-    return CPU_SCALAR;
+    const kern_ops *best = kern_at(kern_count() - 1);
+    if (!wanted || !*wanted) return best->level;
+    int level = 0;
+    while (level < CPU_N_LEVELS && strcmp(wanted, cpu_level_name((cpu_level)level)) != 0) level++;
+    if (level == CPU_N_LEVELS)
+        luaL_error(L, "MOONLET_CPU: '%s' is none of scalar, avx2, avx512, amx", wanted);
+    if (level > (int)best->level)
+        luaL_error(L, "MOONLET_CPU: no %s here, the best there is is %s", wanted, best->name);
+    return (cpu_level)level;
 }
 
 /* kern_selected() -> name of the kernels that models use */

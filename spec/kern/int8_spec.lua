@@ -111,7 +111,7 @@ describe("int8 products", function()
 
   it("have the same bits in every variant", function()
     each_matrix(function(m, rng)
-      for _, n_x in ipairs { 1, 2, 4, 5, 13 } do
+      for _, n_x in ipairs { 1, 2, 4, 5, 8, 13, 24 } do
         compare(m, numbers.pack(rng.floats(n_x * m.cols)), n_x, "ordinary")
         compare(m, numbers.pack(rng.awkward(n_x * m.cols, 200)), n_x, "awkward")
       end
@@ -142,8 +142,9 @@ describe("int8 products", function()
         local x = rng.floats(m.cols)
         x[100] = bad
         for _, variant in ipairs(core.kernels()) do
-          for _, y in ipairs(numbers.unpack(run(variant.name, m, numbers.pack(x), 1))) do
-            assert.is_true(y ~= y)
+          for _, n_x in ipairs { 1, 9 } do
+            local ys = run(variant.name, m, numbers.pack(x):rep(n_x), n_x)
+            for _, y in ipairs(numbers.unpack(ys)) do assert.is_true(y ~= y) end
           end
         end
       end
@@ -156,6 +157,7 @@ describe("int8 products", function()
       local m = matrix(rng, format[1], format[2], format[3], 20, 384, format[4])
       for _, scale in ipairs { 0, 0x1p-149, 0x1p-126, 0x1p-100, 0x1p-101, 0x1p100, 0x1p127 } do
         compare(m, numbers.pack(rng.floats(6 * m.cols, scale)), 6, scale)
+        compare(m, numbers.pack(rng.floats(11 * m.cols, scale)), 11, scale)
         compare(m, numbers.pack(rng.floats(m.cols, scale)), 1, scale)
       end
     end
@@ -167,7 +169,7 @@ describe("int8 products", function()
       local m = matrix(rng, format[1], format[2], format[3], 40, 384, format[4])
       m.scales = rng.bytes(#m.scales)
       if m.biases then m.biases = rng.bytes(#m.biases) end
-      for _, n_x in ipairs { 1, 7 } do
+      for _, n_x in ipairs { 1, 7, 21 } do
         compare(m, numbers.pack(rng.floats(n_x * m.cols)), n_x, "random scales")
       end
     end

@@ -21,12 +21,24 @@ describe("MOONLET_CPU", function()
     end
   end)
 
-  it("left empty or above what there is, gives the best", function()
+  it("left empty gives the best", function()
     local kernels = core.kernels()
-    for _, value in ipairs { "", "amx" } do
-      local ok, name = selected(value)
-      assert.is_true(ok)
-      assert.equal(kernels[#kernels].name, name)
+    local ok, name = selected("")
+    assert.is_true(ok)
+    assert.equal(kernels[#kernels].name, name)
+  end)
+
+  it("is refused above what there is", function()
+    local kernels = core.kernels()
+    local best, above = kernels[#kernels], false
+    for _, level in ipairs { "scalar", "avx2", "avx512", "amx" } do
+      if above then
+        local ok, message = selected(level)
+        assert.is_false(ok)
+        assert.equal(("MOONLET_CPU: no %s here, the best there is is %s"):format(level, best.name),
+          message)
+      end
+      above = above or level == best.level
     end
   end)
 
