@@ -139,9 +139,10 @@ describe("json.decode", function()
 
   it("limits nesting", function()
     assert.same({ { {} } }, json.decode("[[[]]]", { max_depth = 3 }))
-    assert.same({ 1, { a = 2 } }, json.decode('[1,{"a":2}]', { max_values = 4 }))
-    local many, why, kind = json.decode('[1,{"a":2}]', { max_values = 3, name = "body" })
-    assert.same({ "body: byte 8: more than 3 values", "limit" }, { why, kind, many })
+    assert.same({ 1, { a = 2 } }, json.decode('[1,{"a":2}]', { max_values = 13 }))
+    local many, why, kind = json.decode('[1,{"a":2}]', { max_values = 12, name = "body" })
+    assert.same({ "body: byte 8: more than 12 values, where lists, objects and members count as 4",
+      "limit" }, { why, kind, many })
     local value, message, code = json.decode("[[[[]]]]", { max_depth = 3 })
     assert.is_nil(value)
     assert.equal("JSON: byte 3: nested deeper than 3 levels", message)

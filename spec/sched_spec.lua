@@ -31,6 +31,54 @@ describe("sched", function()
     assert.same({ "first", 0, 5, 10, 20, 30, 40 }, said)
   end)
 
+  it("lets others have turns while something runs gently, and only then", function()
+    local turns, at_begin, at_end = 0, nil, nil
+    loop.turn_seconds = 0 -- whenever it could give way, it does
+    local function compute(n, fail)
+      local sum, set = 0, {}
+      for i = 1, n do
+        set[i % 10] = select(2, pcall(function() return i end))
+        sum = sum + set[i % 10]
+      end
+      table.sort(set, function(a, b) return a < b end) -- nothing can give way in here
+      if fail then error(fail, 0) end
+      return sum, nil, "end"
+    end
+    local results
+    loop:spawn(function()
+      compute(10000)
+      at_begin = turns
+      results = table.pack(loop:gently(loop.gently, loop, compute, 10000))
+      at_end = turns
+      local refusal = {}
+      results.problem = select(2, pcall(loop.gently, loop, compute, 10, refusal))
+      results.text = select(2, pcall(loop.gently, loop, compute, 10, "broken"))
+      assert.equal(refusal, results.problem)
+      local before = turns
+      compute(10000)
+      assert.equal(before, turns)
+      loop:stop()
+    end)
+    loop:spawn(function()
+      while true do
+        turns = turns + 1
+        loop:sleep(0)
+      end
+    end)
+    assert(loop:run())
+    assert.equal(0, at_begin)
+    assert.is_true(at_end > 100, tostring(at_end))
+    assert.same({ 50005000, nil, "end" }, { results[1], results[2], results[3] })
+    assert.matches("^broken\nstack traceback", results.text)
+  end)
+
+  it("calls gently what is no coroutine of a loop", function()
+    assert.equal(3, loop:gently(function(a, b)
+      for _ = 1, 10000 do a = a + 0 end
+      return a + b
+    end, 1, 2))
+  end)
+
   it("hands arguments to what it spawns, also nil", function()
     local got
     loop:spawn(function(...)

@@ -22,7 +22,8 @@ typedef struct json_object json_value; /* json-c's own object; NULL is JSON null
 json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth,
                      err_info *e);
 /* The same of text that may not be trusted: at most `max_values` values (ERR_LIMIT), as each takes
- * a thousand times the bytes it is written in. */
+ * a thousand times the bytes it is written in; those that take much longer than others (arrays,
+ * objects, members) count as four. */
 json_doc *json_parse_some(const char *text, size_t n_bytes, const char *name, int max_depth,
                           size_t max_values, err_info *e);
 json_doc *json_read_file(const char *path, err_info *e);
@@ -33,7 +34,13 @@ json_value *json_root(const json_doc *doc);
 const char *json_repeated_key(const json_doc *doc);
 
 typedef enum json_type {
-    JSON_NULL, JSON_BOOL, JSON_INT, JSON_FLOAT, JSON_STRING, JSON_ARRAY, JSON_OBJECT
+    JSON_NULL,
+    JSON_BOOL,
+    JSON_INT,
+    JSON_FLOAT,
+    JSON_STRING,
+    JSON_ARRAY,
+    JSON_OBJECT
 } json_type;
 
 json_type json_type_of(const json_value *v);

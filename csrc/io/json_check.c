@@ -102,7 +102,8 @@ static err_code check_number(scanner *s)
     s->p += *s->p == '-';
     const uint8_t *digits = s->p;
     if (!is_digit(s)) return fail_here(s, "digit expected");
-    if (*s->p == '0') s->p++;
+    if (*s->p == '0')
+        s->p++;
     else
         while (is_digit(s)) s->p++;
     if (is_digit(s)) return fail(s, digits, "number with a leading zero");
@@ -187,9 +188,14 @@ static err_code check_value(scanner *s, int max_depth, size_t max_values)
     do {
         err_code code;
         if (s->p == s->end) return fail_here(s, "");
-        if (n_values++ == max_values)
-            return err_set(s->e, ERR_LIMIT, "%s: byte %zu: more than %zu values", s->name,
-                           (size_t)(s->p - s->begin), max_values);
+        size_t counts = (*s->p == '{' || *s->p == '[') + (depth > 0 && closers[depth - 1] == '}');
+        counts = 1 + counts * (JSON_COUNTS_AS - 1);
+        if (counts > max_values - n_values)
+            return err_set(s->e, ERR_LIMIT,
+                           "%s: byte %zu: more than %zu values, where lists, objects and members "
+                           "count as %d",
+                           s->name, (size_t)(s->p - s->begin), max_values, JSON_COUNTS_AS);
+        n_values += counts;
         if (*s->p == '{' || *s->p == '[') {
             if (depth == max_depth)
                 return err_set(s->e, ERR_LIMIT, "%s: byte %zu: nested deeper than %d levels",

@@ -13,6 +13,9 @@
 /* Nesting that no caller may exceed: json-c frees values recursively. */
 enum { JSON_MAX_DEPTH = 1000 };
 
+/* How many plain values an array, an object or a member of one is as dear as, in Lua. */
+enum { JSON_COUNTS_AS = 4 };
+
 typedef struct json_facts {
     size_t begin;        /* of the value, behind white space */
     size_t longest_leaf; /* bytes of the longest string (keys too, with quotes) or number */

@@ -123,5 +123,6 @@ void lml_open_st(lua_State *L);
 void lml_open_sys(lua_State *L);
 void lml_open_tensor(lua_State *L);
 void lml_open_tok(lua_State *L);
+void lml_open_turn(lua_State *L);
 
 #endif

@@ -192,5 +192,6 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_sys(L);
     lml_open_tensor(L);
     lml_open_tok(L);
+    lml_open_turn(L);
     return 1;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/clock.h"
+#include "base/heap.h"
 #include "base/secret.h"
 
 /* A signal handler can reach nothing but a global: the one mutable global of moonlet. */
@@ -72,6 +73,14 @@ static int is_terminal(lua_State *L)
     return 1;
 }
 
+/* core.keep_little_heap(): see heap_keep_little */
+static int keep_little_heap(lua_State *L)
+{
+    (void)L;
+    heap_keep_little();
+    return 0;
+}
+
 /* core.seconds() -> monotonic time */
 static int seconds(lua_State *L)
 {
@@ -93,6 +102,7 @@ void lml_open_sys(lua_State *L)
     static const luaL_Reg functions[] = {{"catch_interrupt", catch_interrupt},
                                          {"interrupted", was_interrupted},
                                          {"isatty", is_terminal},
+                                         {"keep_little_heap", keep_little_heap},
                                          {"same_secret", same_secret},
                                          {"seconds", seconds},
                                          {"wait_input", wait_input},

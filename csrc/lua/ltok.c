@@ -106,7 +106,7 @@ typedef struct encoding {
     tok_box *owner; /* it, the text and the ranges are in the user value; NULL: not begun */
     worker *worker; /* until the end has been seen */
     const char *text;
-    size_t n_bytes, n_plain, n_ids;
+    size_t n_bytes, n_plain, n_ids, n_taken;
     const tok_range *plain;
     int special;
     int32_t *ids;
@@ -155,7 +155,7 @@ static int encoding_gc(lua_State *L)
     mem_free(c->ids);
     c->ids = NULL;
     c->code = ERR_NONE;
-    c->n_ids = 0;
+    c->n_ids = c->n_taken = 0;
     return 0;
 }
 
@@ -223,6 +223,25 @@ static int encoding_result(lua_State *L)
     encoding *c = check_encoding(L);
     end_encoding(c);
     return push_encoded(L, c);
+}
+
+/* encoding:take(n) -> the next n ids, fewer at the end, or nil, message, code; waits for the end.
+ * For texts with more of them than may be handed out at once. */
+static int encoding_take(lua_State *L)
+{
+    lua_Integer n = luaL_checkinteger(L, 2);
+    luaL_argcheck(L, n > 0 && n <= INT32_MAX, 2, "out of range");
+    encoding *c = check_encoding(L);
+    end_encoding(c);
+    if (c->code) return push_encoded(L, c);
+    size_t left = c->n_ids - c->n_taken, most = (size_t)n < left ? (size_t)n : left;
+    lua_createtable(L, (int)most, 0);
+    check_encoding(L); /* a finalizer may have closed it */
+    for (size_t i = 0; i < most && c->n_taken < c->n_ids; i++) {
+        lua_pushinteger(L, c->ids[c->n_taken++]);
+        lua_rawseti(L, -2, (lua_Integer)i + 1);
+    }
+    return 1;
 }
 
 static int l_decode(lua_State *L)
@@ -386,8 +405,11 @@ void lml_open_tok(lua_State *L)
         {"close", tok_gc},      {"start", l_start},
         {NULL, NULL},
     };
-    static const luaL_Reg encoding_methods[] = {
-        {"fd", encoding_fd}, {"result", encoding_result}, {"close", encoding_gc}, {NULL, NULL}};
+    static const luaL_Reg encoding_methods[] = {{"fd", encoding_fd},
+                                                {"result", encoding_result},
+                                                {"take", encoding_take},
+                                                {"close", encoding_gc},
+                                                {NULL, NULL}};
     static const luaL_Reg stream_methods[] = {
         {"step", stream_step}, {"finish", stream_finish}, {"close", stream_gc}, {NULL, NULL}};
     static const luaL_Reg none[] = {{NULL, NULL}};

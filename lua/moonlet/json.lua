@@ -175,7 +175,7 @@ local DECODE_OPTIONS <const> = { name = "string", max_depth = "integer",
 ---@param text string
 ---@param options? { name?: string, max_depth?: integer, max_values?: integer } name begins error
 --- messages ("JSON"); max_depth: levels of arrays and objects (200, at most 1000); max_values: of
---- all of them together (no bound)
+--- all of them together (no bound), where arrays, objects and members of these count as four
 ---@return any value json.null for null
 ---@return string? message with the byte offset, counted from 0
 ---@return string? code "format" or "limit"

@@ -14,6 +14,7 @@
 
 local chat = require "moonlet.chat"
 local json = require "moonlet.json"
+local trim = require "moonlet.trim"
 local turn = require "moonlet.turn"
 
 local prompt = {}
@@ -61,11 +62,27 @@ end
 
 -- Stand-ins are private characters of plane 16 that the conversation does not use.
 local FIRST_PRIVATE <const>, LAST_PRIVATE <const> = 0x100000, 0x10FFFD
-local PLANE_16 <const> = "\xF4[\x80-\x8F][\x80-\xBF][\x80-\xBF]"
+local PLANE_16 <const>, BYTES <const> = "\xF4", 4 -- what characters of it begin with, and take
+
+-- Every string in a value, keys among them.
+local function each_string(value, visit)
+  if type(value) == "string" then return visit(value) end
+  if type(value) ~= "table" or value == json.null then return end
+  for key, child in pairs(value) do
+    each_string(key, visit)
+    each_string(child, visit)
+  end
+end
 
 local function stand_ins(strings, given)
   local used, map, back, at = {}, {}, {}, FIRST_PRIVATE
-  for mark in given:gmatch(PLANE_16) do used[mark] = true end
+  each_string(given, function(text)
+    local from = text:find(PLANE_16, 1, true)
+    while from do
+      used[text:sub(from, from + BYTES - 1)] = true
+      from = text:find(PLANE_16, from + BYTES, true)
+    end
+  end)
   for _, text in ipairs(strings) do
     while used[utf8.char(at)] do at = at + 1 end
     if at > LAST_PRIVATE then
@@ -95,11 +112,9 @@ local function map_strings(value, change)
   return json.object(object, keys)
 end
 
--- string.find is a hundred times as fast as string.gsub where there is nothing to be found.
 local function replaced(text, s, by)
-  local first, last = text:find(s, 1, true)
-  if not first then return text end
   local parts, at = {}, 1
+  local first, last = text:find(s, 1, true)
   while first do
     parts[#parts + 1] = text:sub(at, first - 1)
     at = last + 1
@@ -109,12 +124,29 @@ local function replaced(text, s, by)
   return table.concat(parts, by)
 end
 
-local function mask(strings, map, text)
-  if not text:find("<", 1, true) then return text end
+-- Stand-ins for some strings: by string, and which of these have brackets inside, as others are
+-- what stands between two brackets.
+local function mask_of(strings, map)
+  local chosen, nested = {}, {}
   for _, s in ipairs(strings) do
-    text = replaced(text, s, map[s])
+    chosen[s] = map[s]
+    if s:find("^<.*[<>].*>$") then nested[#nested + 1] = s end
   end
-  return text
+  return { map = chosen, nested = nested }
+end
+
+local PIECE <const> = 1 << 16 -- bytes; nothing else goes on while one of them is looked through
+
+local function masked(mask, text)
+  if not text:find("<", 1, true) then return text end
+  for _, s in ipairs(mask.nested) do text = replaced(text, s, mask.map[s]) end
+  local parts, at = {}, 1
+  while at <= #text do
+    local stop = text:find("<", at + PIECE, true) or #text + 1
+    parts[#parts + 1] = (text:sub(at, stop - 1):gsub("<[^<>]*>", mask.map))
+    at = stop
+  end
+  return table.concat(parts)
 end
 
 -- The text with its stand-ins replaced, and the ranges that they take in it.
@@ -125,13 +157,14 @@ local function unmask(back, text)
     length = length + #piece
   end
   while true do
-    local first, last = text:find(PLANE_16, at)
+    local first = text:find(PLANE_16, at, true)
     if not first then break end
     add(text:sub(at, first - 1))
-    local original = back[text:sub(first, last)]
+    local mark = text:sub(first, first + BYTES - 1)
+    local original = back[mark]
     if original then ranges[#ranges + 1] = { length + 1, length + #original } end
-    add(original or text:sub(first, last))
-    at = last + 1
+    add(original or mark)
+    at = first + BYTES
   end
   add(text:sub(at))
   return table.concat(parts), ranges
@@ -142,18 +175,20 @@ end
 ---@param model moonlet.Model with tokenizer and template
 ---@param encode? fun(text: string, options: moonlet.EncodeOptions): integer[]?, string?, string?
 ---  instead of the model's
+---@param gently? fun(fn: function, ...): any  runs what takes long, instead of calling it
 ---@return moonlet.Prompts
-function prompt.new(model, encode)
+function prompt.new(model, encode, gently)
   local stops = {}
   for i, id in ipairs(model.stop_ids or {}) do stops[i] = model.tokenizer:token_bytes(id) end
   encode = encode or function(text, options) return model:encode(text, options) end
-  return setmetatable({ model = model, encode = encode, stops = stops,
+  gently = gently or function(fn, ...) return fn(...) end
+  return setmetatable({ model = model, encode = encode, gently = gently, stops = stops,
     strings = control_strings(model.tokenizer), turns = {}, order = {} }, Prompts)
 end
 
 -- ---- turns -------------------------------------------------------------------------------------
 
-local function trimmed(text) return (text or ""):match("^%s*(.-)%s*$") end
+local function trimmed(text) return trim.both(text or "") end
 
 -- What a turn says, however it is spelled.
 local function meaning(text, tools)
@@ -172,7 +207,7 @@ end
 ---@param sampled moonlet.SampledTurn
 ---@param tools table? of the prompt that it answered
 function Prompts:recall(sampled, tools)
-  local key = meaning(sampled.text, tools)
+  local key = self.gently(meaning, sampled.text, tools)
   if not self.turns[key] then
     self.order[#self.order + 1] = key
     if #self.order > MAX_TURNS then self.turns[table.remove(self.order, 1)] = nil end
@@ -242,7 +277,7 @@ local function assemble(self, pieces, start, back)
       more, text = piece.turn.ids, piece.turn.text
     else
       local ranges, message, code
-      text, ranges = unmask(back, piece.text)
+      text, ranges = self.gently(unmask, back, piece.text)
       more, message, code = self.encode(text, { plain = ranges })
       if not more then return nil, message, code end
       if #ids > 0 and piece.text:sub(1, #start) == start then starts[#starts + 1] = #ids end
@@ -268,12 +303,13 @@ local function masked_messages(self, list, map)
   for _, s in ipairs(self.strings) do
     if tokenizer:is_special(tokenizer:id(s)) then ends_turns[#ends_turns + 1] = s end
   end
-  local masked = json.array {}
+  local all, ends = mask_of(self.strings, map), mask_of(ends_turns, map)
+  local made = json.array {}
   for i, message in ipairs(list) do
-    local strings = message.role == "assistant" and ends_turns or self.strings
-    masked[i] = map_strings(message, function(s) return mask(strings, map, s) end)
+    local mask = message.role == "assistant" and ends or all
+    made[i] = map_strings(message, function(s) return masked(mask, s) end)
   end
-  return masked
+  return made
 end
 
 -- The last place of a string.
@@ -289,23 +325,23 @@ end
 -- The messages and tools as templates take them, with stand-ins for control strings, and what
 -- takes these back.
 local function masked_of(self, list, tools, variables)
-  local map, back, code = stand_ins(self.strings, json.encode({ list, tools or json.null }))
+  local map, back, code = stand_ins(self.strings, { list, tools })
   if not map then return nil, back, code end
-  local options = {}
+  local options, mask = {}, mask_of(self.strings, map)
   for name, value in pairs(variables or {}) do options[name] = value end
-  options.tools = tools and map_strings(tools, function(s) return mask(self.strings, map, s) end)
+  options.tools = tools and map_strings(tools, function(s) return masked(mask, s) end)
   return masked_messages(self, list, map), options, back
 end
 
 -- A rendered conversation: all of it, then what comes before the assistant's turn, the line that
 -- begins this, and what the template itself says in it.
-local function render(self, masked, options)
+local function render(self, shown, options)
   options.add_generation_prompt = true
-  local whole, message, code = self.model:render(masked, options)
+  local whole, message, code = self.model:render(shown, options)
   if not whole then return nil, message, code end
   options.add_generation_prompt = false
   local before
-  before, message, code = self.model:render(masked, options)
+  before, message, code = self.model:render(shown, options)
   if not before then return nil, message, code end
   local answer = whole:sub(1, #before) == before and whole:sub(#before + 1) or ""
   local header, tail = answer:match("^(.-\n)(.*)$")
@@ -329,14 +365,9 @@ local function reopen(before, header, said)
   return before:sub(1, first - 1), before:sub(last + 1, last + stop)
 end
 
----@param messages table array of messages as OpenAI's API has them
----@param variables table? of the template: tools, enable_thinking, ...
----@param ending string? "answer": the assistant's turn begins (the default); "continue": the last
----  message, an assistant's text, goes on; "none": the prompt ends where the conversation does
----@return moonlet.Prompt? prompt
----@return string? message
----@return string? code
-function Prompts:make(messages, variables, ending)
+-- A conversation as it is to be tokenized: pieces as pieces_of() has them, the control string that
+-- messages begin with, what the assistant's turn begins with, and what takes the stand-ins back.
+local function lay_out(self, messages, variables, ending)
   local list, tools, said, message, code
   list, message, code = chat.messages(messages)
   if not list then return nil, message, code end
@@ -347,12 +378,12 @@ function Prompts:make(messages, variables, ending)
     if not said then return nil, message, code end
   end
 
-  local masked, options, back = masked_of(self, list, tools, variables)
-  if not masked then return nil, options, back end
-  local whole, before, header, tail = render(self, masked, options)
+  local shown, options, back = masked_of(self, list, tools, variables)
+  if not shown then return nil, options, back end
+  local whole, before, header, tail = render(self, shown, options)
   if not whole then return nil, before, header end
   if said then
-    before, tail = reopen(before, header, trimmed(masked[#masked].content))
+    before, tail = reopen(before, header, trimmed(shown[#shown].content))
     if not before then return nil, "the template does not show the last message", "template" end
     whole = before .. header .. tail
   elseif ending == "none" then
@@ -366,14 +397,28 @@ function Prompts:make(messages, variables, ending)
   else -- a template of another kind: nothing to hold on to
     pieces, tail = { { text = whole } }, ""
   end
-  local ids, text, starts = assemble(self, pieces, start or "\0", back)
+  return { pieces = pieces, start = start, tail = tail, tools = tools, said = said, back = back }
+end
+
+---@param messages table array of messages as OpenAI's API has them
+---@param variables table? of the template: tools, enable_thinking, ...
+---@param ending string? "answer": the assistant's turn begins (the default); "continue": the last
+---  message, an assistant's text, goes on; "none": the prompt ends where the conversation does
+---@return moonlet.Prompt? prompt
+---@return string? message
+---@return string? code
+function Prompts:make(messages, variables, ending)
+  local made, message, code = self.gently(lay_out, self, messages, variables, ending)
+  if not made then return nil, message, code end
+  local ids, text, starts = assemble(self, made.pieces, made.start or "\0", made.back)
   if not ids then return nil, text, starts end
-  local tail_text, ranges = unmask(back, tail)
+  local tail = made.tail
+  local tail_text, ranges = self.gently(unmask, made.back, tail)
   local tail_ids
   tail_ids, message, code = self.encode(tail_text, { plain = ranges })
   if not tail_ids then return nil, message, code end
-  return { ids = ids, text = text, tools = tools, tail = tail_text, tail_ids = tail_ids,
-    said = said, reasoning = tail:find("<think>", 1, true) ~= nil
+  return { ids = ids, text = text, tools = made.tools, tail = tail_text, tail_ids = tail_ids,
+    said = made.said, reasoning = tail:find("<think>", 1, true) ~= nil
       and not tail:find("</think>", 1, true),
     keep_at = starts }
 end

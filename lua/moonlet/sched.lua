@@ -4,15 +4,23 @@
 ---   loop:spawn(function() loop:sleep(1); print("later") end)
 ---   loop:run()
 ---
---- Everything runs on one thread; a coroutine gives way only where it waits. Waiting happens in
---- sleep, ready and in a signal's wait; each returns when its time is over or it was woken.
+--- Everything runs on one thread; a coroutine gives way only where it waits, and in what it runs
+--- gently. Waiting happens in sleep, ready and in a signal's wait; each returns when its time is
+--- over or it was woken.
 
 local core = require "moonlet.core"
 local options = require "moonlet.options"
 
 local sched = {}
 
+local TURN <const> = 0.005 -- seconds; a coroutine that computes gently then lets the others go on
+local EVENTS <const> = 64  -- that a turn takes up
+
+-- What a coroutine hands out that waits; one that computes gently hands out nothing.
+local WAITS <const> = {}
+
 ---@class moonlet.Loop
+---@field turn_seconds number how long a coroutine may compute gently before others have their turn
 ---@field net userdata  moonlet.core's event loop and HTTP server
 ---@field on_request? fun(request)  for each request, in a coroutine of its own
 ---@field on_gone? fun(request)     when the client of a request has left
@@ -36,6 +44,7 @@ function sched.open(limits)
     ready_list = {},  -- coroutines that can go on, first come first served
     timers = {},      -- { at =, thread = }, a heap by time
     readers = {},     -- fd -> coroutine
+    turn_seconds = TURN,
     on_error = function(text) error(text, 0) end,
   }, Loop)
 end
@@ -68,9 +77,17 @@ end
 -- ---- coroutines --------------------------------------------------------------------------------
 
 local function resume(self, thread, ...)
-  local ok, problem = coroutine.resume(thread, ...)
+  local began = core.seconds()
+  local ok, what = coroutine.resume(thread, ...)
+  while ok and what ~= WAITS and coroutine.status(thread) == "suspended" do
+    if core.seconds() - began >= self.turn_seconds then
+      self.ready_list[#self.ready_list + 1] = { thread = thread, args = { n = 0 } }
+      return
+    end
+    ok, what = coroutine.resume(thread)
+  end
   if ok then return end
-  local text = debug.traceback(thread, tostring(problem))
+  local text = debug.traceback(thread, tostring(what))
   coroutine.close(thread)
   self.on_error(text)
 end
@@ -92,7 +109,23 @@ end
 local function pause(self, waiter, seconds)
   waiter.thread = coroutine.running()
   if seconds then heap_push(self.timers, { at = core.seconds() + seconds, waiter = waiter }) end
-  return coroutine.yield()
+  return coroutine.yield(WAITS)
+end
+
+local function with_place(problem)
+  return type(problem) == "string" and debug.traceback(problem, 2) or problem
+end
+
+---Runs fn(...) so that others have their turn meanwhile: for long computations. Others may change
+---what it shares with them at any moment.
+---@param fn function
+---@return any what fn returns
+function Loop.gently(_, fn, ...)
+  local is_ours = core.give_way(true)
+  local results = table.pack(xpcall(fn, with_place, ...))
+  if is_ours then core.give_way(false) end
+  if not results[1] then error(results[2], 0) end
+  return table.unpack(results, 2, results.n)
 end
 
 ---@param seconds number
@@ -182,6 +215,22 @@ function handlers.signal(self, number)
   if self.on_signal then self:spawn(self.on_signal, number) end
 end
 
+-- All that have come, as each turn may take a while; waits for the first one.
+local function take_events(self, seconds)
+  for _ = 1, EVENTS do
+    local kind, what, code = self.net:wait(seconds)
+    if kind then
+      handlers[kind](self, what)
+    elseif what then
+      return nil, what, code
+    else
+      break
+    end
+    seconds = 0
+  end
+  return true
+end
+
 ---Runs until stop() is called.
 ---@return boolean? ok, string? message, string? code
 function Loop:run()
@@ -196,12 +245,8 @@ function Loop:run()
     elseif self.timers[1] then
       seconds = math.max(0, self.timers[1].at - core.seconds())
     end
-    local kind, what, code = self.net:wait(seconds)
-    if kind then
-      handlers[kind](self, what)
-    elseif what then
-      return nil, what, code
-    end
+    local ok, message, code = take_events(self, seconds)
+    if not ok then return nil, message, code end
   end
   return true
 end

@@ -8,6 +8,7 @@
 
 local json = require "moonlet.json"
 local literal = require "moonlet.literal"
+local trim = require "moonlet.trim"
 
 local schema = {}
 
@@ -71,7 +72,7 @@ end
 
 -- ---- text to value -----------------------------------------------------------------------------
 
-local function trimmed(text) return text:match("^%s*(.-)%s*$") end
+local trimmed = trim.both
 
 -- Each reader returns whether it could, and the value.
 local readers = {}

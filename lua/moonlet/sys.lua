@@ -7,6 +7,7 @@ local sys = {
   file_kind = core.file_kind,
   interrupted = core.interrupted,
   isatty = core.isatty,
+  keep_little_heap = core.keep_little_heap,
   journal_create = core.journal_create,
   journal_open = core.journal_open,
   list_dir = core.list_dir,

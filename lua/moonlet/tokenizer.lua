@@ -15,6 +15,7 @@ local core = require "moonlet.core"
 ---@class moonlet.Encoding
 ---@field fd fun(self): integer can be read once it is done
 ---@field result fun(self): integer[]?, string?, string? waits for the end
+---@field take fun(self, n: integer): integer[]?, string?, string? the next n ids, fewer at the end
 ---@field close fun(self)
 
 ---Immutable; ids are those of the model, from 0. Close it, or leave it to <close> or the collector.

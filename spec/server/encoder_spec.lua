@@ -51,6 +51,36 @@ describe("the server's encoder", function()
     assert.same({ { "too many long texts wait; try again", "busy" } }, refused)
   end)
 
+  it("hands out the tokens of a long text in pieces", function()
+    local encoding <close> = assert(model.tokenizer:start(LONG))
+    local ids, n_pieces = {}, 0
+    repeat
+      local more = assert(encoding:take(100000))
+      table.move(more, 1, #more, #ids + 1, ids)
+      n_pieces = n_pieces + 1
+    until #more < 100000
+    assert.same(model:encode(LONG), ids)
+    assert.is_true(n_pieces > 3)
+    assert.same({}, encoding:take(1))
+  end)
+
+  it("gives way between many short texts", function()
+    local encode, turns, is_done = encoder.new(model, loop), 0, false
+    loop:spawn(function()
+      for _ = 1, 100 do encode(LONG:sub(1, 4096)) end
+      is_done = true
+    end)
+    loop:spawn(function()
+      while not is_done do
+        turns = turns + 1
+        loop:sleep(0)
+      end
+      loop:stop()
+    end)
+    assert(loop:run())
+    assert.is_true(turns >= 12, tostring(turns))
+  end)
+
   it("survives what is closed meanwhile", function()
     local tokenizer = assert(require "moonlet.tokenizer".open(served.DIR))
     local encoding = assert(tokenizer:start(LONG, { plain = { { 1, 100 } } }))

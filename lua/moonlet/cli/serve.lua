@@ -2,6 +2,7 @@
 local generate = require "moonlet.cli.generate"
 local output = require "moonlet.cli.output"
 local render = require "moonlet.cli.render"
+local sys = require "moonlet.sys"
 
 local serve = {}
 
@@ -68,7 +69,16 @@ local function read_options(args)
   return o
 end
 
+-- The process is the server's own, and is to run for weeks: memory that requests leave behind goes
+-- back to the system, and the collector works in small steps. (Lua's own program sets it to
+-- generations, each of which it looks through without a break.)
+local function settle()
+  sys.keep_little_heap()
+  collectgarbage("incremental")
+end
+
 function serve.run(args)
+  settle()
   local o, message, code = read_options(args)
   if not o then return nil, message, code end
   local server <close>, why, kind = require("moonlet").serve(o)

@@ -119,7 +119,7 @@ local function read_messages(f, server, deferred)
   local given = f:objects("messages", server.limits.messages)
   if not given or #given == 0 then f:refuse("messages", "at least one message expected") end
   for _, message in ipairs(given) do read_message(message, talk, deferred) end
-  return talk.messages
+  return talk:done()
 end
 
 -- Tools that a prompt begins with, those that results of searches will name, and all of them.
@@ -199,7 +199,7 @@ local function read(exchange)
   reading.tools = all
   reading.new_id = function() return generation.new_id("toolu_") end
   -- `input` is an object, which a call that is cut off never was.
-  local list = read_messages(f, server, deferred)
+  local list = server.loop:gently(read_messages, f, server, deferred)
   r.is_prefilled = #list > 0 and list[#list].role == "assistant"
   conversation.fill(wanted, server, list, variables, reading)
   reading.stream_arguments = reading.stream_arguments and r.stream

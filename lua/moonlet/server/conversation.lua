@@ -9,7 +9,7 @@ local conversation = {}
 -- ---- messages ----------------------------------------------------------------------------------
 
 ---@class moonlet.server.Conversation
----@field messages table[]
+---@field messages table[] whose texts are lists of pieces until it is done
 local Conversation = {}
 Conversation.__index = Conversation
 
@@ -27,7 +27,7 @@ end
 local function turn(self)
   local last = self.messages[#self.messages]
   if last and last.role == "assistant" then return last end
-  return add(self, { role = "assistant", content = "" })
+  return add(self, { role = "assistant", content = {} })
 end
 
 local SYSTEM <const> = { system = true, developer = true }
@@ -41,22 +41,23 @@ function Conversation:heard(role, text)
   local last = self.messages[#self.messages]
   if last and not SYSTEM[last.role] then role = "user" end
   if last and last.role == "user" then
-    last.content = last.content .. "\n\n" .. text
+    last.content[#last.content + 1] = text
   else
-    add(self, { role = role, content = text })
+    add(self, { role = role, content = { text } })
   end
 end
 
 ---@param text string
 function Conversation:said(text)
   local message = turn(self)
-  message.content = message.content .. text
+  message.content[#message.content + 1] = text
 end
 
 ---@param text string
 function Conversation:thought(text)
   local message = turn(self)
-  message.reasoning_content = (message.reasoning_content or "") .. text
+  message.reasoning_content = message.reasoning_content or {}
+  message.reasoning_content[#message.reasoning_content + 1] = text
 end
 
 ---@param id string?
@@ -72,7 +73,20 @@ end
 ---@param id string?
 ---@param text string
 function Conversation:answered(id, text)
-  add(self, { role = "tool", tool_call_id = id, content = text })
+  add(self, { role = "tool", tool_call_id = id, content = { text } })
+end
+
+---The messages, when nothing more is said.
+---@return table[]
+function Conversation:done()
+  for _, message in ipairs(self.messages) do
+    local between = message.role == "assistant" and "" or "\n\n"
+    message.content = table.concat(message.content, between)
+    if message.reasoning_content then
+      message.reasoning_content = table.concat(message.reasoning_content)
+    end
+  end
+  return self.messages
 end
 
 ---A tool as templates take it. What dialects add (cache_control, strict) says nothing to a model,

@@ -6,11 +6,13 @@ local json = require "moonlet.json"
 local options = require "moonlet.options"
 local refusal = require "moonlet.server.refusal"
 local sys = require "moonlet.sys"
+local trim = require "moonlet.trim"
 
 local http = {}
 
 local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing sent
--- Of JSON: twice the ids of the longest prompt. Each takes up to a kilobyte while it is worked on.
+-- Of JSON: twice the ids of the longest prompt. Each takes up to a kilobyte while it is worked on,
+-- and all of them a tenth of a second.
 local MAX_VALUES <const> = 1 << 19
 
 ---@class moonlet.server.Exchange
@@ -65,7 +67,7 @@ function Exchange:reply(status, body, fields)
   for _, set in ipairs { self.fields, fields or {} } do
     for name, value in pairs(set) do all[name] = value end
   end
-  local text = type(body) == "string" and body or json.encode(body)
+  local text = type(body) == "string" and body or self.server.loop:gently(json.encode, body)
   self.status = self.status or status
   if self.method == "HEAD" then
     all["Content-Length"], text = ("%d"):format(#text), ""
@@ -155,8 +157,8 @@ end
 local function check_key(self)
   if not self.server.has_keys() or self.route.open then return end
   local request = self.request
-  local given = (request:header("Authorization") or ""):match("^[Bb]earer%s+(.-)%s*$")
-    or request:header("X-Api-Key") or ""
+  local bearer = (request:header("Authorization") or ""):match("^[Bb]earer%s(.*)$")
+  local given = bearer and trim.both(bearer) or request:header("X-Api-Key") or ""
   if not self.server.is_key(given) then
     refusal.raise(401, "a valid API key is needed: Authorization: Bearer KEY",
       { code = "invalid_api_key", fields = { ["WWW-Authenticate"] = "Bearer" } })
@@ -263,7 +265,7 @@ function http.read_keys(path)
   if not text then return nil, message, code end
   local keys = {}
   for line in text:gmatch("[^\r\n]+") do
-    line = line:match("^%s*(.-)%s*$")
+    line = trim.both(line)
     if line ~= "" then keys[#keys + 1] = line end
   end
   if #keys == 0 then return nil, path .. ": no key in it", "format" end

@@ -29,7 +29,7 @@ local sched = require "moonlet.sched"
 local server = {}
 
 -- Kept beneath the transport's own limit, so that the refusal is one that clients understand.
-local LIMITS <const> = { body_bytes = 32 << 20, messages = 8192, tools = 1024, choices = 16,
+local LIMITS <const> = { body_bytes = 8 << 20, messages = 8192, tools = 1024, choices = 16,
   inputs = 256 }
 
 ---@class moonlet.ServeOptions
@@ -185,7 +185,9 @@ local function open_parts(self, o, transport)
   self.loop, message, code = sched.open(transport)
   if not self.loop then return nil, message, code end
   self.encode = encoder.new(self.model, self.loop)
-  self.prompts = prompt.new(self.model, self.encode)
+  self.prompts = prompt.new(self.model, self.encode, function(...)
+    return self.loop:gently(...)
+  end)
   ok, message, code = listen(self, o)
   if not ok then return nil, message, code end
   return open_engine(self, o)

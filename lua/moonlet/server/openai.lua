@@ -38,8 +38,8 @@ local function read_prompt(f, name, given, server)
     return { ids = refusal.check(server.encode(given)), keep_at = {} }
   end
   if not json.is_array(given) then f:refuse(name, "texts or lists of token ids expected") end
-  return { keep_at = {}, ids = fields.check_ids(given, server.model.tokenizer:n_vocab(),
-    function(what) f:refuse(name, what) end) }
+  return { keep_at = {}, ids = server.loop:gently(fields.check_ids, given,
+    server.model.tokenizer:n_vocab(), function(what) f:refuse(name, what) end) }
 end
 
 ---A field that holds a text, token ids, or a list of those.
@@ -76,13 +76,7 @@ function openai.with_top(entry, n)
     top = table.move(entry.top, 1, math.min(n, #entry.top), 1, {}) }
 end
 
----Log-probabilities of a prompt's tokens as vLLM has them: by id, null for the first.
----@param tokenizer moonlet.Tokenizer
----@param ids integer[]
----@param scores table<integer, moonlet.Token> of scoring.logprobs
----@param n_top integer
----@return table
-function openai.list_prompt(tokenizer, ids, scores, n_top)
+local function list_prompt(tokenizer, ids, scores, n_top)
   local list = json.array { json.null }
   for i = 2, #ids do
     local by_id = json.object {}
@@ -99,13 +93,23 @@ function openai.list_prompt(tokenizer, ids, scores, n_top)
   return list
 end
 
+---Log-probabilities of a prompt's tokens as vLLM has them: by id, null for the first.
+---@param server moonlet.Server
+---@param ids integer[]
+---@param scores table<integer, moonlet.Token> of scoring.logprobs
+---@param n_top integer
+---@return table
+function openai.list_prompt(server, ids, scores, n_top)
+  return server.loop:gently(list_prompt, server.model.tokenizer, ids, scores, n_top)
+end
+
 ---@param exchange moonlet.server.Exchange
 ---@param ids integer[]
 ---@param n_top integer
 ---@return table? list nil when the client has left
 function openai.prompt_logprobs(exchange, ids, n_top)
   local scores = scoring.logprobs(exchange, ids, n_top)
-  return scores and openai.list_prompt(exchange.server.model.tokenizer, ids, scores, n_top)
+  return scores and openai.list_prompt(exchange.server, ids, scores, n_top)
 end
 
 return openai

@@ -125,7 +125,7 @@ end
 
 local function prompt_lists(r, head)
   if not r.prompt_logprobs then return nil end
-  return openai.list_prompt(r.server.model.tokenizer, head.ids, head.scores, r.prompt_logprobs)
+  return openai.list_prompt(r.server, head.ids, head.scores, r.prompt_logprobs)
 end
 
 -- ---- replies -----------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ local function each_piece(exchange, run, r, idle, emit)
     for k = 1, r.n do
       local index = (i - 1) * r.n + k - 1
       states[index] = new_state(tokenizer)
-      local text, lists = head_piece(r, head, states[index])
+      local text, lists = exchange.server.loop:gently(head_piece, r, head, states[index])
       emit(index, { text = text, logprobs = lists, prompt_logprobs = prompt_lists(r, head),
         prompt_token_ids = r.token_ids and json.array(head.ids) or nil,
         finish_reason = not r.generates and "length" or nil })

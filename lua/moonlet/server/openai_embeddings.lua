@@ -40,8 +40,9 @@ function embeddings.post(exchange)
       f:refuse("dimensions", ("at most %d is possible"):format(#values))
     end
     n_tokens = n_tokens + #input.ids
-    list[i] = json.object({ object = "embedding", index = i - 1,
-      embedding = encode(cut(values, dimensions), format) }, { "object", "index", "embedding" })
+    local embedding = server.loop:gently(encode, cut(values, dimensions), format)
+    list[i] = json.object({ object = "embedding", index = i - 1, embedding = embedding },
+      { "object", "index", "embedding" })
   end
   exchange:reply(200, json.object({ object = "list", data = list,
     model = model_name,

@@ -61,7 +61,7 @@ local function read_input(f, server)
   if instructions then talk:heard("system", instructions) end
   if type(f:get("input")) == "string" then
     talk:heard("user", f:get("input"))
-    return talk.messages
+    return talk:done()
   end
   local given = f:objects("input", server.limits.messages)
   if not given or #given == 0 then f:refuse("input", "a text or a list of items expected") end
@@ -71,7 +71,7 @@ local function read_input(f, server)
     if not ITEMS[kind] then item:refuse("type", ("'%s' is not supported"):format(kind)) end
     ITEMS[kind](item, talk)
   end
-  return talk.messages
+  return talk:done()
 end
 
 -- Functions. Tools that OpenAI's servers would run are passed over: codex lists some always.
@@ -159,7 +159,7 @@ local function read(exchange)
   variables.tools = read_tools(f, server)
   r.wanted = { n = 1, max_tokens = f:integer("max_output_tokens", 1),
     sampling = sampling.read(f, server.model) }
-  conversation.fill(r.wanted, server, read_input(f, server), variables,
+  conversation.fill(r.wanted, server, server.loop:gently(read_input, f, server), variables,
     { calls = conversation.read_tool_choice(f, variables.tools),
       parallel = f:boolean("parallel_tool_calls") ~= false })
   r.echo = echo_of(f, r)

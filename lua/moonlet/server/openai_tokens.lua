@@ -21,16 +21,19 @@ local function ids_of(f, server)
   return refusal.check(server.encode(text))
 end
 
+local function texts_of(tokenizer, ids)
+  local texts = json.array {}
+  for i, id in ipairs(ids) do texts[i] = openai.token_text(tokenizer, id) end
+  return texts
+end
+
 ---@param exchange moonlet.server.Exchange
 function tokens.tokenize(exchange)
   local server = exchange.server
   local f = fields.of(exchange:body())
   local ids = ids_of(f, server)
-  local strings
-  if f:boolean("return_token_strs") then
-    strings = json.array {}
-    for i, id in ipairs(ids) do strings[i] = openai.token_text(server.model.tokenizer, id) end
-  end
+  local strings = f:boolean("return_token_strs")
+    and server.loop:gently(texts_of, server.model.tokenizer, ids) or nil
   exchange:reply(200, json.object({ count = #ids, max_model_len = server.engine.n_ctx,
     tokens = json.array(ids), token_strs = strings },
     { "count", "max_model_len", "tokens", "token_strs" }))
@@ -38,9 +41,10 @@ end
 
 ---@param exchange moonlet.server.Exchange
 function tokens.detokenize(exchange)
-  local model = exchange.server.model
+  local server = exchange.server
+  local model = server.model
   local f = fields.of(exchange:body())
-  local ids = f:ids("tokens", model.tokenizer:n_vocab())
+  local ids = server.loop:gently(f.ids, f, "tokens", model.tokenizer:n_vocab())
   if not ids then f:refuse("tokens", "a list of token ids expected") end
   exchange:reply(200, { prompt = refusal.check(model:decode(ids)) })
 end

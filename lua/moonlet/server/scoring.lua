@@ -27,15 +27,7 @@ local function read(exchange, ids, options)
   return refusal.raise(500, ticket.message or "the reading was ended")
 end
 
----Log-probabilities of a text's tokens by those before them.
----@param exchange moonlet.server.Exchange
----@param ids integer[]
----@param n_top integer how many of the best tokens to list
----@return table<integer, moonlet.Token>? entries from the second token on; nil when the client has
----  left
-function scoring.logprobs(exchange, ids, n_top)
-  local score = read(exchange, ids, { top = n_top })
-  if not score then return nil end
+local function entries_of(score, ids)
   local entries = {}
   for i = 2, #ids do
     local logprob, top_ids, top_logprobs = score:at(i)
@@ -44,6 +36,17 @@ function scoring.logprobs(exchange, ids, n_top)
     entries[i] = { id = ids[i], logprob = logprob, top = top }
   end
   return entries
+end
+
+---Log-probabilities of a text's tokens by those before them.
+---@param exchange moonlet.server.Exchange
+---@param ids integer[]
+---@param n_top integer how many of the best tokens to list
+---@return table<integer, moonlet.Token>? entries from the second token on; nil when the client has
+---  left
+function scoring.logprobs(exchange, ids, n_top)
+  local score = read(exchange, ids, { top = n_top })
+  return score and exchange.server.loop:gently(entries_of, score, ids)
 end
 
 ---What the last norm puts out, averaged over a text's tokens.

@@ -2,6 +2,7 @@
 
 local files = require "moonlet.tools.files"
 local process = require "moonlet.process"
+local trim = require "moonlet.trim"
 
 local shell = {}
 
@@ -27,8 +28,8 @@ local function grep(place, given, ctx)
     return nil, ("no end after %d s; search a smaller part"):format(GREP_SECONDS), "limit"
   end
   if result.code == 1 then return "[no matches]" end
-  if result.code ~= 0 then return nil, (result.output:gsub("%s+$", "")), "range" end
-  return (result.output:gsub("%s+$", ""))
+  if result.code ~= 0 then return nil, trim.right(result.output), "range" end
+  return trim.right(result.output)
 end
 
 function shell.grep(place)
@@ -61,7 +62,7 @@ local function bash(place, given, ctx)
   local result, message, code = process.run(ctx.loop, { cwd = place.root, seconds = seconds,
     argv = { "bash", "-c", "--", given.command }, bytes = BASH_BYTES, on_start = ctx.on_cancel })
   if not result then return nil, message, code end
-  local output, note = result.output:gsub("%s+$", ""), notes(result, seconds)
+  local output, note = trim.right(result.output), notes(result, seconds)
   if not note then return output ~= "" and output or "[no output]" end
   return nil, (output ~= "" and output .. "\n" or "") .. note, result.timed_out and "limit" or "io"
 end

@@ -20,6 +20,7 @@ local literal = require "moonlet.literal"
 local options = require "moonlet.options"
 local call = require "moonlet.turn.call"
 local tag = require "moonlet.turn.tag"
+local trim = require "moonlet.trim"
 
 local turn = {}
 
@@ -100,7 +101,7 @@ local function add_call(self, name, arguments)
   local index, dropped = self.n_calls, not self.parallel and self.n_calls > 0
   if not dropped then
     self.parts[#self.parts + 1] = { kind = "call", index = index, id = self.id or self.new_id(),
-      name = name, arguments = arguments, text = self.raw:match("^(.-)%s*$") }
+      name = name, arguments = arguments, text = trim.right(self.raw) }
     self.n_calls = index + 1
   end
   self.id = nil

@@ -1,0 +1,20 @@
+--- Texts without the white space around them, in a time that grows with their length only: the
+--- pattern "^%s*(.-)%s*$" takes the square of it where there is much white space inside.
+
+local trim = {}
+
+---@param text string
+---@return string
+function trim.both(text)
+  local first = text:find("%S")
+  return first and text:match("^.*%S", first) or ""
+end
+
+---Without what stands at its end.
+---@param text string
+---@return string
+function trim.right(text)
+  return text:match("^.*%S") or ""
+end
+
+return trim
