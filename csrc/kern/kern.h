@@ -7,7 +7,8 @@
  * result does not depend on what else is in the batch: a dot product runs 16 partial sums, lane j
  * adding elements j, j+16, j+32, ... by fused multiply-add in rising order (missing elements of
  * the last 16 are zeros), and the lanes are then added as a tree: j with j+8, then +4, +2, +1.
- * Products with activations in 8 bits have the order of int8.h.
+ * Products with activations in 8 bits have the order of int8.h, attention in integers that of
+ * int_attn.h.
  * exp and what is built on it is our own polynomial (kern_expf), the same in every variant. Which
  * NaN comes out where several could is not defined: variants agree on where NaNs are. */
 #ifndef KERN_KERN_H
@@ -52,6 +53,23 @@ typedef struct kern_found {
     float *top, *sum; /* [n_q] */
     float *out;       /* [n_q][dim] */
 } kern_found;
+
+/* Attention in integers; see int_attn.h for what it computes. */
+typedef struct kern_attn_ops {
+    /* q[dim] times factor into kern_attn_query_bytes(dim) bytes, 64-byte aligned. */
+    void (*query)(const float *q, int64_t dim, float factor, void *row);
+
+    /* Keys and values into kern_attn_block_bytes(dim) bytes, 64-byte aligned. */
+    void (*prepare)(const kern_kv *kv, void *block);
+
+    /* kern_ops.attend for n_q rows of queries in the first kv->n positions of a prepared block; of
+     * kv's pages only `next` is looked at. */
+    void (*attend)(const kern_kv *kv, const void *block, const void *queries, int64_t n_q,
+                   float *scores, const kern_found *found);
+} kern_attn_ops;
+
+int64_t kern_attn_query_bytes(int64_t dim);
+int64_t kern_attn_block_bytes(int64_t dim);
 
 /* n tokens of one head for `delta_rule`: row t of each array is at its stride times t. */
 typedef struct kern_delta {
@@ -120,6 +138,7 @@ typedef struct kern_ops {
     void (*f16_decode)(const uint16_t *x, float *out, int64_t n);
 
     const kern_int8_ops *int8;
+    const kern_attn_ops *attn;
     const num_fit_ops *fit; /* for num_fit_row */
 } kern_ops;
 

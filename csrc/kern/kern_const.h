@@ -39,6 +39,10 @@ static inline void kern_prefetch_all(const uint8_t *p, int64_t n)
     for (int64_t i = 0; i < n; i += 64) kern_prefetch(p + i);
 }
 
+/* x[i] = exp(x[i] - top), 0 for -inf; returns their sum: the scalar one, for softmax and both kinds
+ * of attention. */
+float kern_exps(float *x, int64_t n, float *top);
+
 /* Outside of these e^x is above FLT_MAX or below FLT_MIN. */
 #define EXP_MAX 88.72283f
 #define EXP_MIN -87.33654f

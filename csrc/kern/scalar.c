@@ -4,6 +4,7 @@
 
 #include "kern/kern.h"
 #include "kern/int8.h"
+#include "kern/int_attn.h"
 #include "kern/kern_const.h"
 #include "num/fp.h"
 
@@ -115,8 +116,7 @@ static void axpy(float a, const float *x, float *y, int64_t n)
     for (int64_t i = 0; i < n; i++) y[i] = fmaf(a, x[i], y[i]);
 }
 
-/* x[i] = exp(x[i] - top), 0 for -inf; returns their sum. */
-static float exps(float *x, int64_t n, float *top)
+float kern_exps(float *x, int64_t n, float *top)
 {
     float lane[LANES] = {0};
     *top = -INFINITY;
@@ -132,7 +132,7 @@ static float exps(float *x, int64_t n, float *top)
 
 static float softmax(float *x, int64_t n)
 {
-    float top, sum = exps(x, n, &top);
+    float top, sum = kern_exps(x, n, &top);
     if (sum == 0.0f) return -INFINITY;
     float factor = 1.0f / sum;
     for (int64_t i = 0; i < n; i++) x[i] *= factor;
@@ -195,7 +195,7 @@ static void attend(const kern_kv *kv, const float *q, int64_t n_q, float scale, 
         float *s = scores + t * KERN_BLOCK;
         score(kv, q + t * kv->dim, s);
         for (int64_t j = 0; j < kv->n; j++) s[j] *= scale;
-        found->sum[t] = exps(s, kv->n, &found->top[t]);
+        found->sum[t] = kern_exps(s, kv->n, &found->top[t]);
         add_values(kv, s, found->out + t * kv->dim);
     }
 }
@@ -236,5 +236,6 @@ const kern_ops kern_scalar = {
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
     .int8 = &kern_scalar_int8,
+    .attn = &kern_scalar_attn,
     .fit = &num_fit_plain,
 };

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kern/int_attn.h"
 #include "kern/kern_const.h"
 
 #define V16_FIT kern_avx2_fit
@@ -14,6 +15,7 @@
 /* 16 registers: 2 x 3 sums are 12 of them. */
 enum { V16_DOT_ROWS = 2, V16_DOT_TOKENS = 3, V16_FUSED_ROWS = 2 };
 enum { V16_MIX_ROWS = 4, V16_MIX_COLS = 1 };
+enum { V16_KEY_DIMS = 2, V16_KEY_OFFSET = 0 };
 
 typedef struct v16 {
     __m256 lo, hi;
@@ -140,6 +142,74 @@ V16_FN void v16_copy_bytes(uint8_t *to, const uint8_t *from, int64_t n)
     memset(to, 0, 64);
     for (; n >= 8; n -= 8, to += 8, from += 8) memcpy(to, from, 8);
     if (n > 0) memcpy(to, from, (size_t)n);
+}
+
+/* ---- integers in attention ------------------------------------------------------------------ */
+
+V16_FN __m256 half_max_size(__m256 a, __m256 b)
+{
+    __m256i size = _mm256_and_si256(_mm256_castps_si256(b), _mm256_set1_epi32(INT32_MAX));
+    return _mm256_castsi256_ps(_mm256_max_epi32(_mm256_castps_si256(a), size));
+}
+V16_FN v16 v16_max_size(v16 a, v16 b)
+{
+    return (v16){half_max_size(a.lo, b.lo), half_max_size(a.hi, b.hi)};
+}
+V16_FN uint32_t v16_top_bits(v16 a)
+{
+    __m256i h = _mm256_castps_si256(half_max_size(a.lo, a.hi));
+    __m128i q = _mm_max_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+    q = _mm_max_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+    return (uint32_t)_mm_cvtsi128_si32(_mm_max_epi32(q, _mm_shuffle_epi32(q, 0xb1)));
+}
+
+V16_FN v16i v16i_load(const void *p)
+{
+    return (v16i){_mm256_loadu_si256(p), _mm256_loadu_si256((const void *)((const char *)p + 32))};
+}
+V16_FN void v16i_store(void *p, v16i a)
+{
+    _mm256_storeu_si256(p, a.lo);
+    _mm256_storeu_si256((void *)((char *)p + 32), a.hi);
+}
+V16_FN v16i v16i_set1(int32_t i)
+{
+    return (v16i){_mm256_set1_epi32(i), _mm256_set1_epi32(i)};
+}
+V16_FN v16 v16_from_i32(v16i a)
+{
+    return (v16){_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+
+V16_FN void v16_store_low(void *p, v16 a)
+{
+    __m256i mask = _mm256_set1_epi32(0xffff);
+    __m256i both = _mm256_packus_epi32(_mm256_and_si256(_mm256_castps_si256(a.lo), mask),
+                                       _mm256_and_si256(_mm256_castps_si256(a.hi), mask));
+    _mm256_storeu_si256(p, _mm256_permute4x64_epi64(both, 0xd8));
+}
+V16_FN __m256i half_join_pair(__m256 a, __m256 b)
+{
+    __m256i high = _mm256_slli_epi32(_mm256_castps_si256(b), 16);
+    return _mm256_blend_epi16(high, _mm256_castps_si256(a), 0x55);
+}
+V16_FN v16i v16_join_pair(v16 a, v16 b)
+{
+    return (v16i){half_join_pair(a.lo, b.lo), half_join_pair(a.hi, b.hi)};
+}
+V16_FN v16i v16_join_keys(const v16 t[V16_KEY_DIMS])
+{
+    return v16_join_pair(t[0], t[1]);
+}
+
+V16_FN v16i v16i_add_values(v16i sum, v16i values, v16i weights)
+{
+    return (v16i){_mm256_add_epi32(sum.lo, _mm256_madd_epi16(values.lo, weights.lo)),
+                  _mm256_add_epi32(sum.hi, _mm256_madd_epi16(values.hi, weights.hi))};
+}
+V16_FN v16i v16i_add_keys(v16i sum, v16i keys, v16i query)
+{
+    return v16i_add_values(sum, keys, query);
 }
 
 /* ---- 16 stored numbers to f32 --------------------------------------------------------------- */

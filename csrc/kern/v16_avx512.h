@@ -8,6 +8,7 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "kern/int_attn.h"
 #include "kern/kern_const.h"
 
 #define V16_FIT kern_avx512_fit
@@ -18,6 +19,9 @@ enum { V16_DOT_ROWS = 4, V16_DOT_TOKENS = 4, V16_FUSED_ROWS = 4 };
 
 /* Queries x registers of columns of one register block of `attend`. */
 enum { V16_MIX_ROWS = 8, V16_MIX_COLS = 2 };
+
+/* Dimensions of a key that meet a query in one instruction, and what is added to their codes. */
+enum { V16_KEY_DIMS = 4, V16_KEY_OFFSET = INT_KEY_OFFSET };
 
 typedef __m512 v16;
 typedef __m512i v16i;
@@ -129,6 +133,66 @@ V16_FN v16 v16_join_hi(v16 a, v16 b)
 V16_FN void v16_copy_bytes(uint8_t *to, const uint8_t *from, int64_t n)
 {
     _mm512_storeu_si512(to, _mm512_maskz_loadu_epi8(((__mmask64)1 << n) - 1, from));
+}
+
+/* ---- integers in attention ------------------------------------------------------------------ */
+
+/* What is larger without its sign, NaN above all; `a` has none. And the bits of the largest lane.
+ */
+V16_FN v16 v16_max_size(v16 a, v16 b)
+{
+    v16i size = _mm512_and_si512(_mm512_castps_si512(b), _mm512_set1_epi32(INT32_MAX));
+    return _mm512_castsi512_ps(_mm512_max_epi32(_mm512_castps_si512(a), size));
+}
+V16_FN uint32_t v16_top_bits(v16 a)
+{
+    return (uint32_t)_mm512_reduce_max_epi32(_mm512_castps_si512(a));
+}
+
+V16_FN v16i v16i_load(const void *p)
+{
+    return _mm512_loadu_si512(p);
+}
+V16_FN void v16i_store(void *p, v16i a)
+{
+    _mm512_storeu_si512(p, a);
+}
+V16_FN v16i v16i_set1(int32_t i)
+{
+    return _mm512_set1_epi32(i);
+}
+V16_FN v16 v16_from_i32(v16i a)
+{
+    return _mm512_cvtepi32_ps(a);
+}
+
+/* The low 16 bits of each lane. */
+V16_FN void v16_store_low(void *p, v16 a)
+{
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(_mm512_castps_si512(a)));
+}
+/* The low 16 bits of a and b in each lane; the low bits of V16_KEY_DIMS numbers. */
+V16_FN v16i v16_join_pair(v16 a, v16 b)
+{
+    v16i high = _mm512_slli_epi32(_mm512_castps_si512(b), 16);
+    return _mm512_mask_mov_epi16(high, 0x55555555, _mm512_castps_si512(a));
+}
+V16_FN v16i v16_join_keys(const v16 t[V16_KEY_DIMS])
+{
+    v16i low = _mm512_set1_epi32(0x00ff00ff);
+    v16i even = v16_join_pair(t[0], t[2]), odd = v16_join_pair(t[1], t[3]);
+    /* low ? even : odd << 8 */
+    return _mm512_ternarylogic_epi32(low, even, _mm512_slli_epi32(odd, 8), 0xca);
+}
+
+/* sum + products of each lane's V16_KEY_DIMS codes, or of its two values and weights. */
+V16_FN v16i v16i_add_keys(v16i sum, v16i keys, v16i query)
+{
+    return _mm512_dpbusd_epi32(sum, keys, query);
+}
+V16_FN v16i v16i_add_values(v16i sum, v16i values, v16i weights)
+{
+    return _mm512_dpwssd_epi32(sum, values, weights);
 }
 
 /* ---- 16 stored numbers to f32 --------------------------------------------------------------- */

@@ -2,6 +2,7 @@
 #include "kern/int8.h"
 #include "kern/vector_attn.h"
 #include "kern/vector_delta.h"
+#include "kern/vector_int_attn.h"
 #include "kern/vector_math.h"
 #include "kern/vector_matrix.h"
 
@@ -13,5 +14,5 @@
         .silu = silu, .silu_mul = silu_mul, .sigmoid_mul = sigmoid_mul, .axpy = axpy,              \
         .softmax = softmax, .conv_silu = conv_silu, .delta_rule = delta_rule, .attend = attend,    \
         .axpby = axpby, .f16_encode = f16_encode, .f16_decode = f16_decode, .int8 = &int8_,        \
-        .fit = &V16_FIT,                                                                           \
+        .attn = &int_attn_ops, .fit = &V16_FIT,                                                    \
     }

@@ -343,9 +343,10 @@ static int run_delta_rule(lua_State *L, const kern_ops *ops)
     return 3;
 }
 
-/* {keys = {page, ...}, values = {page, ...}, f16, n, dim, q [n_q][dim], scale, repeats} -> out
- * [n_q][dim], top [n_q], sum [n_q], with repeats seconds of the fastest. Pages are whole but for
- * the last of the values, which ends after position n. */
+/* {keys = {page, ...}, values = {page, ...}, f16, n, dim, q [n_q][dim], scale, repeats, ints, sees}
+ * -> out [n_q][dim], top [n_q], sum [n_q], with repeats seconds of the fastest; with ints in
+ * integers, queries seeing `sees` of the n positions. Pages are whole but for the last of the
+ * values, which ends after position n. */
 static int run_attend(lua_State *L, const kern_ops *ops)
 {
     int64_t total, repeats = arg_count(L, "repeats", 1);
@@ -377,9 +378,22 @@ static int run_attend(lua_State *L, const kern_ops *ops)
                         guard_new(L, (size_t)total * sizeof(float))};
     float scale = arg_number(L, "scale");
     double best = 0;
+    int ints = lml_get(L, 3, "ints") != LUA_TNIL && lua_toboolean(L, -1);
+    int64_t row_bytes = kern_attn_query_bytes(kv.dim);
+    char *rows = ints ? guard_new(L, (size_t)(n_q * row_bytes)) : NULL;
+    void *block = ints ? guard_new(L, (size_t)kern_attn_block_bytes(kv.dim)) : NULL;
+    if (ints) ops->attn->prepare(&kv, block);
+    int64_t sees = arg_count(L, "sees", kv.n);
+    if (sees > kv.n) luaL_error(L, "'sees': out of range");
+    kv.n = sees;
     for (int64_t i = 0; i < repeats; i++) {
         double start = clock_seconds();
-        ops->attend(&kv, q, n_q, scale, scores, &found);
+        for (int64_t t = 0; ints && t < n_q; t++)
+            ops->attn->query(q + t * kv.dim, kv.dim, scale, rows + t * row_bytes);
+        if (ints)
+            ops->attn->attend(&kv, block, rows, n_q, scores, &found);
+        else
+            ops->attend(&kv, q, n_q, scale, scores, &found);
         double seconds = clock_seconds() - start;
         if (i == 0 || seconds < best) best = seconds;
     }

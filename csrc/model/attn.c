@@ -7,7 +7,8 @@
  *
  * Softmax runs over blocks of KERN_BLOCK positions, counted from the first of the sequence, whose
  * results are merged in rising order: the order of summation is the same for a prompt and for a
- * single token, whichever threads take which blocks. */
+ * single token, whichever threads take which blocks. Under precision fast a block is met in
+ * integers (kern/int_attn.h). */
 #include "model/pass.h"
 
 #include <math.h>
@@ -38,7 +39,7 @@ static void rotate(float *x, const float *cosines, const float *sines, int64_t h
 /* ---- queries, keys and values of a token ---------------------------------------------------- */
 
 /* Rows of one span that meet each page of keys and values together. */
-enum { TILE_ROWS = 8 };
+enum { TILE_ROWS = 8, RUN_TILES = 8, RUN_ROWS = TILE_ROWS * RUN_TILES };
 
 typedef struct tile {
     const ses *s;
@@ -48,13 +49,19 @@ typedef struct tile {
     int64_t first_item, found; /* of its (head, block) pairs; of its results in p->found */
 } tile;
 
+/* Tiles of one span that a worker takes through the blocks together. */
+typedef struct tile_run {
+    const tile *first, *last;
+} tile_run;
+
 typedef struct attn_loop {
     pass *p;
     const attn_weights *w;
     int slot;
-    int64_t n, n_tiles;
+    int64_t n, n_tiles, n_runs;
     int64_t n_items, n_found; /* of all tiles */
     tile tiles[SES_BATCH];
+    tile_run runs[SES_BATCH];
 } attn_loop;
 
 static int64_t group_of(const pass *p)
@@ -66,6 +73,13 @@ static int64_t group_of(const pass *p)
 static float *queries_at(const attn_loop *l, int64_t h, int64_t i)
 {
     return l->p->q + (h * l->n + i) * group_of(l->p) * l->p->m->config.head_dim;
+}
+
+/* Likewise as integers. */
+static char *codes_at(const attn_loop *l, int64_t h, int64_t i)
+{
+    int64_t row = kern_attn_query_bytes(l->p->m->config.head_dim);
+    return l->p->query_codes + (h * l->n + i) * group_of(l->p) * row;
 }
 
 /* The session and position of row i. */
@@ -93,6 +107,9 @@ static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
             float *q = queries_at(l, h / group, i) + h % group * D;
             ops->rms_norm(p->qg + (i * c->n_heads + h) * 2 * D, l->w->q_norm, D, c->rms_eps, q);
             rotate(q, cosines, sines, half);
+            if (p->query_codes)
+                ops->attn->query(q, D, 1 / sqrtf((float)D),
+                                 codes_at(l, h / group, i) + h % group * kern_attn_query_bytes(D));
         }
         for (int64_t h = 0; h < c->n_kv_heads; h++) {
             float *k = p->k + i * width + h * D;
@@ -106,33 +123,76 @@ static void place_tokens(void *ctx, int64_t begin, int64_t end, int worker)
 
 /* ---- softmax by blocks ---------------------------------------------------------------------- */
 
-/* What the queries of a tile that read head h find in a block. Rows that see a part of it take
- * their own call; rows before it are left out. */
-static void find(const attn_loop *l, const tile *t, int h, int64_t block, float *scores,
-                 kern_found to)
+/* What a worker needs of its own. */
+typedef struct bench {
+    void *block;   /* of keys and values as integers; NULL when attention runs in f32 */
+    float *scores; /* of a tile's queries */
+    float *own;    /* for a way's own use */
+} bench;
+
+static int64_t scores_floats(const model_config *c)
 {
-    const model *m = l->p->m;
-    int64_t D = m->config.head_dim, group = group_of(l->p), from = block * KERN_BLOCK;
-    int64_t n_pages = kv_n_pages(t->pos + t->n);
-    float scale = 1 / sqrtf((float)D);
-    kern_kv kv = {.is_f16 = t->s->codec == KV_F16, .dim = D, .n = KERN_BLOCK};
+    return (int64_t)TILE_ROWS * (c->n_heads / c->n_kv_heads) * KERN_BLOCK;
+}
+
+static bench bench_of(const attn_loop *l, int worker)
+{
+    const pass *p = l->p;
+    const model_config *c = &p->m->config;
+    char *work = p->attn_work + worker * attn_work_bytes(p->m);
+    int64_t block = p->query_codes ? kern_attn_block_bytes(c->head_dim) : 0;
+    float *scores = (float *)(void *)(work + block);
+    return (bench){block ? work : NULL, scores, scores + scores_floats(c)};
+}
+
+/* A block of head h as the first `n_rows` positions of the session have it. */
+static kern_kv lay_block(const attn_loop *l, const ses *s, int64_t n_rows, int h, int64_t block,
+                         bench w)
+{
+    const kern_ops *ops = l->p->m->ops;
+    int64_t from = block * KERN_BLOCK, n_pages = kv_n_pages(n_rows), n = n_rows - from;
+    kern_kv kv = {.is_f16 = s->codec == KV_F16,
+                  .dim = l->p->m->config.head_dim,
+                  .n = n < KERN_BLOCK ? n : KERN_BLOCK};
     for (int64_t i = 0, page = from / KERN_PAGE; i < KERN_BLOCK_PAGES && page < n_pages;
          i++, page++) {
         int64_t next = page + KERN_BLOCK_PAGES;
-        kv.keys[i] = kv_head(t->s, l->slot, KV_KEY, page, h);
-        kv.values[i] = kv_head(t->s, l->slot, KV_VALUE, page, h);
-        kv.next[i] = next < n_pages ? kv_head(t->s, l->slot, KV_KEY, next, h) : kv.keys[i];
+        kv.keys[i] = kv_head(s, l->slot, KV_KEY, page, h);
+        kv.values[i] = kv_head(s, l->slot, KV_VALUE, page, h);
+        kv.next[i] = next < n_pages ? kv_head(s, l->slot, KV_KEY, next, h) : kv.keys[i];
     }
+    if (w.block) ops->attn->prepare(&kv, w.block);
+    return kv;
+}
+
+/* What rows [i, i + n) that read head h find in the first `sees` positions of a block. */
+static void meet(const attn_loop *l, kern_kv kv, int64_t sees, int h, int64_t i, int64_t n, bench w,
+                 const kern_found *to)
+{
+    const kern_ops *ops = l->p->m->ops;
+    int64_t n_q = n * group_of(l->p);
+    kv.n = sees < KERN_BLOCK ? sees : KERN_BLOCK;
+    if (w.block)
+        ops->attn->attend(&kv, w.block, codes_at(l, h, i), n_q, w.scores, to);
+    else
+        ops->attend(&kv, queries_at(l, h, i), n_q, 1 / sqrtf((float)kv.dim), w.scores, to);
+}
+
+/* What the queries of a tile that read head h find in a block. Rows that see a part of it take
+ * their own call; rows before it are left out. */
+static void find(const attn_loop *l, const tile *t, const kern_kv *kv, int h, int64_t block,
+                 bench w, kern_found to)
+{
+    int64_t group = group_of(l->p), from = block * KERN_BLOCK;
     if (from + KERN_BLOCK <= t->pos + 1) {
-        m->ops->attend(&kv, queries_at(l, h, t->first), t->n * group, scale, scores, &to);
+        meet(l, *kv, KERN_BLOCK, h, t->first, t->n, w, &to);
         return;
     }
     for (int64_t i = 0; i < t->n; i++) {
         int64_t sees = t->pos + i + 1 - from, q = i * group;
         if (sees <= 0) continue;
-        kv.n = sees < KERN_BLOCK ? sees : KERN_BLOCK;
-        kern_found own = {to.top + q, to.sum + q, to.out + q * D};
-        m->ops->attend(&kv, queries_at(l, h, t->first + i), group, scale, scores, &own);
+        kern_found own = {to.top + q, to.sum + q, to.out + q * kv->dim};
+        meet(l, *kv, sees, h, t->first + i, 1, w, &own);
     }
 }
 
@@ -173,41 +233,64 @@ static float *start(const pass *p, int64_t i, int64_t head, float *top, float *s
     return acc;
 }
 
-/* ---- many rows: a worker takes a tile through all blocks ------------------------------------ */
+/* ---- many rows: a worker takes a run of tiles through all blocks ---------------------------- */
 
-int64_t attn_work_floats(const model_config *c)
+int64_t attn_work_bytes(const model *m)
 {
-    int64_t rows = (int64_t)TILE_ROWS * (c->n_heads / c->n_kv_heads);
-    return (rows * (KERN_BLOCK + c->head_dim + 4) + 15) / 16 * 16;
+    const model_config *c = &m->config;
+    int64_t group = c->n_heads / c->n_kv_heads, queries = TILE_ROWS * group;
+    int64_t floats = scores_floats(c) + queries * (c->head_dim + 2) + 2 * RUN_ROWS * group;
+    int64_t block = m->int8 ? kern_attn_block_bytes(c->head_dim) : 0;
+    return (block + floats * (int64_t)sizeof(float) + 63) / 64 * 64;
 }
 
-/* Items are (tile, head of keys) pairs. */
-static void attend_tiles(void *ctx, int64_t begin, int64_t end, int worker)
+/* Results of a run's queries so far. */
+typedef struct so_far {
+    float *top, *sum;
+} so_far;
+
+/* What a tile of the run that starts at row `first` finds in a block joins its results. */
+static void join(const attn_loop *l, const tile *t, const kern_kv *kv, int h, int64_t block,
+                 bench w, int64_t first, so_far r)
+{
+    const pass *p = l->p;
+    int64_t group = group_of(p), D = kv->dim, queries = TILE_ROWS * group;
+    int64_t unseen = block * KERN_BLOCK - t->pos; /* rows before the block */
+    float *out = w.own;
+    kern_found found = {out + queries * D, out + queries * (D + 1), out};
+    find(l, t, kv, h, block, w, found);
+    for (int64_t q = unseen > 0 ? unseen * group : 0; q < t->n * group; q++) {
+        int64_t i = t->first + q / group, at = q + (t->first - first) * group;
+        float *acc = p->heads + (i * p->m->config.n_heads + h * group + q % group) * D;
+        merge(p->m->ops, D, found.top[q], found.sum[q], out + q * D, &r.top[at], &r.sum[at], acc);
+    }
+}
+
+/* Items are (run, head of keys) pairs. */
+static void attend_runs(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const attn_loop *l = ctx;
     const pass *p = l->p;
     const model_config *c = &p->m->config;
-    int64_t D = c->head_dim, group = group_of(p), rows = TILE_ROWS * group;
-    float *scores = p->attn_work + worker * attn_work_floats(c), *out = scores + rows * KERN_BLOCK;
-    float *top = out + rows * D, *sum = top + rows, *found_top = sum + rows;
-    kern_found found = {found_top, found_top + rows, out};
+    int64_t group = group_of(p), queries = TILE_ROWS * group;
+    bench w = bench_of(l, worker);
+    float *top = w.own + queries * (c->head_dim + 2);
+    so_far r = {top, top + RUN_ROWS * group};
 
     for (int64_t item = begin; item < end; item++) {
-        const tile *t = &l->tiles[item / c->n_kv_heads];
-        int64_t h = item % c->n_kv_heads;
-        for (int64_t q = 0; q < t->n * group; q++)
-            start(p, t->first + q / group, h * group + q % group, &top[q], &sum[q]);
-        for (int64_t b = 0; b < t->n_blocks; b++) {
-            int64_t unseen = b * KERN_BLOCK - t->pos; /* rows before the block */
-            find(l, t, (int)h, b, scores, found);
-            for (int64_t q = unseen > 0 ? unseen * group : 0; q < t->n * group; q++) {
-                int64_t at = (t->first + q / group) * c->n_heads + h * group + q % group;
-                merge(p->m->ops, D, found.top[q], found.sum[q], out + q * D, &top[q], &sum[q],
-                      p->heads + at * D);
-            }
+        const tile_run *run = &l->runs[item / c->n_kv_heads];
+        const tile *last = run->last;
+        int64_t h = item % c->n_kv_heads, first = run->first->first;
+        int64_t n = (last->first + last->n - first) * group;
+        for (int64_t q = 0; q < n; q++)
+            start(p, first + q / group, h * group + q % group, &r.top[q], &r.sum[q]);
+        for (int64_t b = 0; b < last->n_blocks; b++) {
+            kern_kv kv = lay_block(l, last->s, last->pos + last->n, (int)h, b, w);
+            for (const tile *t = run->first; t <= last; t++)
+                if (b < t->n_blocks) join(l, t, &kv, (int)h, b, w, first, r);
         }
-        for (int64_t q = 0; q < t->n * group; q++)
-            finish(p, t->first + q / group, h * group + q % group, sum[q]);
+        for (int64_t q = 0; q < n; q++)
+            finish(p, first + q / group, h * group + q % group, r.sum[q]);
     }
 }
 
@@ -234,12 +317,13 @@ static const tile *tile_of_item(const attn_loop *l, int64_t item)
 static void find_blocks(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const attn_loop *l = ctx;
-    float *scores = l->p->attn_work + worker * attn_work_floats(&l->p->m->config);
+    bench w = bench_of(l, worker);
     for (int64_t item = begin; item < end; item++) {
         const tile *t = tile_of_item(l, item);
         int64_t h = (item - t->first_item) / t->n_blocks;
         int64_t block = (item - t->first_item) % t->n_blocks;
-        find(l, t, (int)h, block, scores, found_at(l, t, h, block));
+        kern_kv kv = lay_block(l, t->s, t->pos + t->n, (int)h, block, w);
+        find(l, t, &kv, (int)h, block, w, found_at(l, t, h, block));
     }
 }
 
@@ -289,6 +373,19 @@ static void cut_tiles(attn_loop *l)
         }
 }
 
+/* Runs of at most n_tiles tiles. */
+static void cut_runs(attn_loop *l, int64_t n_tiles)
+{
+    l->n_runs = 0;
+    for (const tile *t = l->tiles; t < l->tiles + l->n_tiles; t++) {
+        tile_run *run = &l->runs[l->n_runs - 1];
+        if (l->n_runs && t - run->first < n_tiles && t->s == run->last->s)
+            run->last = t;
+        else
+            l->runs[l->n_runs++] = (tile_run){t, t};
+    }
+}
+
 /* Both ways give the same bits. The second keeps every block's results until all are there. */
 static void attend(attn_loop *l)
 {
@@ -299,7 +396,9 @@ static void attend(attn_loop *l)
             wanted = PIECES_PER_THREAD * pool_n_threads(threads);
     if (pool_n_threads(threads) == 1 || n_whole >= wanted || l->n_items == n_whole ||
         l->n_found > l->p->n_found) {
-        pool_for(threads, n_whole, 1, attend_tiles, l);
+        int64_t n_tiles = n_whole / wanted;
+        cut_runs(l, n_tiles < 1 ? 1 : n_tiles < RUN_TILES ? n_tiles : RUN_TILES);
+        pool_for(threads, l->n_runs * c->n_kv_heads, 1, attend_runs, l);
         return;
     }
     pool_for(threads, l->n_items, l->n_items / wanted, find_blocks, l);

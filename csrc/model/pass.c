@@ -88,7 +88,8 @@ static void lay_out(pass *p, layout *l)
     p->mtp_in = take(l, p->m->weights.mtp.present ? n * 2 * H : 0, f);
     p->kern = take(l, workers, (size_t)kern_scratch_bytes(p->kern_cols));
     p->kern_rows = p->m->int8 ? take(l, 1, (size_t)kern_rows_bytes(p)) : NULL;
-    p->attn_work = take(l, workers * attn_work_floats(c), f);
+    p->attn_work = take(l, workers, (size_t)attn_work_bytes(p->m));
+    p->query_codes = p->m->int8 ? take(l, n * c->n_heads, (size_t)kern_attn_query_bytes(D)) : NULL;
 }
 
 static size_t found_bytes(const pass *p)

@@ -39,6 +39,7 @@ struct pass {
     float *b, *a;          /* [n][Nv], then beta and decay */
     float *qg;             /* [n][Nq][2*D] queries and gates */
     float *q;              /* [Nkv][n][Nq/Nkv][D] queries, normed and rotated */
+    char *query_codes;     /* q as integers, [Nkv][n][Nq/Nkv] rows; NULL: attention in f32 */
     float *k, *v;          /* [n][Nkv*D] */
     float *heads;          /* [n][Nq*D] attention output */
     float *cos, *sin;      /* [n][rotary/2] of the rows' positions */
@@ -55,7 +56,7 @@ struct pass {
     float *mtp_in;         /* [n][2*H] */
     void *kern;            /* kern_linear's, per worker */
     void *kern_rows;       /* what matrices read, in 8 bits; NULL when the model runs in f32 */
-    float *attn_work;      /* per worker attn_work_floats */
+    char *attn_work;       /* per worker attn_work_bytes */
     float *scored;         /* [SES_SCORE_ROWS][V]; pages, untouched unless wanted */
     float *found;          /* [n_found][Nq/Nkv][D], then tops and sums; pages */
     int64_t n_found;       /* (row, head of keys, block) triples that attention can put aside */
@@ -138,7 +139,7 @@ void attn_mix(pass *p, const attn_weights *w, int slot, int64_t n);
 void ffn_mix(pass *p, const layer_weights *w, int64_t n);
 
 /* Sizes of what attention needs in the workspace. */
-int64_t attn_work_floats(const model_config *c);
+int64_t attn_work_bytes(const model *m);
 int64_t attn_n_found(const model_config *c);
 
 /* The position of row i into p->cos and p->sin. */

@@ -1,5 +1,6 @@
--- Precision fast: 8-bit activations for quantized matrices. Close to exact, and like exact the same
--- bits on every instruction set, for every number of threads and however a prompt is cut.
+-- Precision fast: 8-bit activations for quantized matrices, attention in integers. Close to exact,
+-- and like exact the same bits on every instruction set, for every number of threads and however a
+-- prompt is cut.
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
 local moonlet = require "moonlet"
@@ -13,7 +14,7 @@ def mean(values):
     return sum(values) / len(values)
 ]]
 
--- Mean KLD of fast against exact over TEXT, 1e-4 nats: 4.2, 3.0, 2.9, 2.4, 3.4.
+-- Mean KLD of fast against exact over TEXT, 1e-4 nats: 4.5, 3.1, 3.9, 2.9, 4.2.
 local FORMATS <const> = {
   { recipe = "uniform", mode = "mxfp4" },
   { recipe = "uniform", mode = "nvfp4" },
@@ -22,6 +23,8 @@ local FORMATS <const> = {
   { recipe = "mixed_3_6" },
 }
 local LIMIT <const> = 1e-3
+-- Where no matrix is quantized, attention alone is rounded: 0.2 over TEXT, 0.1 over 600 tokens.
+local ATTENTION_LIMIT <const> = 5e-5
 
 local CHILD <const> = [[
 package.path, package.cpath = %q, %q
@@ -58,29 +61,44 @@ describe("precision fast", function()
     end
   end)
 
+  it("is nearer where attention alone is rounded, also far into a text", function()
+    local exact <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "exact" }))
+    local fast <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "fast" }))
+    for _, text in ipairs { TEXT, checkpoint.slurp("docs/api.md"):sub(1, 2000) } do
+      local r = assert(moonlet.eval.kld(fast, { reference = exact, text = text, window = 2000 }))
+      assert.is_true(r.mean > 0)
+      assert.is_true(r.mean < ATTENTION_LIMIT, ("mean KLD %g"):format(r.mean))
+    end
+  end)
+
+  -- 300 tokens end in their second block of positions.
   it("gives the same bits however a prompt is cut, on any number of threads", function()
     local expected
     for threads = 1, 3, 2 do
       local texts <close> = assert(moonlet.open(dirs[1]))
-      local ids = { table.unpack(assert(texts:encode(TEXT)), 1, 40) }
+      local ids = assert(texts:encode(checkpoint.slurp("docs/api.md")))
+      ids = table.move(ids, 1, 300, 1, {})
       local model <close> = assert(core.model_open(dirs[1], { threads = threads, int8 = true }))
-      for _, size in ipairs { #ids, 1, 3, 11 } do
-        local session <close> = assert(model:session { ctx = 512, kv = "f32" })
+      for _, size in ipairs { #ids, 7, 130 } do
+        local session <close> = assert(model:session { ctx = 1024, kv = "f16" })
         for first = 1, #ids, size do
           assert(session:eval { table.unpack(ids, first, math.min(first + size - 1, #ids)) })
         end
         local _, values = session:logits():topk(100)
         expected = expected or values
         assert.same(expected, values)
+        if size == 130 then
+          local snapshot <close> = assert(session:snapshot())
+          assert(session:eval { 7 })
+          local _, after = session:logits():topk(100)
+          assert(session:eval(ids))
+          assert(session:restore(snapshot))
+          assert(session:eval { 7 })
+          local _, again = session:logits():topk(100)
+          assert.same(after, again)
+        end
       end
     end
-  end)
-
-  it("leaves a model without quantized matrices alone", function()
-    local exact <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "exact" }))
-    local fast <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "fast" }))
-    local ids = assert(exact:encode("Once upon a time"))
-    assert.is_true(exact:forward(ids).logits:bytes() == fast:forward(ids).logits:bytes())
   end)
 
   it("gives the same bits on every instruction set", function()
