@@ -15,6 +15,7 @@ local plan = require "moonlet.plan"
 local quantize = require "moonlet.quantize"
 local shards = require "moonlet.shards"
 local source = require "moonlet.source"
+local written = require "spec.support.written"
 
 local MODELS = "spec/golden/models/"
 
@@ -310,7 +311,7 @@ describe("awq", function()
       end]])
       local p = assert(quantize { source = MOE, out = scope.path .. "/out", recipe = rule })
       assert.same({ "the recipe's awq = search is left out: it needs an imatrix" },
-        { table.unpack(p.notes) })
+        written.notes(p))
       local said = assert(json.read(scope.path .. "/out/moonlet.json"))
       assert.equal("off", said.settings.awq)
     end)

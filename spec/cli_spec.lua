@@ -81,6 +81,9 @@ describe("misuse exits with 2", function()
     { "plan", 2, "missing option '%-%-recipe'" },
     { "plan --recipe ''", 2, "'%-%-recipe': must not be empty" },
     { "plan --recipe uniform --bits x", 2, "'%-%-bits': 1 or more expected, got 'x'" },
+    { "plan --recipe uniform --bits 4.5", 2, "'%-%-bits': a whole number, 1 or more expected, got "
+      .. "'4.5'; %-%-target 4.5bpw aims at a mean" },
+    { "plan --recipe uniform --group 0.5", 2, "a whole number, 1 or more expected, got '0.5' %(" },
     { "plan --recipe uniform --group -64", 2, "'%-%-group': 1 or more expected, got '%-64'" },
     { "quantize --recipe uniform", 2, "missing argument" },
     { "quantize '' --recipe uniform", 2, "OUT must not be empty" },

@@ -90,11 +90,15 @@ describe("perplexity", function()
       local result = assert(moonlet.eval.perplexity(model, { text = TEXT, protocol = "card",
         tokens = 20 }))
       assert.same({ 19, words }, { result.tokens, result.words })
+      assert.is_nil(result.notes)
       assert.near(nll, result.nll, 1e-4 * nll)
       assert.near(math.exp(result.nll / words), result.word_perplexity, 1e-9)
       -- more than there are
       result = assert(moonlet.eval.perplexity(model, { text = TEXT, protocol = "card",
         tokens = 1000 }))
+      assert.same({ ("protocol card was to take 1000 tokens, the text has %d"):format(#ids) },
+        result.notes)
+      result.notes = nil
       assert.same(assert(moonlet.eval.perplexity(model, { text = TEXT })), result)
     end)
 

@@ -86,7 +86,7 @@ describe("a file of Hessians", function()
   it("changes every matrix that has inputs, and nothing else", function()
     write_hessians(path, all)
     local fed, result, provenance = run()
-    assert.same({}, result.notes)
+    assert.same({}, written.notes(result))
     assert.equal("h.safetensors", provenance.settings.hessians.name)
     assert.equal(core.sha256_file(path), provenance.settings.hessians.sha256)
     for name, t in pairs(plain()) do
@@ -125,12 +125,12 @@ describe("a file of Hessians", function()
       end
     end)
     local fed, result = run()
-    assert.equal(2, #result.notes)
+    assert.equal(2, #written.notes(result))
     assert.matches("^no Hessian for language_model%.model%.layers%.1%.[%w_.]+ and [13] more: "
-      .. "encoded without error feedback$", result.notes[1])
+      .. "encoded without error feedback$", written.notes(result)[1])
     assert.equal("2 experts were given nothing while the Hessians were made: encoded without error "
       .. "feedback in language_model.model.layers.0.mlp.switch_mlp.down_proj.weight and 1 more",
-      result.notes[2])
+      written.notes(result)[2])
     local name = "language_model.model.layers.0.mlp.switch_mlp.down_proj.weight"
     -- the expert without inputs still has the scales of least error
     for expert = 0, 1 do
@@ -156,7 +156,7 @@ describe("a file of Hessians", function()
     local fed, result, provenance = run()
     local note = "^2 Hessians cannot be factored, however damped: encoded without error feedback in"
       .. " language_model%.model%.layers%.0%.mlp%.shared_expert%.down_proj%.weight and 1 more$"
-    assert.matches(note, result.notes[1])
+    assert.matches(note, written.notes(result)[1])
     assert.same(result.notes, provenance.notes)
     local _, _, code = run { threads = 2,
       on_progress = function(_, _, name) return not name:find "layers.2" end }
@@ -168,15 +168,15 @@ describe("a file of Hessians", function()
 
   it("says where none were given to what asks for them, and where none asks", function()
     local result = select(2, run { hessians = false, recipe = fed_by_choice })
-    assert.same({ "no Hessians given: encoded without error feedback" }, result.notes)
+    assert.same({ "no Hessians given: encoded without error feedback" }, written.notes(result))
     assert(quantize { source = MODEL, out = dir .. "/packed", recipe = uniform })
     write_hessians(path, all)
     result = select(2, run { source = dir .. "/packed", recipe = "keep" })
     assert.same({ "the Hessians change nothing: no matrix is encoded with error feedback" },
-      result.notes)
+      written.notes(result))
     result = select(2, run { gptq = false })
     assert.same({ "the Hessians change nothing: no matrix is encoded with error feedback" },
-      result.notes)
+      written.notes(result))
   end)
 
   it("serves the experts of compressed-tensors one by one", function()

@@ -557,6 +557,16 @@ describe("quantize", function()
     assert.same({}, notes { recipe = "unsloth", bits = 4, mxfp = true })
   end)
 
+  it("says that a source without a tokenizer gives a checkpoint without one", function()
+    for _, source in ipairs { "examples/demo-model", "spec/golden/models/moe-text/hf" } do
+      written.quantized({ source = source, recipe = "uniform" }, function(out, p)
+        local files = assert(core.list_dir(out))
+        assert.equal(files["tokenizer.json"] == nil,
+          p.notes[1] == "the source has no tokenizer, and neither will the checkpoint")
+      end)
+    end
+  end)
+
   it("checks everything and writes nothing in a dry run", function()
     local o = { source = MOE .. "hf", recipe = "unsloth", bits = 4 }
     local plan_written

@@ -109,6 +109,13 @@ describe("resume", function()
     is_whole()
   end)
 
+  it("says that there is nothing to go on with, once it is complete", function()
+    child(out)
+    assert.matches("/out: holds a complete checkpoint already\n$", child(out))
+    assert.matches("/out: holds a complete checkpoint already\n$", child(out, "o.resume = nil"))
+    is_whole()
+  end)
+
   -- A partial directory with a few tensors in it.
   local function cut_off(before)
     child(out, (before or "") .. [[

@@ -157,9 +157,9 @@ int64_t rows_store(const quant_job *job, const rows_sizes *out, const rows_place
 
 err_code rows_bad_weight(const rows_place *s, int64_t column, float x, err_info *e)
 {
-    return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written",
-                   s->part->file, s->part->name, (long long)s->stored, (long long)column,
-                   (double)x);
+    return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld column %lld: %g cannot be written%s",
+                   s->part->file, s->part->name, (long long)s->stored, (long long)column, (double)x,
+                   isfinite(x) ? ": it is too large for the format" : "");
 }
 
 void rows_each_range(const quant_job *job, int64_t row, int64_t n,

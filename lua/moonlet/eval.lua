@@ -35,14 +35,13 @@ for key, kind in pairs(sequences.OPTIONS) do PERPLEXITY_OPTIONS[key] = kind end
 ---  windows?: integer[], dialogues?: integer[],
 ---  on_progress?: fun(done: integer, total: integer) } see sequences.lua
 ---@return table? result nll (sum, nats), tokens scored, perplexity = exp(nll / tokens), words,
----  word_perplexity = exp(nll / words)
+---  word_perplexity = exp(nll / words), notes if there are any
 ---@return string? message, string? code
 function eval.perplexity(model, opts)
   opts = options.check(opts, PERPLEXITY_OPTIONS)
-  local list, words, code = sequences.read(model, opts)
-  if not list then return nil, words, code end
-  local nll, tokens
-  nll, tokens, code = score(model, list, opts.on_progress)
+  local list, words, notes = sequences.read(model, opts)
+  if not list then return nil, words, notes end
+  local nll, tokens, code = score(model, list, opts.on_progress)
   if not nll then return nil, tokens, code end
   if nll ~= nll or nll == math.huge then
     local _, why = model:check_finite()
@@ -54,6 +53,7 @@ function eval.perplexity(model, opts)
     perplexity = math.exp(nll / tokens),
     words = words,
     word_perplexity = math.exp(nll / math.max(words, 1)),
+    notes = notes,
   }
 end
 

@@ -41,7 +41,9 @@ function partial.place(source, out)
   out = #out > 1 and out:gsub("/+$", "") or out
   local inside, message, code = core.list_dir(out)
   local renamed = inside and inside[JOURNAL]
-  if inside and next(inside) and not renamed then
+  if inside and inside["moonlet.json"] and not renamed then
+    return nil, out .. ": holds a complete checkpoint already", "io"
+  elseif inside and next(inside) and not renamed then
     return nil, out .. ": exists and is not empty", "io"
   end
   if not inside and core.real_path(out) then return nil, message, code end

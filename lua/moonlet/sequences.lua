@@ -64,11 +64,13 @@ end
 local function of_card(model, text, n)
   local ids, message, code = model:encode(text, { special = false })
   if not ids then return nil, message, code end
+  local notes = #ids < n and { ("protocol card was to take %d tokens, the text has %d"):format(n,
+    #ids) } or nil
   ids = table.move(ids, 1, math.min(n, #ids), 1, {})
   if #ids < 2 then return {}, 0 end
   local targets = table.move(ids, 2, #ids, 1, {})
   targets[#ids] = -1
-  return { { ids = ids, targets = targets } }, count_words(model:decode(ids))
+  return { { ids = ids, targets = targets } }, count_words(model:decode(ids)), notes
 end
 
 -- ---- dialogues ----------------------------------------------------------------------------------
@@ -253,7 +255,8 @@ end
 ---  exactly one of file, text and chat; windows and dialogues are { first, last } of those to
 ---  take, from 1, last left out for all the rest; tokens go with protocol "card"
 ---@return { ids: integer[], targets: integer[] }[]? list
----@return integer|string words_or_message, string? code
+---@return integer|string words_or_message
+---@return string|string[]|nil code_or_notes  notes: lines that the user should read, if any
 function sequences.read(model, opts)
   local sources = (opts.file and 1 or 0) + (opts.text and 1 or 0) + (opts.chat and 1 or 0)
   if sources ~= 1 then options.misuse("one of file, text and chat expected") end
@@ -263,7 +266,7 @@ function sequences.read(model, opts)
   check_range(opts, "windows", not opts.chat)
   check_range(opts, "dialogues", opts.chat)
 
-  local list, words, code
+  local list, words, code -- or notes, with a list
   if opts.chat then
     list, words, code = of_dialogues(model, opts.chat, opts.dialogues)
   else
@@ -284,7 +287,7 @@ function sequences.read(model, opts)
     return nil, opts.chat and opts.chat .. ": no assistant says anything in it"
       or (opts.file or "the text") .. ": fewer than two tokens", "range"
   end
-  return list, words
+  return list, words, code
 end
 
 ---@param list { ids: integer[] }[]

@@ -75,6 +75,15 @@ describe("one tensor's put", function()
     assert.equal("format", code)
   end)
 
+  it("says that a finite weight is too large for bf16", function()
+    local got, message = put({ 1, 3.4e38 }, 2, { { name = "out", dtype = "BF16",
+      shape = { 1, 2 } } }, { op = "bf16", part_rows = 1,
+      parts = { { name = "w", first_row = 0 } } })
+    assert.is_nil(got)
+    assert.matches("row 0 column 1: 3.4e%+38 cannot be written: it is too large for the format",
+      message)
+  end)
+
   it("names a weight whose range of one bit leaves bf16", function()
     local function one_bit(top)
       local row = {}

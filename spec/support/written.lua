@@ -25,6 +25,17 @@ function written.quantized(o, fn)
   end)
 end
 
+---The notes on a plan, but for that on golden models, none of which has a tokenizer.
+function written.notes(p)
+  local notes = {}
+  for _, note in ipairs(p.notes) do
+    if note ~= "the source has no tokenizer, and neither will the checkpoint" then
+      notes[#notes + 1] = note
+    end
+  end
+  return notes
+end
+
 ---All tensors of the files of a directory.
 function written.tensors(dir)
   local all = {}

@@ -94,6 +94,10 @@ local function text_of(args, what)
     on_progress = output.progress(args, what, "tokens") }
 end
 
+local function print_notes(result)
+  for _, note in ipairs(result.notes or {}) do output.line("note: " .. note) end
+end
+
 local function run_ppl(args)
   if not text_given(args) then output.misuse("give one of --file and --chat") end
   local model <close>, message, code = output.open_model(args)
@@ -107,6 +111,7 @@ local function run_ppl(args)
     local form = "perplexity %.6g over %s tokens (%.6g per word over %s words)"
     output.line(form:format(result.perplexity, output.count(result.tokens),
       result.word_perplexity, output.count(result.words)))
+    print_notes(result)
   end
   return true
 end
@@ -151,6 +156,7 @@ local function save_logits(args)
   else
     output.line(("%s: logits of %s positions"):format(args.save_logits,
       output.count(result.tokens)))
+    print_notes(result)
   end
   return true
 end
@@ -161,7 +167,12 @@ local function show(args, result, print_text)
     local ok, message, code = require("moonlet.eval").report(result, args.report)
     if not ok then return nil, message, code end
   end
-  if args.json then output.print_json(result) else print_text(result) end
+  if args.json then
+    output.print_json(result)
+  else
+    print_text(result)
+    print_notes(result)
+  end
   return true
 end
 

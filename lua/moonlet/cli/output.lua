@@ -20,11 +20,18 @@ function output.integer(name, min, max)
   return function(text)
     local n = math.tointeger(tonumber(text))
     if n and n >= min and n <= (max or n) then return n end
-    return nil, ("option '%s': %s expected, got '%s'"):format(name, range, text)
+    local whole = output.fraction(text) and "a whole number, " or ""
+    return nil, ("option '%s': %s%s expected, got '%s'"):format(name, whole, range, text)
   end
 end
 
 local UNITS <const> = { [""] = 0, K = 10, M = 20, G = 30, T = 40 }
+
+---Whether a text is a number, but no whole one.
+function output.fraction(text)
+  local x = tonumber(text)
+  return x ~= nil and x ~= x // 1
+end
 
 ---A converter for an option that takes an amount of memory: "512M", "1.5G", "4GiB", bytes.
 ---@return fun(text: string): integer?, string?

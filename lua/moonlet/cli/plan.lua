@@ -6,10 +6,16 @@ local target = require "moonlet.cli.target"
 
 local plan = {}
 
+-- Bits of a format are whole; means of a mixture are not, and have an option of their own.
+local function bits(text)
+  local n, message = output.integer("--bits", 1)(text)
+  if not output.fraction(text) then return n, message end
+  return nil, ("%s; --target %sbpw aims at a mean"):format(message, text)
+end
+
 ---Options that recipes take.
 function plan.base_options(command)
-  command:option("--bits", "base bits, if the recipe takes them"):argname("N")
-    :convert(output.integer("--bits", 1))
+  command:option("--bits", "base bits, if the recipe takes them"):argname("N"):convert(bits)
   command:option("--group", "group size, if the recipe takes it"):argname("N")
     :convert(output.integer("--group", 1))
   command:flag("--mxfp", "promote 4- and 8-bit decisions to mxfp4 and mxfp8, if the recipe can")

@@ -85,11 +85,10 @@ end
 -- What is scored. Both tokenizers must agree on it, or positions would not correspond.
 local function model_sequences(model, reference, opts)
   local reader = model.tokenizer and model or reference
-  local list, words, code = sequences.read(reader, opts)
-  if not list then return nil, words, code end
+  local list, words, notes = sequences.read(reader, opts)
+  if not list then return nil, words, notes end
   if reference ~= reader and reference.tokenizer then
-    local other, message
-    other, message, code = sequences.read(reference, opts)
+    local other, message, code = sequences.read(reference, opts)
     if not other then return nil, message, code end
     local i = difference(list, other)
     if i then
@@ -97,7 +96,7 @@ local function model_sequences(model, reference, opts)
         model.dir), "range"
     end
   end
-  return list, words
+  return list, words, notes
 end
 
 local function check_file_sequences(model, path, list, opts)
@@ -185,7 +184,8 @@ end
 ---  moonlet.json tells); bytes and bits_per_weight of the model's matrices; layers: what the
 ---  residual stream is off by after each layer and after the last norm, as a share of its size, if
 ---  the reference is a model of the same shape; with matrices, what Model:matrices returns; with
----  positions, a list of sequence, position, token, kld, nll, reference_nll, top, reference_top
+---  positions, a list of sequence, position, token, kld, nll, reference_nll, top, reference_top;
+---  notes if there are any
 ---@return string? message, string? code
 function kld.kld(model, opts)
   opts = options.check(opts, KLD_OPTIONS)
@@ -193,16 +193,15 @@ function kld.kld(model, opts)
     options.misuse("one of reference and reference_logits expected")
   end
   if opts.reference_logits then return compare_with_file(model, opts) end
-  local list, words, code = model_sequences(model, opts.reference, opts)
-  if not list then return nil, words, code end
-  local columns, layers
-  columns, layers, code = against_model(model, opts.reference, list,
+  local list, words, notes = model_sequences(model, opts.reference, opts)
+  if not list then return nil, words, notes end
+  local columns, layers, code = against_model(model, opts.reference, list,
     rows.progress(list, opts.on_progress, 2, 1))
   if not columns then return nil, layers, code end
   local result, message
   result, message, code = result_of(model, list, columns, words, opts)
   if not result then return nil, message, code end
-  result.reference = opts.reference.dir
+  result.reference, result.notes = opts.reference.dir, notes
   if #layers > 0 then result.layers = layers end
   return result
 end
@@ -212,15 +211,14 @@ end
 ---@param model moonlet.Model the reference
 ---@param opts { out: string, file?: string, text?: string, chat?: string, window?: integer,
 ---  windows?: integer[], dialogues?: integer[], on_progress?: fun(done: integer, total: integer) }
----@return table? result tokens, words
+---@return table? result tokens, words, notes if there are any
 ---@return string? message, string? code
 function kld.save_logits(model, opts)
   opts = options.check(opts, SAVE_OPTIONS)
   if not opts.out then options.misuse("option 'out' is missing") end
-  local list, words, code = sequences.read(model, opts)
-  if not list then return nil, words, code end
-  local ok, message
-  ok, message, code = outputs.check(opts.out, model.dir, opts.file, opts.chat)
+  local list, words, notes = sequences.read(model, opts)
+  if not list then return nil, words, notes end
+  local ok, message, code = outputs.check(opts.out, model.dir, opts.file, opts.chat)
   if not ok then return nil, message, code end
   local writer <close>, problem, kind = reference_file.create(opts.out, model, list, words)
   if not writer then return nil, problem, kind end
@@ -239,7 +237,7 @@ function kld.save_logits(model, opts)
   end
   ok, message, code = writer:finish()
   if not ok then return nil, message, code end
-  return { tokens = tokens, words = words }
+  return { tokens = tokens, words = words, notes = notes }
 end
 
 return kld

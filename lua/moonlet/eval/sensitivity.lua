@@ -241,15 +241,14 @@ end
 ---@return table? result rows and totals (a row per decision or recipe: everything at once), each
 ---  with rule (number of the decision), name, decision (text), class, layer, tensors, parameters,
 ---  bytes, saved (bytes, against bf16), kld_per_mib (mean KLD per MiB saved), and what eval.kld
----  measures; reference, tokens, words, by
+---  measures; reference, tokens, words, by, notes if there are any
 ---@return string? message, string? code
 function sensitivity.sensitivity(model, opts)
   opts = check_options(opts)
   local tables, n, code = all_groups(model, opts)
   if not tables then return nil, n, code end
-  local list, words
-  list, words, code = sequences.read(model, opts)
-  if not list then return nil, words, code end
+  local list, words, notes = sequences.read(model, opts)
+  if not list then return nil, words, notes end
 
   local calibration <close>, problem, kind = open_imatrix(model, opts.imatrix)
   if not calibration then return nil, problem, kind end
@@ -260,7 +259,7 @@ function sensitivity.sensitivity(model, opts)
   run.finals, message, code = reference_rows(model, run.passes, run.progress)
   if not run.finals then return nil, message, code end
   return measure_tables(run, tables, { rows = json.array {}, totals = json.array {},
-    by = opts.by or "class", reference = model.dir, words = words })
+    by = opts.by or "class", reference = model.dir, words = words, notes = notes })
 end
 
 return sensitivity

@@ -244,6 +244,16 @@ function Job:close()
 end
 Job.__close = Job.close
 
+local function has_tokenizer(files)
+  for name in pairs(files) do
+    if name == "tokenizer.json" or name == "vocab.json" or name:find("^tokenizer%.model")
+      or name:find("%.tiktoken$") then
+      return true
+    end
+  end
+  return false
+end
+
 -- Everything but the space: what is to be written, and what of it is there.
 function Job:prepare()
   local o = self.options
@@ -254,6 +264,9 @@ function Job:prepare()
   if not ok then return nil, message, code end
   self.side, message, code = partial.side_files(o.source)
   if not self.side then return nil, message, code end
+  if not has_tokenizer(self.side) then
+    self:note("the source has no tokenizer, and neither will the checkpoint")
+  end
   self.source, message, code = provenance.source(o.source)
   if not self.source then return nil, message, code end
   self.plan = provenance.plan(self.source, self.rule, self.decisions, self.settings)
