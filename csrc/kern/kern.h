@@ -174,6 +174,8 @@ typedef struct kern_job {
     const float *x;
     float *y;
     int64_t ldx, n_x, ldy;
+    const int32_t *pick; /* which rows of x; NULL: the first n_x. In 8 bits only */
+    int64_t n_from;      /* rows of x that jobs pick from */
 } kern_job;
 
 void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs, int64_t n_jobs,
@@ -187,7 +189,8 @@ int kern_takes_int8(const num_matrix *w);
 int64_t kern_int8_bytes(int64_t cols);
 
 /* kern_linear_jobs with activations in 8 bits where the matrix takes them. rows: 64-byte aligned,
- * kern_int8_bytes(cols) for each row of x; jobs that follow one another and share x share its. */
+ * kern_int8_bytes(cols) for each row of x and for each row that is picked; jobs that follow one
+ * another and share x, and what they pick of it, share these. Jobs that pick must take 8 bits. */
 void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *jobs,
                            int64_t n_jobs, int64_t max_cols, void *scratch, void *rows);
 

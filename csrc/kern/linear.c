@@ -1,5 +1,6 @@
 /* y = x W^T over the pool: rows in blocks, a block decoded once for all tokens. */
 #include <stddef.h>
+#include <string.h>
 
 #include "base/pool.h"
 #include "kern/int8.h"
@@ -20,6 +21,18 @@ typedef struct work {
 static int runs_int8(const work *p, const num_matrix *w)
 {
     return p->rows && kern_takes_int8(w);
+}
+
+/* Rows of x that a job and those it shares x with choose from. */
+static int64_t n_source_rows(const kern_job *job)
+{
+    return job->pick ? job->n_from : job->n_x;
+}
+
+/* Whether the rows a job reads are copied together. */
+static int is_gathered(const kern_job *job)
+{
+    return job->pick && job->n_x > 1;
 }
 
 /* In 8 bits a panel of rows is a unit however wide it is. */
@@ -71,32 +84,75 @@ static void run_block(const work *p, const kern_job *job, const char *rows, int6
     }
 }
 
-static int same_x(const kern_job *a, const kern_job *b)
+static int same_source(const kern_job *a, const kern_job *b)
 {
-    return a->x == b->x && a->n_x == b->n_x && a->ldx == b->ldx && a->w->cols == b->w->cols;
+    return a->x == b->x && a->ldx == b->ldx && a->w->cols == b->w->cols &&
+           n_source_rows(a) == n_source_rows(b);
 }
 
-/* Bytes from the 8-bit rows of a job to those of the next. */
-static int64_t rows_step(const kern_job *job)
+static int same_x(const kern_job *a, const kern_job *b)
 {
-    return same_x(job, job + 1) ? 0 : job->n_x * kern_int8_bytes(job->w->cols);
+    return same_source(a, b) && a->pick == b->pick && a->n_x == b->n_x;
+}
+
+/* A job, and where the 8-bit rows of its x and those it reads lie: rows of an x are followed by
+ * what jobs pick of it. */
+typedef struct place {
+    const kern_job *job, *end;
+    char *source, *rows, *free;
+} place;
+
+static void place_rows(place *at)
+{
+    at->rows = at->source;
+    if (!at->source) return;
+    int64_t n_bytes = kern_int8_bytes(at->job->w->cols);
+    if (is_gathered(at->job)) {
+        at->rows = at->free;
+        at->free += at->job->n_x * n_bytes;
+    } else if (at->job->pick) {
+        at->rows += *at->job->pick * n_bytes;
+    }
+}
+
+static void place_source(place *at)
+{
+    at->source = at->free;
+    if (at->source) at->free += n_source_rows(at->job) * kern_int8_bytes(at->job->w->cols);
+    place_rows(at);
+}
+
+static place first_place(const work *p)
+{
+    place at = {.job = p->jobs, .end = p->jobs + p->n_jobs, .free = p->rows};
+    place_source(&at);
+    return at;
+}
+
+static void next_place(place *at)
+{
+    const kern_job *before = at->job++;
+    if (at->job == at->end) return;
+    if (!same_source(before, at->job))
+        place_source(at);
+    else if (!same_x(before, at->job))
+        place_rows(at);
 }
 
 /* Items are the blocks of all jobs, one job after the other. */
 static void run_items(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const work *p = ctx;
-    const kern_job *job = p->jobs;
-    const char *rows = p->rows;
-    int64_t before = 0, in_job = count_blocks(p, job->w);
+    place at = first_place(p);
+    int64_t before = 0, in_job = count_blocks(p, at.job->w);
     float *scratch = (float *)(void *)(p->scratch + worker * p->scratch_bytes);
     for (int64_t i = begin; i < end; i++) {
         while (i - before >= in_job) {
             before += in_job;
-            if (rows) rows += rows_step(job);
-            in_job = count_blocks(p, (++job)->w);
+            next_place(&at);
+            in_job = count_blocks(p, at.job->w);
         }
-        run_block(p, job, rows, i - before, scratch);
+        run_block(p, at.job, at.rows, i - before, scratch);
     }
 }
 
@@ -124,35 +180,56 @@ void kern_linear(struct pool *p, const kern_ops *ops, const num_matrix *w, const
 
 /* ---- activations in 8 bits ------------------------------------------------------------------ */
 
-/* The end of the run of jobs that share x with job j; whether one of them wants it in 8 bits. */
-static int64_t end_of_run(const work *p, int64_t j, int *wanted)
+/* Whether one of the jobs from `at` on that share its x wants it in 8 bits; `at` moves behind
+ * them. */
+static int pass_source(place *at)
 {
-    const kern_job *job = &p->jobs[j];
-    *wanted = 0;
-    for (; j < p->n_jobs && same_x(job, &p->jobs[j]); j++) *wanted |= kern_takes_int8(p->jobs[j].w);
-    return j;
+    const kern_job *first = at->job;
+    int wanted = 0;
+    while (at->job < at->end && same_source(first, at->job)) {
+        wanted |= kern_takes_int8(at->job->w);
+        next_place(at);
+    }
+    return wanted;
 }
 
-/* Items are the rows of x, of one run of jobs after the other. */
+/* Items are the rows of x, of one x after the other. */
 static void quantize_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const work *p = ctx;
-    const kern_job *job = p->jobs;
-    char *rows = p->rows;
-    int wanted;
-    int64_t before = 0, next = end_of_run(p, 0, &wanted);
+    place next = first_place(p), at = next;
+    int wanted = pass_source(&next);
+    int64_t before = 0, n_rows = n_source_rows(at.job);
     for (int64_t i = begin; i < end; i++) {
-        while (i - before >= job->n_x) {
-            before += job->n_x;
-            rows += job->n_x * kern_int8_bytes(job->w->cols);
-            job = &p->jobs[next];
-            next = end_of_run(p, next, &wanted);
+        while (i - before >= n_rows) {
+            before += n_rows;
+            at = next;
+            wanted = pass_source(&next);
+            n_rows = n_source_rows(at.job);
         }
         if (wanted)
-            p->ops->int8->quantize(job->x + (i - before) * job->ldx, job->w->cols,
-                                   rows + (i - before) * kern_int8_bytes(job->w->cols));
+            p->ops->int8->quantize(at.job->x + (i - before) * at.job->ldx, at.job->w->cols,
+                                   at.source + (i - before) * kern_int8_bytes(at.job->w->cols));
     }
+}
+
+static void gather(const place *at)
+{
+    int64_t n_bytes = kern_int8_bytes(at->job->w->cols);
+    for (int64_t i = 0; i < at->job->n_x; i++)
+        memcpy(at->rows + i * n_bytes, at->source + at->job->pick[i] * n_bytes, (size_t)n_bytes);
+}
+
+/* Items are the jobs. */
+static void gather_rows(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    const work *p = ctx;
+    place at = first_place(p);
+    for (int64_t i = 0; i < end; i++, next_place(&at))
+        if (i >= begin && is_gathered(at.job) && (i == 0 || !same_x(at.job - 1, at.job)))
+            gather(&at);
 }
 
 void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *jobs,
@@ -160,8 +237,12 @@ void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *
 {
     work w = {ops, jobs, n_jobs, scratch, kern_scratch_bytes(max_cols), rows};
     int64_t n_rows = 0;
-    int wanted;
-    for (int64_t j = 0; j < n_jobs; j = end_of_run(&w, j, &wanted)) n_rows += jobs[j].n_x;
+    int gathers = 0;
+    for (int64_t j = 0; j < n_jobs; j++) {
+        if (j == 0 || !same_source(&jobs[j - 1], &jobs[j])) n_rows += n_source_rows(&jobs[j]);
+        gathers |= is_gathered(&jobs[j]);
+    }
     pool_for(p, n_rows, 8, quantize_rows, &w);
+    if (gathers) pool_for(p, n_jobs, 8, gather_rows, &w);
     run_work(p, &w);
 }

@@ -178,35 +178,56 @@ static int run_linear(lua_State *L, const kern_ops *ops)
     return 2;
 }
 
-/* {matrices = {matrix, ...}, xs = {x, ...}, threads, int8} -> y of each job, all in one region */
+/* Element j of the table args[key], a string or, when that is allowed, absent: NULL. */
+static const char *list_string(lua_State *L, const char *key, int64_t j, int optional, size_t *n)
+{
+    *n = 0;
+    if (lml_get(L, 3, key) == LUA_TNIL && optional) return NULL;
+    if (lua_geti(L, -1, j + 1) != LUA_TSTRING && !optional)
+        luaL_error(L, "'%s': strings expected", key);
+    return lua_tolstring(L, -1, n);
+}
+
+/* The x of job j and what it picks of it; one string that jobs share is one x. */
+static void job_rows(lua_State *L, kern_job *jobs, int64_t j, const char **seen)
+{
+    size_t x_bytes, n_picked;
+    const char *x = list_string(L, "xs", j, 0, &x_bytes);
+    const char *pick = list_string(L, "picks", j, 1, &n_picked);
+    kern_job *job = &jobs[j];
+    size_t row = (size_t)job->ldx * sizeof(float);
+    luaL_argcheck(L, x_bytes % row == 0, 3, "xs: not whole rows");
+    job->x = x == *seen ? jobs[j - 1].x : guard_copy(L, x, x_bytes);
+    job->n_x = job->n_from = (int64_t)(x_bytes / row);
+    *seen = x;
+    if (!pick) return;
+    job->pick = guard_copy(L, pick, n_picked);
+    job->n_x = (int64_t)(n_picked / sizeof *job->pick);
+    for (int64_t i = 0; i < job->n_x; i++)
+        luaL_argcheck(L, job->pick[i] >= 0 && job->pick[i] < job->n_from, 3, "picks: no such row");
+}
+
+/* {matrices = {matrix, ...}, xs = {x, ...}, picks = {i32 rows of x or nothing, ...}, threads, int8}
+ * -> y of each job, all in one region */
 static int run_jobs(lua_State *L, const kern_ops *ops)
 {
     lua_getfield(L, 3, "matrices");
-    lua_getfield(L, 3, "xs");
-    int matrices = lua_gettop(L) - 1, xs = matrices + 1;
+    int matrices = lua_gettop(L);
     luaL_checktype(L, matrices, LUA_TTABLE);
-    luaL_checktype(L, xs, LUA_TTABLE);
     int64_t n = lml_len(L, matrices, 1024), max_cols = 1, n_rows = 0;
     int64_t threads = arg_count(L, "threads", 1);
     num_matrix *m = guard_new(L, (size_t)n * sizeof *m);
     kern_job *jobs = guard_new(L, (size_t)n * sizeof *jobs);
-    luaL_checkstack(L, (int)(4 * n) + 8, NULL);
+    const char *seen = NULL;
+    luaL_checkstack(L, (int)(8 * n) + 8, NULL);
     for (int64_t j = 0; j < n; j++) {
-        size_t x_bytes;
         lua_geti(L, matrices, j + 1);
         lml_check_matrix(L, lua_gettop(L), &m[j]);
-        lua_geti(L, xs, j + 1);
-        const char *x = luaL_checklstring(L, -1, &x_bytes);
-        int64_t row = m[j].cols * (int64_t)sizeof(float);
-        luaL_argcheck(L, (int64_t)x_bytes % row == 0, 3, "xs: not whole rows");
-        jobs[j] = (kern_job){.w = &m[j],
-                             .ldx = m[j].cols,
-                             .ldy = m[j].rows,
-                             .n_x = (int64_t)x_bytes / row,
-                             .x = guard_copy(L, x, x_bytes)};
+        jobs[j] = (kern_job){.w = &m[j], .ldx = m[j].cols, .ldy = m[j].rows};
+        job_rows(L, jobs, j, &seen);
         jobs[j].y = guard_new(L, (size_t)(jobs[j].n_x * m[j].rows) * sizeof(float));
         if (m[j].cols > max_cols) max_cols = m[j].cols;
-        n_rows += jobs[j].n_x;
+        n_rows += jobs[j].n_x + jobs[j].n_from;
     }
     char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(max_cols)));
     void *rows = arg_int8_rows(L, n_rows, max_cols);

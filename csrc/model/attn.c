@@ -407,13 +407,11 @@ static void attend(attn_loop *l)
 
 void attn_mix(pass *p, const attn_weights *w, int slot, int64_t n)
 {
-    const model_config *c = &p->m->config;
-    int64_t H = c->hidden_size;
     attn_loop l = {.p = p, .w = w, .slot = slot, .n = n};
     kern_job jobs[] = {
-        {&w->q_proj, p->u, p->qg, H, n, w->q_proj.rows},
-        {&w->k_proj, p->u, p->k, H, n, w->k_proj.rows},
-        {&w->v_proj, p->u, p->v, H, n, w->v_proj.rows},
+        pass_job(&w->q_proj, p->u, n, p->qg),
+        pass_job(&w->k_proj, p->u, n, p->k),
+        pass_job(&w->v_proj, p->u, n, p->v),
     };
     pass_linear_jobs(p, PROFILE_QKV_PROJ, jobs, 3);
     /* Threads that wrote into the same page would pass its cache lines around. */

@@ -43,16 +43,26 @@ static void sort_by_expert(pass *p, int64_t n)
     memset(first, 0, (size_t)(E + 1) * sizeof *first);
     for (int64_t i = 0; i < pairs; i++) first[p->expert_ids[i] + 1]++;
     for (int64_t e = 0; e < E; e++) first[e + 1] += first[e];
-    for (int64_t i = 0; i < pairs; i++) p->expert_rows[i] = first[p->expert_ids[i]]++;
+    for (int64_t i = 0; i < pairs; i++) {
+        p->expert_rows[i] = first[p->expert_ids[i]]++;
+        p->expert_token[p->expert_rows[i]] = (int32_t)(i / c->n_experts_used);
+    }
     for (int64_t e = E; e > 0; e--) first[e] = first[e - 1];
     first[0] = 0;
 }
 
+/* Rows of gate and up: `routed` of the experts, then the shared expert's (or dense), whose width
+ * may differ. */
 typedef struct row_loop {
     pass *p;
-    int64_t width;
-    int64_t shared_row; /* first row of the shared expert */
+    int64_t routed, width, shared_width;
 } row_loop;
+
+static int64_t row_at(const row_loop *l, int64_t r)
+{
+    if (r <= l->routed) return r * l->width;
+    return l->routed * l->width + (r - l->routed) * l->shared_width;
+}
 
 static void gather_inputs(void *ctx, int64_t begin, int64_t end, int worker)
 {
@@ -69,7 +79,8 @@ static void gate_rows(void *ctx, int64_t begin, int64_t end, int worker)
     (void)worker;
     const row_loop *l = ctx;
     for (int64_t r = begin; r < end; r++)
-        l->p->m->ops->silu_mul(l->p->gate + r * l->width, l->p->up + r * l->width, l->width);
+        l->p->m->ops->silu_mul(l->p->gate + row_at(l, r), l->p->up + row_at(l, r),
+                               r < l->routed ? l->width : l->shared_width);
 }
 
 /* y = sum of the chosen experts' outputs, best first, then the shared one's. */
@@ -85,20 +96,54 @@ static void combine_outputs(void *ctx, int64_t begin, int64_t end, int worker)
         for (int64_t j = 0; j < k; j++)
             p->m->ops->axpy(p->expert_weights[i * k + j], p->down + p->expert_rows[i * k + j] * H,
                             y, H);
-        p->m->ops->axpy(kern_sigmoidf(p->shared[i]), p->down + (l->shared_row + i) * H, y, H);
+        p->m->ops->axpy(kern_sigmoidf(p->shared[i]), p->down + (l->routed + i) * H, y, H);
     }
 }
 
 static void dense_mix(pass *p, const mlp_weights *w, int64_t n)
 {
-    int64_t H = p->m->config.hidden_size, I = p->m->config.intermediate_size;
-    kern_job jobs[] = {{&w->gate_proj, p->u, p->gate, H, n, I},
-                       {&w->up_proj, p->u, p->up, H, n, I}};
+    kern_job jobs[] = {pass_job(&w->gate_proj, p->u, n, p->gate),
+                       pass_job(&w->up_proj, p->u, n, p->up)};
     pass_linear_jobs(p, PROFILE_GATE_UP, jobs, 2);
-    row_loop l = {p, I, 0};
+    row_loop l = {p, 0, 0, w->gate_proj.rows};
     pool_for(p->m->pool, n, 4, gate_rows, &l);
-    pass_show(p, TAP_FFN_DOWN, p->gate, n, I, NULL);
+    pass_show(p, TAP_FFN_DOWN, p->gate, n, w->down_proj.cols, NULL);
     pass_linear(p, PROFILE_DOWN, &w->down_proj, p->gate, n, p->y);
+}
+
+/* A tap looks at rows sorted by expert, f32 products read them; rows of 8 bits are picked, and of a
+ * single row there are no copies. */
+static int wants_sorted(const pass *p, const layer_weights *w, int64_t n)
+{
+    int takes = p->kern_rows != NULL;
+    if (p->tap || n == 1) return p->tap != NULL;
+    for (int64_t e = 0; takes && e < p->m->config.n_experts; e++)
+        takes =
+            kern_takes_int8(&w->experts[e].gate_proj) && kern_takes_int8(&w->experts[e].up_proj);
+    return !takes;
+}
+
+/* Gate and up of the chosen experts, then of the shared one, whose rows follow theirs. */
+static void gate_up(pass *p, const layer_weights *w, int64_t n, int is_sorted)
+{
+    const model_config *c = &p->m->config;
+    int64_t H = c->hidden_size, I = c->moe_intermediate_size, n_jobs = 0;
+    for (int64_t e = 0; e < c->n_experts; e++) {
+        int64_t first = p->expert_first[e], count = p->expert_first[e + 1] - first;
+        const num_matrix *matrix[] = {&w->experts[e].gate_proj, &w->experts[e].up_proj};
+        float *y[] = {p->gate + first * I, p->up + first * I};
+        for (int i = 0; count && i < 2; i++) {
+            kern_job *job = &p->jobs[n_jobs++];
+            *job = pass_job(matrix[i], is_sorted ? p->xe + first * H : p->u, count, y[i]);
+            if (is_sorted || n == 1) continue;
+            job->pick = p->expert_token + first;
+            job->n_from = n;
+        }
+    }
+    int64_t shared = n * c->n_experts_used * I;
+    p->jobs[n_jobs++] = pass_job(&w->mlp.gate_proj, p->u, n, p->gate + shared);
+    p->jobs[n_jobs++] = pass_job(&w->mlp.up_proj, p->u, n, p->up + shared);
+    pass_linear_jobs(p, PROFILE_GATE_UP, p->jobs, n_jobs);
 }
 
 static void moe_mix(pass *p, const layer_weights *w, int64_t n)
@@ -106,48 +151,31 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
     const model_config *c = &p->m->config;
     int64_t H = c->hidden_size, I = c->moe_intermediate_size, Is = c->shared_intermediate_size;
     int64_t routed = n * c->n_experts_used, n_jobs = 0;
-    kern_job route[] = {{&w->router, p->u, p->router, H, n, c->n_experts},
-                        {&w->shared_gate, p->u, p->shared, H, n, 1}};
+    int is_sorted = wants_sorted(p, w, n);
+    kern_job route[] = {pass_job(&w->router, p->u, n, p->router),
+                        pass_job(&w->shared_gate, p->u, n, p->shared)};
 
     pass_linear_jobs(p, PROFILE_ROUTER, route, 2);
     pool_for(p->m->pool, n, 4, choose_loop, p);
     sort_by_expert(p, n);
-    /* Of a single row there are no copies. */
-    const float *inputs = n == 1 && !p->tap ? p->u : p->xe;
-    if (inputs == p->xe) pool_for(p->m->pool, n, 4, gather_inputs, p);
+    if (is_sorted) pool_for(p->m->pool, n, 4, gather_inputs, p);
     pass_lap(p, PROFILE_DISPATCH, 0);
-
     pass_show(p, TAP_EXPERT_IN, p->xe, routed, H, p->expert_first);
 
-    /* The shared expert's rows follow the routed ones in gate and up; its width may differ. */
-    float *shared_gate = p->gate + routed * I, *shared_up = p->up + routed * I;
-    for (int64_t e = 0; e < c->n_experts; e++) {
-        int64_t first = p->expert_first[e], count = p->expert_first[e + 1] - first;
-        if (!count) continue;
-        const float *x = inputs == p->u ? p->u : inputs + first * H;
-        p->jobs[n_jobs++] =
-            (kern_job){&w->experts[e].gate_proj, x, p->gate + first * I, H, count, I};
-        p->jobs[n_jobs++] = (kern_job){&w->experts[e].up_proj, x, p->up + first * I, H, count, I};
-    }
-    p->jobs[n_jobs++] = (kern_job){&w->mlp.gate_proj, p->u, shared_gate, H, n, Is};
-    p->jobs[n_jobs++] = (kern_job){&w->mlp.up_proj, p->u, shared_up, H, n, Is};
-    pass_linear_jobs(p, PROFILE_GATE_UP, p->jobs, n_jobs);
-
-    row_loop l = {p, I, routed};
-    pool_for(p->m->pool, routed, 8, gate_rows, &l);
-    for (int64_t i = 0; i < n; i++)
-        p->m->ops->silu_mul(shared_gate + i * Is, shared_up + i * Is, Is);
+    gate_up(p, w, n, is_sorted);
+    row_loop l = {p, routed, I, Is};
+    pool_for(p->m->pool, routed + n, 8, gate_rows, &l);
+    const float *shared = p->gate + routed * I;
     pass_show(p, TAP_EXPERT_DOWN, p->gate, routed, I, p->expert_first);
-    pass_show(p, TAP_FFN_DOWN, shared_gate, n, Is, NULL);
+    pass_show(p, TAP_FFN_DOWN, shared, n, Is, NULL);
 
-    n_jobs = 0;
     for (int64_t e = 0; e < c->n_experts; e++) {
         int64_t first = p->expert_first[e], count = p->expert_first[e + 1] - first;
         if (!count) continue;
-        p->jobs[n_jobs++] = (kern_job){
-            &w->experts[e].down_proj, p->gate + first * I, p->down + first * H, I, count, H};
+        p->jobs[n_jobs++] =
+            pass_job(&w->experts[e].down_proj, p->gate + first * I, count, p->down + first * H);
     }
-    p->jobs[n_jobs++] = (kern_job){&w->mlp.down_proj, shared_gate, p->down + routed * H, Is, n, H};
+    p->jobs[n_jobs++] = pass_job(&w->mlp.down_proj, shared, n, p->down + routed * H);
     pass_linear_jobs(p, PROFILE_DOWN, p->jobs, n_jobs);
     pool_for(p->m->pool, n, 4, combine_outputs, &l);
     pass_lap(p, PROFILE_COMBINE, 0);

@@ -9,11 +9,6 @@
 
 #include <string.h>
 
-static void add_rows(float *x, const float *y, int64_t n)
-{
-    for (int64_t i = 0; i < n; i++) x[i] += y[i];
-}
-
 void pass_layer(pass *p, const layer_weights *w, int layer, int is_full, int slot, int64_t n)
 {
     int64_t H = p->m->config.hidden_size;
@@ -25,12 +20,12 @@ void pass_layer(pass *p, const layer_weights *w, int layer, int is_full, int slo
         attn_mix(p, &w->attn, slot, n);
     else
         gdn_mix(p, &w->gdn, slot, n);
-    add_rows(p->x, p->y, n * H);
+    pass_add(p, n);
 
     pass_norm(p, p->x, w->post_norm, n, p->u);
     pass_show(p, TAP_FFN_IN, p->u, n, H, NULL);
     ffn_mix(p, w, n);
-    add_rows(p->x, p->y, n * H);
+    pass_add(p, n);
 }
 
 /* Row t0 of arrays that span the whole call; NULL stays NULL. */

@@ -142,10 +142,10 @@ void gdn_mix(pass *p, const gdn_weights *w, int slot, int64_t n)
     gdn_loop l = {p, w, slot, n};
 
     kern_job jobs[] = {
-        {&w->in_proj_qkv, p->u, p->conv_in, c->hidden_size, n, C},
-        {&w->in_proj_z, p->u, p->z, c->hidden_size, n, w->in_proj_z.rows},
-        {&w->in_proj_b, p->u, p->b, c->hidden_size, n, Nv},
-        {&w->in_proj_a, p->u, p->a, c->hidden_size, n, Nv},
+        pass_job(&w->in_proj_qkv, p->u, n, p->conv_in),
+        pass_job(&w->in_proj_z, p->u, n, p->z),
+        pass_job(&w->in_proj_b, p->u, n, p->b),
+        pass_job(&w->in_proj_a, p->u, n, p->a),
     };
     pass_linear_jobs(p, PROFILE_IN_PROJ, jobs, 4);
     pool_for(p->m->pool, 2 * Nk + Nv, 4, prepare_heads, &l);

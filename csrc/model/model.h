@@ -65,9 +65,10 @@ int kv_codec_parse(const char *name); /* -1 if there is no such codec */
 
 typedef struct ses ses;
 
-/* Tokens per batch: enough that a decoded weight row serves many, little enough that scratch stays
- * well under 100 MB at 35B-A3B's sizes and cancelling is prompt. */
-enum { SES_BATCH = 256 };
+/* Tokens per batch: enough that a decoded weight row serves many (of 256 experts of which 8 are
+ * chosen each meets 16), little enough that scratch stays near 100 MB at 35B-A3B's sizes and
+ * cancelling is prompt. */
+enum { SES_BATCH = 512 };
 
 typedef struct ses_options {
     int64_t n_ctx; /* tokens it can hold; at least 1 */
@@ -91,7 +92,7 @@ typedef struct ses_want {
 
 /* Appends n tokens. A token's results are the same bits however the sequence is cut into calls
  * and whatever the number of threads. Fails without effect on ids out of range (ERR_RANGE) and
- * when the context is full (ERR_LIMIT); `cancel` is looked at between layers; the batches of 256
+ * when the context is full (ERR_LIMIT); `cancel` is looked at between layers; the batches of 512
  * tokens that were complete stay (ERR_CANCELLED, ses_n_past tells). want may be NULL. */
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e);

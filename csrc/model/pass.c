@@ -48,48 +48,90 @@ static int64_t kern_rows_bytes(const pass *p)
                              kern_int8_bytes(p->kern_cols));
 }
 
+static void lay_out_gdn(pass *p, layout *l)
+{
+    const model_config *c = &p->m->config;
+    int64_t n = SES_BATCH, C = config_conv_width(c), Nv = c->lin_v_heads;
+    size_t f = sizeof(float);
+
+    p->conv_in = take(l, n * C, f);
+    p->conv_out = take(l, n * C, f);
+    p->z = take(l, n * config_value_width(c), f);
+    p->b = take(l, n * Nv, f);
+    p->a = take(l, n * Nv, f);
+}
+
+static void lay_out_attn(pass *p, layout *l)
+{
+    const model_config *c = &p->m->config;
+    int64_t n = SES_BATCH, D = c->head_dim, kv_width = (int64_t)c->n_kv_heads * D;
+    size_t f = sizeof(float);
+
+    p->qg = take(l, n * c->n_heads * 2 * D, f);
+    p->q = take(l, n * c->n_heads * D, f);
+    p->k = take(l, n * kv_width, f);
+    p->v = take(l, n * kv_width, f);
+    p->heads = take(l, n * c->n_heads * D, f);
+    p->query_codes = p->m->int8 ? take(l, n * c->n_heads, (size_t)kern_attn_query_bytes(D)) : NULL;
+}
+
+static void lay_out_ffn(pass *p, layout *l)
+{
+    const model_config *c = &p->m->config;
+    int64_t n = SES_BATCH, H = c->hidden_size, E = c->n_experts, pairs = n * c->n_experts_used;
+    int64_t ffn = c->is_moe ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
+                            : n * c->intermediate_size;
+    size_t f = sizeof(float);
+
+    p->router = take(l, n * E, f);
+    p->expert_ids = take(l, pairs, sizeof *p->expert_ids);
+    p->expert_weights = take(l, pairs, f);
+    p->expert_rows = take(l, pairs, sizeof *p->expert_rows);
+    p->expert_token = take(l, pairs, sizeof *p->expert_token);
+    p->expert_first = take(l, E + 1, sizeof *p->expert_first);
+    p->gate = take(l, ffn, f);
+    p->up = take(l, ffn, f);
+    p->down = take(l, c->is_moe ? (pairs + n) * H : 0, f);
+    p->shared = take(l, n, f);
+    p->jobs = take(l, 2 * (E + 1), sizeof *p->jobs);
+}
+
+/* What a part of a layer computes in is free for the next part. */
+static void lay_out_parts(pass *p, layout *l)
+{
+    static void (*const parts[])(pass *, layout *) = {lay_out_gdn, lay_out_attn, lay_out_ffn};
+    size_t begin = l->n_bytes, end = begin;
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        l->n_bytes = begin;
+        parts[i](p, l);
+        if (l->n_bytes > end) end = l->n_bytes;
+    }
+    l->n_bytes = end;
+}
+
 static void lay_out(pass *p, layout *l)
 {
     const model_config *c = &p->m->config;
-    int64_t n = SES_BATCH, H = c->hidden_size, C = config_conv_width(c), D = c->head_dim;
-    int64_t Nv = c->lin_v_heads, kv_width = (int64_t)c->n_kv_heads * D, E = c->n_experts;
-    int64_t pairs = n * c->n_experts_used, workers = pool_n_threads(p->m->pool);
-    int64_t ffn = c->is_moe ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
-                            : n * c->intermediate_size;
+    int64_t n = SES_BATCH, H = c->hidden_size, workers = pool_n_threads(p->m->pool);
     size_t f = sizeof(float);
 
     p->row_span = take(l, n, sizeof(span *));
     p->x = take(l, n * H, f);
     p->u = take(l, n * H, f);
     p->y = take(l, n * H, f);
-    p->conv_in = take(l, n * C, f);
-    p->conv_out = take(l, n * C, f);
-    p->z = take(l, n * config_value_width(c), f);
-    p->b = take(l, n * Nv, f);
-    p->a = take(l, n * Nv, f);
-    p->qg = take(l, n * c->n_heads * 2 * D, f);
-    p->q = take(l, n * c->n_heads * D, f);
-    p->k = take(l, n * kv_width, f);
-    p->v = take(l, n * kv_width, f);
-    p->heads = take(l, n * c->n_heads * D, f);
     p->cos = take(l, n * c->rotary_dim / 2, f);
     p->sin = take(l, n * c->rotary_dim / 2, f);
-    p->router = take(l, n * E, f);
-    p->expert_ids = take(l, pairs, sizeof *p->expert_ids);
-    p->expert_weights = take(l, pairs, f);
-    p->expert_rows = take(l, pairs, sizeof *p->expert_rows);
-    p->expert_first = take(l, E + 1, sizeof *p->expert_first);
-    p->xe = take(l, pairs * H, f);
-    p->gate = take(l, ffn, f);
-    p->up = take(l, ffn, f);
-    p->down = take(l, c->is_moe ? (pairs + n) * H : 0, f);
-    p->shared = take(l, n, f);
-    p->jobs = take(l, 2 * (E + 1), sizeof *p->jobs);
     p->mtp_in = take(l, p->m->weights.mtp.present ? n * 2 * H : 0, f);
     p->kern = take(l, workers, (size_t)kern_scratch_bytes(p->kern_cols));
     p->kern_rows = p->m->int8 ? take(l, 1, (size_t)kern_rows_bytes(p)) : NULL;
     p->attn_work = take(l, workers, (size_t)attn_work_bytes(p->m));
-    p->query_codes = p->m->int8 ? take(l, n * c->n_heads, (size_t)kern_attn_query_bytes(D)) : NULL;
+    lay_out_parts(p, l);
+}
+
+static size_t xe_bytes(const pass *p)
+{
+    const model_config *c = &p->m->config;
+    return SES_BATCH * (size_t)c->n_experts_used * (size_t)c->hidden_size * sizeof(float);
 }
 
 static size_t found_bytes(const pass *p)
@@ -109,11 +151,13 @@ static err_code open_into(pass *p, err_info *e)
     layout l = {0};
     lay_out(p, &l);
     if (l.overflow) return err_set(e, ERR_MEMORY, "scratch does not fit in memory");
-    if (!(p->arena = mem_array(1, l.n_bytes, e))) return e->code;
+    p->arena_bytes = l.n_bytes;
+    if (!(p->arena = mem_pages(p->arena_bytes, e))) return e->code;
     l = (layout){.base = p->arena};
     lay_out(p, &l);
     if (!(p->found = mem_pages(found_bytes(p), e))) return e->code;
     if (!(p->scored = mem_pages(scored_bytes(p), e))) return e->code;
+    if (p->m->config.is_moe && !(p->xe = mem_pages(xe_bytes(p), e))) return e->code;
     return ERR_NONE;
 }
 
@@ -136,7 +180,8 @@ void pass_close(pass *p)
     if (!p) return;
     mem_pages_free(p->found, found_bytes(p));
     mem_pages_free(p->scored, scored_bytes(p));
-    mem_free(p->arena);
+    mem_pages_free(p->xe, xe_bytes(p));
+    mem_pages_free(p->arena, p->arena_bytes);
     mem_free(p);
 }
 
@@ -178,7 +223,7 @@ void pass_end(pass *p)
 
 void pass_linear(pass *p, profile_op op, const num_matrix *w, const float *x, int64_t n, float *y)
 {
-    kern_job job = {.w = w, .x = x, .y = y, .ldx = w->cols, .n_x = n, .ldy = w->rows};
+    kern_job job = pass_job(w, x, n, y);
     pass_linear_jobs(p, op, &job, 1);
 }
 
@@ -215,4 +260,17 @@ void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *o
     norm_loop l = {p, x, weight, out};
     pool_for(p->m->pool, n, 8, norm_rows, &l);
     pass_lap(p, PROFILE_NORM, 0);
+}
+
+static void add_rows(void *ctx, int64_t begin, int64_t end, int worker)
+{
+    (void)worker;
+    pass *p = ctx;
+    int64_t H = p->m->config.hidden_size;
+    for (int64_t i = begin * H; i < end * H; i++) p->x[i] += p->y[i];
+}
+
+void pass_add(pass *p, int64_t n)
+{
+    pool_for(p->m->pool, n, 8, add_rows, p);
 }

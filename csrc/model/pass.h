@@ -47,8 +47,9 @@ struct pass {
     int32_t *expert_ids;   /* [n][k] */
     float *expert_weights; /* [n][k] */
     int32_t *expert_rows;  /* [n][k] row of (token, slot) in the arrays below */
+    int32_t *expert_token; /* [n*k] whose row it is */
     int32_t *expert_first; /* [E+1] first row of each expert */
-    float *xe;             /* [n*k][H] inputs sorted by expert */
+    float *xe;             /* [n*k][H] inputs sorted by expert; pages, untouched unless wanted */
     float *gate, *up;      /* [n*k + n][I] routed rows, then the shared expert's (or dense) */
     float *down;           /* [n*k + n][H] */
     float *shared;         /* [n] the shared expert's gate */
@@ -65,7 +66,8 @@ struct pass {
     profile *profile;      /* of the batch; NULL: nobody counts */
     int64_t kv_bytes;      /* cached keys and values that the batch reads in one layer */
     int layer;             /* being computed, for the tap */
-    void *arena;           /* everything but pages, one allocation */
+    void *arena;           /* all but what has pages of its own; parts of a layer share theirs */
+    size_t arena_bytes;
 };
 
 typedef struct pass pass;
@@ -145,12 +147,18 @@ int64_t attn_n_found(const model_config *c);
 /* The position of row i into p->cos and p->sin. */
 void rope_prepare(pass *p, int64_t i, int64_t pos);
 
-/* y = W x for n rows of the batch. */
+/* y = W x for n rows of the batch; the same as one of several jobs. */
+static inline kern_job pass_job(const num_matrix *w, const float *x, int64_t n, float *y)
+{
+    return (kern_job){.w = w, .x = x, .y = y, .ldx = w->cols, .n_x = n, .ldy = w->rows};
+}
 void pass_linear(pass *p, profile_op op, const num_matrix *w, const float *x, int64_t n, float *y);
 /* Several products at once. */
 void pass_linear_jobs(pass *p, profile_op op, const kern_job *jobs, int64_t n_jobs);
 /* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
 void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *out);
+/* x[t] += y[t] for n rows of the residual stream. */
+void pass_add(pass *p, int64_t n);
 
 /* `op` has ended and moved so many bytes. */
 static inline void pass_lap(pass *p, profile_op op, int64_t bytes)

@@ -15,6 +15,7 @@ local ticket_queue = require "moonlet.ticket"
 local engine = {}
 
 local BATCH <const> = 256      -- tokens that one evaluation takes
+local ALONE <const> = 512      -- while nobody else is there: the most that core takes
 local SHARED <const> = 64      -- of a prompt, while others wait for their next token
 local SCORED <const> = 16      -- of a text, likewise: its tokens pass lm_head, so many at a time
 local INTERVAL <const> = 1024  -- a prompt's state is kept at least this often
@@ -271,7 +272,8 @@ end
 -- A part for each sequence that can go on: one token of those that generate, then pieces of prompts
 -- as far as there is room, which these share: a short one does not wait for a long one's end.
 local function plan(self)
-  local parts, tickets, room, n_reading = {}, {}, BATCH, 0
+  local is_alone = #self.active == 1 and #self.waiting == 0
+  local parts, tickets, room, n_reading = {}, {}, is_alone and ALONE or BATCH, 0
   local function add(ticket, ids)
     parts[#parts + 1] = { session = ticket.session, ids = ids, score = ticket.score }
     tickets[#tickets + 1] = ticket

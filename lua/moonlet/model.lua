@@ -330,7 +330,7 @@ end
 ---Appends tokens to several sessions in one pass, which reads each weight once: the decode steps of
 ---many sequences cost little more than one. Each session ends up as its own evaluation would have
 ---left it, to the bit; on failure, or when cancelled, all are as they were.
----@param parts { session: moonlet.Session, ids: integer[], score: userdata? }[] at most 256 tokens
+---@param parts { session: moonlet.Session, ids: integer[], score: userdata? }[] at most 512 tokens
 ---  together; `score` as scoring() makes it
 ---@return boolean? ok, string? message, string? code
 function Model:eval(parts)

@@ -197,4 +197,42 @@ describe("int8 products", function()
       end
     end
   end)
+
+  it("read the rows of a shared x that each picks", function()
+    local rng = numbers.rng(27)
+    local a = matrix(rng, "mxfp4", 4, 32, 70, 256)
+    local b = matrix(rng, "affine", 8, 64, 33, 256, "bf16")
+    local nine, other = {}, numbers.pack(rng.floats(2 * 256))
+    for i = 1, 9 do nine[i] = numbers.pack(rng.floats(256)) end
+    local x, matrices, xs, picks, chosen = table.concat(nine), {}, {}, {}, {}
+    local function add(from, m, list)
+      local i = #matrices + 1
+      matrices[i], xs[i], picks[i] = m, from, false
+      chosen[i] = from
+      if not list then return end
+      local rows, numbered = {}, {}
+      for k, row in ipairs(list) do
+        rows[k], numbered[k] = nine[row], string.pack("<i4", row - 1)
+      end
+      picks[i], chosen[i] = table.concat(numbered), table.concat(rows)
+    end
+    local several, one = { 9, 2, 2, 5, 1, 8, 7 }, { 4 }
+    add(x, a, several)
+    add(x, b, several)
+    add(x, b, one)
+    add(x, a)
+    add(x, a, { 3, 9 })
+    add(other, b)
+    add(x, a, { 1, 2, 3, 4, 5, 6, 7, 8, 9 })
+    for _, variant in ipairs(core.kernels()) do
+      for threads = 1, 3 do
+        local ys = core.kern_run(variant.name, "jobs",
+          { matrices = matrices, xs = xs, picks = picks, threads = threads, int8 = true })
+        for i, m in ipairs(matrices) do
+          local n_x = #chosen[i] // (4 * m.cols)
+          assert.is_nil(numbers.difference(run(variant.name, m, chosen[i], n_x), ys[i]))
+        end
+      end
+    end
+  end)
 end)

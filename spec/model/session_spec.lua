@@ -220,14 +220,15 @@ describe("session", function()
     end)
 
     it("refuses a part without effect on any", function()
-      local sessions <close> = open(2)
-      local a, b = sessions[1], sessions[2]
+      local sessions <close> = open(3)
+      local a, b, c = sessions[1], sessions[2], sessions[3]
       assert(a:eval { 1 })
       for expected, parts in pairs {
         ["part 1: token id 999 at position 0 is not below 320"] = { { a, { 2 } }, { b, { 999 } } },
         ["parts 0 and 1 are one session"] = { { a, { 2 } }, { a, { 3 } } },
         ["part 1 has no tokens"] = { { a, { 2 } }, { b, {} } },
-        ["more than 256 tokens in a batch"] = { { a, ids_from(1, 200) }, { b, ids_from(2, 57) } },
+        ["more than 512 tokens in a batch"] = { { a, ids_from(1, 200) },
+          { b, ids_from(2, 200) }, { c, ids_from(3, 113) } },
         ["part 1: context is full: 0 tokens past, 257 more, room for 256"] =
           { { a, { 2 } }, { b, ids_from(2, 257) } },
       } do
@@ -235,7 +236,7 @@ describe("session", function()
         local ok, message = model:eval_parts(parts)
         assert.is_nil(ok)
         assert.equal(expected, message)
-        assert.same({ 1, 0 }, { a:n_past(), b:n_past() })
+        assert.same({ 1, 0, 0 }, { a:n_past(), b:n_past(), c:n_past() })
       end
     end)
   end)
@@ -287,7 +288,7 @@ describe("session", function()
     assert.matches("of 4000 tokens", message)
     core.catch_interrupt()
     local n = ses:n_past()
-    assert.equal(3, n % 256)
+    assert.equal(3, n % 512)
     if n == 3 then
       assert.same(before, values_of(ses))
     else
