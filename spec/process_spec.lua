@@ -128,6 +128,43 @@ describe("a process", function()
     stop() -- nobody is there any more
   end)
 
+  it("may print for ever and not stop, and be left by an error meanwhile", function()
+    -- Whoever runs it is broken off as soon as it has been asked to end.
+    local problem, stop
+    loop:spawn(function()
+      local _
+      _, problem = pcall(process.run, loop, { cwd = place.dir,
+        argv = { "bash", "-c", "trap '' TERM; echo $$ >pid; touch ready; yes" },
+        on_start = function(fn) stop = fn end })
+      loop:stop()
+    end)
+    loop:spawn(function()
+      wait_for("ready")
+      stop()
+      loop.ready = function() error("broken off", 0) end
+    end)
+    assert(loop:run())
+    assert.equal("broken off", problem)
+    assert.is_nil(io.open("/proc/" .. place.read("pid"):match("%d+")))
+    loop:spawn(function() -- what was to kill it has its turn
+      loop:sleep(0)
+      loop:stop()
+    end)
+    assert(loop:run())
+    assert.equal(0, #loop.timers)
+  end)
+
+  it("leaves no timers behind however often it prints", function()
+    local most = 0
+    local ready = loop.ready
+    function loop.ready(...)
+      most = math.max(most, #loop.timers)
+      return ready(...)
+    end
+    bash("yes | head -c 4000000", { seconds = 1000 })
+    assert.equal(0, most)
+  end)
+
   it("lets others run meanwhile", function()
     local turns = 0
     local result = run({ argv = { "bash", "-c", "until [ -e go ]; do :; done; echo went" } },

@@ -135,6 +135,31 @@ describe("sched", function()
     assert.matches("table: ", told)
   end)
 
+  it("keeps no timers of those who were woken before, and the others in order", function()
+    local signal, order, n_woken = loop:signal(), {}, 0
+    for i = 1, 200 do
+      local place = i * 37 % 200
+      loop:spawn(function()
+        if i % 3 > 0 then
+          assert.is_true(signal:wait(place / 4000))
+          n_woken = n_woken + 1
+        else
+          loop:sleep(place / 4000)
+          order[#order + 1] = place
+          if #order == 66 then loop:stop() end
+        end
+      end)
+    end
+    loop:spawn(function()
+      assert.equal(200, #loop.timers)
+      signal:notify()
+      assert.equal(66, #loop.timers)
+    end)
+    run_from_now()
+    assert.equal(134, n_woken)
+    for i = 2, 66 do assert.is_true(order[i - 1] < order[i]) end
+  end)
+
   it("stays fair with many timers", function()
     local order = {}
     for i = 1, 200 do

@@ -18,14 +18,23 @@ local KNOWN <const> = { argv = "table", cwd = "string", seconds = "number", byte
 ---@field signal integer? which
 ---@field timed_out boolean
 
--- Asks the group to end, and kills it when it does not. `state.ended` says when nobody is there.
-local function stop(loop, p, state)
-  if state.ended or state.stopping then return end
-  state.stopping = true
-  p:kill("TERM")
-  loop:spawn(function()
-    loop:sleep(GRACE)
-    if not state.ended then p:kill("KILL") end
+-- What others know of a program that runs: `over` tells of its end, however the run ends.
+local Watched = {}
+Watched.__index = Watched
+
+function Watched:__close()
+  self.ended = true
+  self.over:notify()
+end
+
+-- Asks the group to end, and kills it when it does not.
+function Watched:stop()
+  if self.ended or self.stopping then return end
+  self.stopping = true
+  self.p:kill("TERM")
+  self.loop:spawn(function()
+    if not self.ended then self.over:wait(GRACE) end
+    if not self.ended then self.p:kill("KILL") end
   end)
 end
 
@@ -40,19 +49,18 @@ function process.run(loop, given)
   local o = options.check(given, KNOWN)
   local p <close>, message, code = core.process_open(o.argv, o.cwd)
   if not p then return nil, message, code end
-  local state = { ended = false }
+  local watched <close> = setmetatable({ p = p, loop = loop, over = loop:signal() }, Watched)
   local output, timed_out = clip.new(o.bytes or 64 << 10), false
   local deadline = o.seconds and core.seconds() + o.seconds
-  if o.on_start then o.on_start(function() stop(loop, p, state) end) end
+  if o.on_start then o.on_start(function() watched:stop() end) end
   while not p:status() do
     output:add(p:read())
     local rest = deadline and math.max(0, deadline - core.seconds())
     if not loop:ready(p:fd(), rest) then
-      timed_out, deadline = not state.stopping, nil
-      stop(loop, p, state)
+      timed_out, deadline = not watched.stopping, nil
+      watched:stop()
     end
   end
-  state.ended = true
   for _ = 1, LAST_READS do
     local piece = p:read()
     if piece == "" then break end

@@ -42,36 +42,44 @@ function sched.open(limits)
   return setmetatable({
     net = net,
     ready_list = {},  -- coroutines that can go on, first come first served
-    timers = {},      -- { at =, thread = }, a heap by time
+    timers = {},      -- waiters, a heap by their time
     readers = {},     -- fd -> coroutine
     turn_seconds = TURN,
     on_error = function(text) error(text, 0) end,
   }, Loop)
 end
 
--- ---- timers: a binary heap, earliest first ------------------------------------------------------
+-- ---- timers: a binary heap of waiters, earliest first -------------------------------------------
 
-local function heap_push(heap, item)
-  local i = #heap + 1
-  heap[i] = item
-  while i > 1 and heap[i // 2].at > item.at do
-    heap[i], heap[i // 2] = heap[i // 2], item
-    i = i // 2
-  end
+local function put(heap, i, waiter)
+  heap[i], waiter.index = waiter, i
 end
 
-local function heap_pop(heap)
-  local top, last = heap[1], table.remove(heap)
-  if #heap == 0 then return top end
-  local i = 1
-  heap[1] = last
+-- Puts a waiter into the free place i, or where it belongs above or below of it.
+local function sift(heap, i, waiter)
+  while i > 1 and heap[i // 2].at > waiter.at do
+    put(heap, i, heap[i // 2])
+    i = i // 2
+  end
   while true do
     local child = 2 * i
     if child < #heap and heap[child + 1].at < heap[child].at then child = child + 1 end
-    if child > #heap or heap[child].at >= last.at then return top end
-    heap[i], heap[child] = heap[child], last
+    if child > #heap or heap[child].at >= waiter.at then break end
+    put(heap, i, heap[child])
     i = child
   end
+  put(heap, i, waiter)
+end
+
+local function heap_add(heap, waiter)
+  heap[#heap + 1] = waiter
+  sift(heap, #heap, waiter)
+end
+
+local function heap_remove(heap, waiter)
+  local last = table.remove(heap)
+  if last ~= waiter then sift(heap, waiter.index, last) end
+  waiter.index = nil
 end
 
 -- ---- coroutines --------------------------------------------------------------------------------
@@ -102,13 +110,17 @@ end
 local function wake(self, waiter, value)
   if waiter.done then return end
   waiter.done = true
+  if waiter.index then heap_remove(self.timers, waiter) end
   self.ready_list[#self.ready_list + 1] = { thread = waiter.thread, args = { n = 1, value } }
 end
 
 -- Gives way until wake() or the end of `seconds`; true if it was woken.
 local function pause(self, waiter, seconds)
   waiter.thread = coroutine.running()
-  if seconds then heap_push(self.timers, { at = core.seconds() + seconds, waiter = waiter }) end
+  if seconds then
+    waiter.at = core.seconds() + seconds
+    heap_add(self.timers, waiter)
+  end
   return coroutine.yield(WAITS)
 end
 
@@ -133,6 +145,14 @@ function Loop:sleep(seconds)
   pause(self, {}, seconds)
 end
 
+-- A coroutine that waits for a descriptor; it may end by an error that is raised into it.
+local Reader = {}
+
+function Reader:__close()
+  self.loop.net:unwatch(self.fd)
+  self.loop.readers[self.fd] = nil
+end
+
 ---Waits until a descriptor can be read. One coroutine waits for one descriptor.
 ---@param fd integer
 ---@param seconds? number
@@ -140,12 +160,9 @@ end
 function Loop:ready(fd, seconds)
   local ok, message = self.net:watch(fd)
   if not ok then error(message, 0) end
-  local waiter = {}
+  local waiter <close> = setmetatable({ loop = self, fd = fd }, Reader)
   self.readers[fd] = waiter
-  local woken = pause(self, waiter, seconds)
-  self.net:unwatch(fd)
-  self.readers[fd] = nil
-  return woken
+  return (pause(self, waiter, seconds))
 end
 
 ---@class moonlet.Signal
@@ -189,7 +206,7 @@ end
 local function run_timers(self)
   local now = core.seconds()
   while self.timers[1] and self.timers[1].at <= now do
-    wake(self, heap_pop(self.timers).waiter, false)
+    wake(self, self.timers[1], false)
   end
 end
 
