@@ -3,9 +3,11 @@
 #include <float.h>
 #include <math.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "base/mem.h"
 #include "sample/sample.h"
+#include "sample/terms.h"
 
 /* A temperature below this acts as 0: f32 logits divided by it would leave the range of double. */
 static const double COLDEST = 1e-100;
@@ -33,6 +35,7 @@ err_code cands_load(cands *c, const float *logits, int64_t n, err_info *e)
         }
         c->capacity = n;
     }
+    c->divisor = 1;
     int64_t m = 0;
     for (int64_t i = 0; i < n; i++) {
         c->list[m] = (cand){logits[i], (int32_t)i};
@@ -69,13 +72,23 @@ static const cand *walk(cands *c, int64_t position)
     return &c->list[position];
 }
 
+/* Not before somebody looks: most candidates do not live that long. */
+static void divide(cands *c)
+{
+    if (c->divisor == 1) return;
+    for (int64_t i = 0; i < c->n; i++) c->list[i].logit /= c->divisor;
+    c->divisor = 1;
+}
+
 const cand *cands_at(cands *c, int64_t position)
 {
+    divide(c);
     return walk(c, position);
 }
 
 void cands_set(cands *c, int64_t position, double x)
 {
+    divide(c);
     walk(c, position);
     c->list[position].logit = x;
     c->moved = 1;
@@ -96,7 +109,7 @@ static void compact(cands *c, const char *flags, double floor)
     c->n_sorted = n_sorted;
 }
 
-static void settle(cands *c)
+static void settle_order(cands *c)
 {
     if (!c->moved) return;
     c->moved = 0;
@@ -104,25 +117,57 @@ static void settle(cands *c)
     compact(c, NULL, -DBL_MAX);
 }
 
+static void settle(cands *c)
+{
+    divide(c);
+    settle_order(c);
+}
+
 /* ---- probabilities ----------------------------------------------------------------------- */
 
+static float below_best(const cands *c, int64_t i)
+{
+    return terms_below((float)(c->max - c->list[i].logit));
+}
+
+static int bin_of(float below)
+{
+    float bin = below * CANDS_BINS_PER_NAT;
+    return bin < CANDS_BINS - 1 ? (int)bin : CANDS_BINS - 1;
+}
+
+static double term(const cands *c, int64_t i)
+{
+    double logit = c->list[i].logit;
+    return logit > -INFINITY ? exp(logit - c->max) : 0;
+}
+
+/* Of many the terms are f32. */
 static void weigh(cands *c)
 {
+    divide(c);
     if (c->weighed) return;
-    double max = -INFINITY, z = 0;
+    c->max = -INFINITY;
     for (int64_t i = 0; i < c->n; i++)
-        if (c->list[i].logit > max) max = c->list[i].logit;
-    for (int64_t i = 0; i < c->n; i++)
-        if (c->list[i].logit > -INFINITY) z += exp(c->list[i].logit - max);
-    c->max = max;
-    c->z = z;
+        if (c->list[i].logit > c->max) c->max = c->list[i].logit;
+    memset(c->mass, 0, sizeof c->mass);
+    for (int64_t i = 0; i < c->n; i += TERMS) {
+        int64_t n = c->n - i < TERMS ? c->n - i : TERMS;
+        float below[TERMS], terms[TERMS];
+        for (int64_t j = 0; j < TERMS; j++) below[j] = j < n ? below_best(c, i + j) : TERMS_FAR;
+        terms_of(below, terms);
+        for (int64_t j = 0; j < n; j++)
+            c->mass[bin_of(below[j])] += c->n > TERMS ? terms[j] : term(c, i + j);
+    }
+    c->z = 0;
+    for (int i = CANDS_BINS; i-- > 0;) c->z += c->mass[i];
     c->weighed = 1;
 }
 
 static double probability(const cands *c, int64_t i)
 {
-    double logit = c->list[i].logit;
-    return logit > -INFINITY ? exp(logit - c->max) / c->z : 0;
+    double x = term(c, i);
+    return x > 0 ? x / c->z : 0;
 }
 
 double cands_p(cands *c, int64_t position)
@@ -143,17 +188,45 @@ double cands_entropy(cands *c)
     return c->n ? log(c->z) - sum : 0;
 }
 
-/* The length of the shortest run from the top whose mass reaches p; at least 1. */
+/* Those in bins before `bin` to the front, which returns their number, and those in it behind
+ * them, of which *n are. What was in order stays so. */
+static int64_t part_at(cands *c, int bin, int64_t *n)
+{
+    int64_t before = 0, in = 0;
+    for (int64_t i = 0; i < c->n; i++) {
+        int b = bin_of(below_best(c, i));
+        if (b > bin) continue;
+        cand_swap(&c->list[before + in], &c->list[i]);
+        if (b == bin) {
+            in++;
+            continue;
+        }
+        cand_swap(&c->list[before], &c->list[before + in]);
+        before++;
+    }
+    if (c->n_sorted > before) c->n_sorted = before;
+    *n = in;
+    return before;
+}
+
+/* The length of the shortest run from the top whose mass reaches p, at least 1, or of all that have
+ * a mass. Its last member is in its place, those before it are in any order. */
 static int64_t run_of_mass(cands *c, double p)
 {
     weigh(c);
-    double mass = 0;
-    int64_t i = 0;
-    do {
-        walk(c, i);
-        mass += probability(c, i++);
-    } while (i < c->n && mass < p);
-    return i;
+    double mass = 0, wanted = p * c->z;
+    int bin = 0, last = 0;
+    for (int i = 0; i < CANDS_BINS; i++)
+        if (c->mass[i] > 0) last = i;
+    while (bin < last && mass + c->mass[bin] < wanted) mass += c->mass[bin++];
+    int64_t n, i = 0, before = part_at(c, bin, &n);
+    cand *list = c->list + before;
+    heap_make(list, n);
+    heap_sort(list, n);
+    if (c->n_sorted == before) c->n_sorted += n;
+    do mass += term(c, before + i++);
+    while (i < n && mass < wanted);
+    return before + i;
 }
 
 /* ---- stages ------------------------------------------------------------------------------ */
@@ -168,7 +241,7 @@ static void cut(cands *c, int64_t n)
 
 void cands_keep(cands *c, int64_t k)
 {
-    settle(c);
+    settle_order(c);
     if (k >= c->n) return;
     order(c, k);
     cut(c, k);
@@ -186,14 +259,13 @@ void cands_temperature(cands *c, double t)
         cands_keep(c, 1);
         return;
     }
-    if (t == 1) return;
-    for (int64_t i = 0; i < c->n; i++) c->list[i].logit /= t;
-    c->weighed = 0;
+    c->divisor = t;
+    if (t != 1) c->weighed = 0;
 }
 
 void cands_top_k(cands *c, int64_t k)
 {
-    settle(c);
+    settle_order(c);
     if (k <= 0 || k >= c->n) return;
     order(c, k);
     double last = c->list[k - 1].logit;

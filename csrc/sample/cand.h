@@ -7,8 +7,8 @@
  *
  * Candidates have positions 0..n-1, best first, equal logits by id. The order is made only as
  * deep as somebody looks: reading a position sorts that far, a vocabulary is never sorted for its
- * 20 best. cands_set leaves positions as they are until the next other stage, which begins
- * by putting them in order.
+ * 20 best, nor for a stretch of it that only a sum of probabilities is wanted of. cands_set leaves
+ * positions as they are until the next other stage, which begins by putting them in order.
  *
  * What the stages mean follows the logits processors of Hugging Face transformers
  * (generation/logits_process.py), presence and frequency penalty OpenAI's formula. A cands
@@ -21,13 +21,19 @@
 #include "base/err.h"
 #include "sample/heap.h"
 
+/* Candidates are put into bins by how far they are below the best: so many to a nat, the last one
+ * without an end. */
+enum { CANDS_BINS = 2048, CANDS_BINS_PER_NAT = 32 };
+
 typedef struct cands {
     cand *list; /* [n]; the first n_sorted in order, all others not before them */
     int64_t n, n_sorted, capacity;
-    uint32_t *mark; /* [capacity] by id; zero between calls */
-    int moved;      /* cands_set was called: the order no longer holds */
-    int weighed;    /* max and z are those of the list */
-    double max, z;  /* z = sum exp(logit - max) */
+    uint32_t *mark;          /* [capacity] by id; zero between calls */
+    int moved;               /* cands_set was called: the order no longer holds */
+    double divisor;          /* what logits are still to be divided by; does not change the order */
+    int weighed;             /* max, mass and z are those of the list */
+    double max, z;           /* z = sum exp(logit - max) */
+    double mass[CANDS_BINS]; /* of z */
 } cands;
 
 /* {0} is a valid, empty workspace. */

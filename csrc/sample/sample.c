@@ -2,6 +2,8 @@
 
 #include <math.h>
 
+#include "sample/terms.h"
+
 err_code sample_check(const float *logits, int64_t n, err_info *e)
 {
     int bad = 0, live = 0; /* no early exit: this way the loop is vectorised */
@@ -17,12 +19,19 @@ err_code sample_check(const float *logits, int64_t n, err_info *e)
     return err_set(e, ERR_RANGE, n ? "no token is left: all logits are -inf" : "no logits");
 }
 
+/* The maximum in eight chains, then where it is. */
 static int64_t best(const float *logits, int64_t n)
 {
-    int64_t at = 0;
-    for (int64_t i = 1; i < n; i++)
-        if (logits[i] > logits[at]) at = i;
-    return at;
+    enum { CHAINS = 8 };
+    float top[CHAINS], max = -INFINITY;
+    int64_t i = 0;
+    for (int j = 0; j < CHAINS; j++) top[j] = -INFINITY;
+    for (; i + CHAINS <= n; i += CHAINS)
+        for (int j = 0; j < CHAINS; j++) top[j] = logits[i + j] > top[j] ? logits[i + j] : top[j];
+    for (int j = 0; j < CHAINS; j++) max = top[j] > max ? top[j] : max;
+    for (; i < n; i++) max = logits[i] > max ? logits[i] : max;
+    for (i = 0; logits[i] != max; i++) continue;
+    return i;
 }
 
 err_code sample_argmax(const float *logits, int64_t n, int32_t *id, err_info *e)
@@ -56,29 +65,32 @@ err_code sample_topk(const float *logits, int64_t n, int64_t k, cand *list, int6
     return ERR_NONE;
 }
 
-/* sum exp(l - max) and, weighted with those terms, sum (l - max); the terms are f32, which is as
- * good as the logits are. Differences are taken in double: two logits may be 6e38 apart. */
-static void sums(const float *logits, int64_t n, double max, double *z, double *weighted)
+/* Distances from max of logits i on, of which n are left. */
+static void distances(const float *logits, int64_t n, float max, float *below)
 {
-    double sum = 0, w = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double d = logits[i] - max;
-        if (d < -103) continue; /* exp is 0 in f32 */
-        double term = expf((float)d);
-        sum += term;
-        w += term * d;
+    for (int64_t i = 0; i < TERMS; i++) below[i] = i < n ? terms_below(max - logits[i]) : TERMS_FAR;
+}
+
+/* ln sum exp(l - max). */
+static double log_sum(const float *logits, int64_t n, float max)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < n; i += TERMS) {
+        float below[TERMS], terms[TERMS];
+        distances(logits + i, n - i, max, below);
+        terms_of(below, terms);
+        sum += terms_sum(terms);
     }
-    *z = sum;
-    *weighted = w;
+    return log(sum);
 }
 
 err_code sample_logprob(const float *logits, int64_t n, int32_t id, double *logprob, err_info *e)
 {
     err_code code = sample_check(logits, n, e);
     if (code) return code;
-    double max = logits[best(logits, n)], z, weighted;
-    sums(logits, n, max, &z, &weighted);
-    *logprob = logits[id] - max - log(z); /* in this order: max may be too large to add to */
+    float max = logits[best(logits, n)];
+    /* in this order: max may be too large to add to, or to subtract from in f32 */
+    *logprob = (double)logits[id] - max - log_sum(logits, n, max);
     return ERR_NONE;
 }
 
@@ -86,8 +98,16 @@ err_code sample_entropy(const float *logits, int64_t n, double *entropy, err_inf
 {
     err_code code = sample_check(logits, n, e);
     if (code) return code;
-    double z, weighted;
-    sums(logits, n, logits[best(logits, n)], &z, &weighted);
-    *entropy = log(z) - weighted / z; /* -sum p ln p with ln p = d - ln z */
+    float max = logits[best(logits, n)];
+    double sum = 0, weighted = 0;
+    for (int64_t i = 0; i < n; i += TERMS) {
+        float below[TERMS], terms[TERMS];
+        distances(logits + i, n - i, max, below);
+        terms_of(below, terms);
+        sum += terms_sum(terms);
+        for (int j = 0; j < TERMS; j++) terms[j] *= below[j];
+        weighted += terms_sum(terms);
+    }
+    *entropy = log(sum) + weighted / sum; /* -sum p ln p with ln p = -below - ln sum */
     return ERR_NONE;
 }

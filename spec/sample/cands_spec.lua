@@ -109,6 +109,49 @@ describe("candidates", function()
     assert.equal(1, #c)
   end)
 
+  it("cuts and picks among many as sorting them all does", function()
+    for _, spread in ipairs{ 0.3, 4, 40 } do
+      local rng, list, values, z = core.rng(5), {}, {}, 0
+      for i = 1, 6000 do
+        values[i] = string.unpack("<f", string.pack("<f", spread * math.log(rng:uniform() + 1e-9)))
+        list[i] = { id = i - 1, x = values[i] }
+        z = z + math.exp(values[i])
+      end
+      table.sort(list, function(a, b) return a.x > b.x or (a.x == b.x and a.id < b.id) end)
+      for _, p in ipairs{ 0.05, 0.5, 0.9, 0.999 } do
+        local want, mass = {}, 0
+        while mass < p do
+          want[#want + 1] = list[#want + 1].id
+          mass = mass + math.exp(list[#want].x) / z
+        end
+        local c = load(values)
+        if p > 0.5 then assert.equal(want[3], c:id(3)) end -- some are in order already
+        c:top_p(p)
+        assert.same(want, ids(c))
+        c = load(values)
+        if p > 0.5 then c:temperature(1) end
+        assert.equal(want[#want], c:pick(p))
+      end
+    end
+  end)
+
+  it("divides once somebody looks, before what needs probabilities", function()
+    local c = load{ 4, 2, 0, -inf }
+    c:temperature(2)
+    assert.equal(2.0, c:logit(1))
+    c:temperature(0.5)
+    c:top_k(2)
+    assert.equal(4.0, c:logit(1))
+    c:temperature(2)
+    assert.near(1 / (1 + math.exp(-1)), c:p(1), 1e-12)
+    c:temperature(2)
+    c:set(2, 7)
+    assert.equal(1.0, c:logit(1))
+    c:top_k(1)
+    assert.equal(1, c:id(1))
+    assert.equal(7.0, c:logit(1))
+  end)
+
   it("drops below a share of the best", function()
     local c = load{ math.log(10), math.log(5.01), math.log(4.99), 0 }
     c:min_p(0.5)
