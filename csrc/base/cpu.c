@@ -36,9 +36,10 @@ cpu_level cpu_detect(void)
     if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma") || !has_f16c())
         return CPU_SCALAR;
     if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw") ||
-        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq") ||
-        !__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512vbmi"))
+        !__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512dq"))
         return CPU_AVX2;
+    if (!__builtin_cpu_supports("avx512vnni")) return CPU_AVX512_BASE;
+    if (!__builtin_cpu_supports("avx512vbmi")) return CPU_AVX512_VNNI;
     return has_tiles() ? CPU_AMX : CPU_AVX512;
 }
 #else
@@ -50,7 +51,8 @@ cpu_level cpu_detect(void)
 
 const char *cpu_level_name(cpu_level level)
 {
-    static const char *const names[CPU_N_LEVELS] = {"scalar", "avx2", "avx512", "amx"};
+    static const char *const names[CPU_N_LEVELS] = {"scalar",     "avx2",   "avx512base",
+                                                    "avx512vnni", "avx512", "amx"};
     return (unsigned)level < CPU_N_LEVELS ? names[level] : "unknown";
 }
 

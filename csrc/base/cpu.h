@@ -2,14 +2,22 @@
 #ifndef BASE_CPU_H
 #define BASE_CPU_H
 
-typedef enum cpu_level { CPU_SCALAR, CPU_AVX2, CPU_AVX512, CPU_AMX, CPU_N_LEVELS } cpu_level;
+/* Each has what those before it have. */
+typedef enum cpu_level {
+    CPU_SCALAR,
+    CPU_AVX2,        /* and FMA and F16C */
+    CPU_AVX512_BASE, /* F, BW, VL and DQ: Skylake-X */
+    CPU_AVX512_VNNI, /* Cascade Lake */
+    CPU_AVX512,      /* VBMI: Ice Lake and Zen 4 */
+    CPU_AMX,         /* tiles of bytes: Sapphire Rapids */
+    CPU_N_LEVELS
+} cpu_level;
 
-/* The best level that both the processor and the operating system support. AVX2 stands for
- * AVX2 + FMA + F16C; AVX-512 for F, BW, VL, DQ, VNNI and VBMI: Ice Lake and Zen 4 on; AMX for these
- * and tiles of bytes, Sapphire Rapids on, which the first call asks the kernel for. */
+/* The best level that both the processor and the operating system support. Linux is asked for the
+ * use of tiles. */
 cpu_level cpu_detect(void);
 
-/* "scalar", "avx2", "avx512", "amx" */
+/* "scalar", "avx2", "avx512base", "avx512vnni", "avx512", "amx" */
 const char *cpu_level_name(cpu_level level);
 
 /* Processors this process may run on (its affinity mask), from 1 to 1024: a pool of all of them can

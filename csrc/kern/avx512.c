@@ -3,7 +3,7 @@
 
 #include "kern/vector_table.h"
 
+/* Only products of bytes want more than VNNI. */
+const kern_ops kern_avx512vnni = V16_TABLE("avx512vnni", CPU_AVX512_VNNI, kern_avx512vnni_int8);
 const kern_ops kern_avx512 = V16_TABLE("avx512", CPU_AVX512, kern_avx512_int8);
-
-/* Tiles serve whole numbers alone. */
 const kern_ops kern_amx = V16_TABLE("amx", CPU_AMX, kern_amx_int8);

@@ -20,12 +20,8 @@ static int lend(const char *name, const char *value)
 /* Haswell's kernels serve AMD's Zen equally well, SkylakeX's every later AVX-512 processor. */
 static const char *core_type(void)
 {
-    switch (cpu_detect()) {
-    case CPU_AVX512:
-    case CPU_AMX: return "SkylakeX";
-    case CPU_AVX2: return "Haswell";
-    default: return NULL;
-    }
+    cpu_level here = cpu_detect();
+    return here >= CPU_AVX512_BASE ? "SkylakeX" : here == CPU_AVX2 ? "Haswell" : NULL;
 }
 
 static void *open_library(err_info *e)

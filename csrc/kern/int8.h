@@ -94,6 +94,7 @@ float int8_scale(const num_matrix *w, int64_t i);
 
 #ifndef MOONLET_SCALAR_ONLY
 extern const kern_int8_ops kern_avx2_int8;
+extern const kern_int8_ops kern_avx512vnni_int8;
 extern const kern_int8_ops kern_avx512_int8;
 extern const kern_int8_ops kern_amx_int8;
 #endif

@@ -1,6 +1,6 @@
 /* Products of a few quantized rows with matrices straight from their layout in the file: four rows
  * of w at a time, four blocks of columns in the 128-bit lanes of a register. Included by
- * avx512_int8.c. */
+ * int8_vnni512.h. */
 #ifndef KERN_INT8_GEMV512_H
 #define KERN_INT8_GEMV512_H
 

@@ -80,7 +80,7 @@ typedef struct kern_delta {
 } kern_delta;
 
 typedef struct kern_ops {
-    const char *name; /* "scalar", "avx2", "avx512", "amx" */
+    const char *name; /* cpu_level_name of its level */
     cpu_level level;
 
     /* Row `row` of w as f32 into out[cols], bit-equal to num_row_decode. */

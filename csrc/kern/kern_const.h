@@ -8,6 +8,8 @@
 extern const kern_ops kern_scalar;
 #ifndef MOONLET_SCALAR_ONLY
 extern const kern_ops kern_avx2;
+extern const kern_ops kern_avx512base;
+extern const kern_ops kern_avx512vnni;
 extern const kern_ops kern_avx512;
 extern const kern_ops kern_amx;
 extern const num_fit_ops kern_avx2_fit;

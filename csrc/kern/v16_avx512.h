@@ -21,7 +21,11 @@ enum { V16_DOT_ROWS = 4, V16_DOT_TOKENS = 4, V16_FUSED_ROWS = 4 };
 enum { V16_MIX_ROWS = 8, V16_MIX_COLS = 2 };
 
 /* Dimensions of a key that meet a query in one instruction, and what is added to their codes. */
+#ifdef __AVX512VNNI__
 enum { V16_KEY_DIMS = 4, V16_KEY_OFFSET = INT_KEY_OFFSET };
+#else
+enum { V16_KEY_DIMS = 2, V16_KEY_OFFSET = 0 };
+#endif
 
 typedef __m512 v16;
 typedef __m512i v16i;
@@ -177,6 +181,8 @@ V16_FN v16i v16_join_pair(v16 a, v16 b)
     v16i high = _mm512_slli_epi32(_mm512_castps_si512(b), 16);
     return _mm512_mask_mov_epi16(high, 0x55555555, _mm512_castps_si512(a));
 }
+/* v16i_add_*: sum + products of a lane's V16_KEY_DIMS codes, or of its two values and weights. */
+#ifdef __AVX512VNNI__
 V16_FN v16i v16_join_keys(const v16 t[V16_KEY_DIMS])
 {
     v16i low = _mm512_set1_epi32(0x00ff00ff);
@@ -185,7 +191,6 @@ V16_FN v16i v16_join_keys(const v16 t[V16_KEY_DIMS])
     return _mm512_ternarylogic_epi32(low, even, _mm512_slli_epi32(odd, 8), 0xca);
 }
 
-/* sum + products of each lane's V16_KEY_DIMS codes, or of its two values and weights. */
 V16_FN v16i v16i_add_keys(v16i sum, v16i keys, v16i query)
 {
     return _mm512_dpbusd_epi32(sum, keys, query);
@@ -194,6 +199,21 @@ V16_FN v16i v16i_add_values(v16i sum, v16i values, v16i weights)
 {
     return _mm512_dpwssd_epi32(sum, values, weights);
 }
+#else
+V16_FN v16i v16_join_keys(const v16 t[V16_KEY_DIMS])
+{
+    return v16_join_pair(t[0], t[1]);
+}
+
+V16_FN v16i v16i_add_values(v16i sum, v16i values, v16i weights)
+{
+    return _mm512_add_epi32(sum, _mm512_madd_epi16(values, weights));
+}
+V16_FN v16i v16i_add_keys(v16i sum, v16i keys, v16i query)
+{
+    return v16i_add_values(sum, keys, query);
+}
+#endif
 
 /* ---- 16 stored numbers to f32 --------------------------------------------------------------- */
 

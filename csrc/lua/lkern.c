@@ -572,7 +572,9 @@ cpu_level lml_cpu_level(lua_State *L)
     int level = 0;
     while (level < CPU_N_LEVELS && strcmp(wanted, cpu_level_name((cpu_level)level)) != 0) level++;
     if (level == CPU_N_LEVELS)
-        luaL_error(L, "MOONLET_CPU: '%s' is none of scalar, avx2, avx512, amx", wanted);
+        luaL_error(L,
+                   "MOONLET_CPU: '%s' is none of scalar, avx2, avx512base, avx512vnni, avx512, amx",
+                   wanted);
     if (level > (int)best->level)
         luaL_error(L, "MOONLET_CPU: no %s here, the best there is is %s", wanted, best->name);
     return (cpu_level)level;

@@ -28,7 +28,7 @@ describe("emulated AMX", function()
     local _, names = run(([[lua5.4 -e 'package.cpath = "%s"
       for _, k in ipairs(require("moonlet.core").kernels()) do print(k.name) end']])
       :format(cpath()))
-    assert.equal("scalar\navx2\navx512\namx\n", names)
+    assert.truthy(names:find("\navx512\namx\n", 1, true), names)
   end)
 
   it("makes the same products as every variant", function()

@@ -2,6 +2,8 @@
 
 local core = require "moonlet.core"
 
+local levels = { "scalar", "avx2", "avx512base", "avx512vnni", "avx512", "amx" }
+
 --- Name of the kernels selected by a fresh process, or its error message.
 local function selected(value)
   local code = ("package.cpath = %q print(pcall(require('moonlet.core').kern_selected))"):format(
@@ -31,7 +33,7 @@ describe("MOONLET_CPU", function()
   it("is refused above what there is", function()
     local kernels = core.kernels()
     local best, above = kernels[#kernels], false
-    for _, level in ipairs { "scalar", "avx2", "avx512", "amx" } do
+    for _, level in ipairs(levels) do
       if above then
         local ok, message = selected(level)
         assert.is_false(ok)
@@ -45,6 +47,7 @@ describe("MOONLET_CPU", function()
   it("is refused when it is no name", function()
     local ok, message = selected("sse2")
     assert.is_false(ok)
-    assert.equal("MOONLET_CPU: 'sse2' is none of scalar, avx2, avx512, amx", message)
+    assert.equal("MOONLET_CPU: 'sse2' is none of scalar, avx2, avx512base, avx512vnni, avx512, amx",
+      message)
   end)
 end)
