@@ -290,7 +290,9 @@ describe("an agent", function()
     assert.equal(0, ran)
     assert.equal("ok", with(3))
     assert.equal(1, ran)
-    assert.same({ "hiecho", "hiecho", "hiecho" }, asked)
+    answers[4] = { "no" }
+    assert.equal("Error: the user refused this call", with(4)) -- nothing but true permits
+    assert.same({ "hiecho", "hiecho", "hiecho", "hiecho" }, asked)
     assert.equal("hi", (result_of(call("echo", { text = "hi" }), { tools = { echo_tool() },
       ask = function() return false end })), "a tool that does not ask")
   end)
@@ -379,6 +381,16 @@ describe("an agent", function()
     assert.equal("stop", assert(agent:run("Go")).reason)
     assert.is_true(#agent.messages[3].content < 400)
     assert.matches("left out", agent.messages[3].content)
+  end)
+
+  it("shares that room among the results of a turn", function()
+    local agent <close> = open({ call("much", {}):rep(3, "\n"), "Done." },
+      { ctx = 1024, tools = { { name = "much", run = function() return ("7"):rep(90000) end } } })
+    assert.equal("stop", assert(agent:run("Go")).reason)
+    for i = 3, 5 do
+      assert.equal("tool", agent.messages[i].role)
+      assert.is_true(#agent.messages[i].content < 300)
+    end
   end)
 
   -- ---- turns and budgets -----------------------------------------------------------------------
@@ -594,6 +606,25 @@ describe("an agent", function()
       second:close()
       local third <close> = open({ "Yes." }, { tools = { echo_tool() }, resume = path })
       assert.equal(7, #third.messages)
+    end)
+
+    it("says when it goes on with another model", function()
+      local path, notes = place.path "talk.jsonl", {}
+      local function on(event)
+        if event.kind == "note" then notes[#notes + 1] = event.text end
+      end
+      open({ "Hello." }, { save = path }):close()
+      open({ "Hello." }, { resume = path, on = on }):close()
+      assert.same({}, notes)
+      local file = assert(io.open(path, "rb"))
+      local text = file:read("a"):gsub("demo%-model", "other")
+      file:close()
+      file = assert(io.open(path, "wb"))
+      file:write(text)
+      file:close()
+      open({ "Hello." }, { resume = path, on = on }):close()
+      assert.equal(1, #notes)
+      assert.matches("kept with other and goes on with demo%-model", notes[1])
     end)
 
     it("drops half a line, and answers calls that were not", function()

@@ -207,7 +207,8 @@ static err_code open_into(net *n, err_info *e)
         return err_set(e, ERR_IO, "cannot open an event loop");
     evhttp_set_allowed_methods(n->http, EVHTTP_REQ_GET | EVHTTP_REQ_HEAD | EVHTTP_REQ_POST |
                                             EVHTTP_REQ_OPTIONS | EVHTTP_REQ_DELETE |
-                                            EVHTTP_REQ_PUT | EVHTTP_REQ_PATCH | EVHTTP_REQ_TRACE);
+                                            EVHTTP_REQ_PUT | EVHTTP_REQ_PATCH | EVHTTP_REQ_TRACE |
+                                            EVHTTP_REQ_CONNECT);
     evhttp_set_max_headers_size(n->http, n->limits.header_bytes);
     evhttp_set_max_body_size(n->http, n->limits.body_bytes);
     evhttp_set_default_content_type(n->http, NULL);

@@ -113,6 +113,11 @@ void net_on_request(struct evhttp_request *req, void *arg)
     net *n = arg;
     struct evhttp_connection *evcon = evhttp_request_get_connection(req);
     if (req->minor > 1) req->minor = 1; /* the version that is answered with */
+    if (evhttp_request_get_command(req) == EVHTTP_REQ_CONNECT) {
+        req->type = EVHTTP_REQ_GET; /* evhttp ends no connection of the other kind */
+        evhttp_send_error(req, 501, NULL);
+        return;
+    }
     if (!is_unambiguous(req)) {
         evhttp_send_error(req, 400, NULL); /* and the connection is closed */
         return;

@@ -31,6 +31,15 @@ describe("net", function()
     return c.output(), seen
   end
 
+  -- Something to wait for in a script, and what makes it happen.
+  local function event()
+    local mark = os.tmpname()
+    os.remove(mark)
+    finally(function() os.remove(mark) end)
+    return "until [ -e " .. mark .. " ]; do sleep 0.01; done",
+      function() assert(io.open(mark, "w")):close() end
+  end
+
   it("hands out a request as it was sent", function()
     open()
     local got = {}
@@ -53,18 +62,15 @@ describe("net", function()
 
   it("knows what clients have not taken yet", function()
     open { pending_bytes = 64 << 20 }
-    local mark = os.tmpname()
-    os.remove(mark)
+    local wait_sent, tell_sent = event()
     local function count_sent(kind, r)
       if kind ~= "request" then return end
       r:reply(200, {}, ("x"):rep(32 << 20)) -- more than the system takes
       assert.is_true(net:unsent() > 1 << 20)
-      assert(io.open(mark, "w")):close()
+      tell_sent()
     end
     assert.equal(0, net:unsent())
-    local out = serve(get("/", CLOSE) .. "; until [ -e " .. mark .. " ]; do sleep 0.01; done; "
-      .. "cat <&3 | wc -c", count_sent)
-    os.remove(mark)
+    local out = serve(get("/", CLOSE) .. "; " .. wait_sent .. "; cat <&3 | wc -c", count_sent)
     assert.is_true(tonumber(out) > 32 << 20)
     assert.equal(0, net:unsent())
   end)
@@ -82,6 +88,16 @@ describe("net", function()
       end)
     assert.equal(2, n)
     assert.matches("\r\n\r\nabcde$", out)
+  end)
+
+  it("is no proxy, and takes nothing that would be meant for one", function()
+    open()
+    local out, seen = serve([[printf 'CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n]]
+      .. [[GET / HTTP/1.1\r\nHost: x\r\n\r\n' >&3; cat <&3]])
+    assert.matches("^HTTP/1.1 501 ", out)
+    assert.matches("\nConnection: close\r\n", out)
+    assert.equal(1, select(2, out:gsub("HTTP/1.1 ", "")))
+    assert.same({}, seen)
   end)
 
   it("streams a reply in chunks", function()
@@ -112,11 +128,16 @@ describe("net", function()
   it("notices a client that leaves while nothing is written", function()
     open()
     local request, gone
-    local _, seen = serve(get("/") .. "; sleep 0.2; exec 3>&-; sleep 0.5", function(kind, r)
+    local wait_request, tell_request = event()
+    local wait_gone, tell_gone = event()
+    local script = ("%s; %s; exec 3>&-; %s"):format(get("/"), wait_request, wait_gone)
+    local _, seen = serve(script, function(kind, r)
       if kind == "request" then
         request = r
+        tell_request()
       elseif kind == "gone" then
         gone = r
+        tell_gone()
       end
     end)
     assert.same({ "request", "gone" }, seen)
@@ -232,27 +253,32 @@ describe("net", function()
 
   it("drops clients that are slow to send, to read, or idle", function()
     open { request_seconds = 0.5, idle_seconds = 0.5, write_seconds = 0.5, pending_bytes = 1 << 30 }
+    local wait_dropped, tell_dropped = event()
     for _, script in ipairs {
-      "for i in 1 2 3 4 5 6; do printf 'GET' >&3 || break; sleep 0.3; done;" .. READ_ALL,
+      "while printf 'GET' >&3; do sleep 0.1; done", -- until it is dropped
       READ_ALL,
-      get("/big") .. "; sleep 2",
+      get("/big") .. "; " .. wait_dropped,
     } do
-      serve(script, function(kind, r)
-        if kind ~= "request" then return end
-        r:start(200, {})
-        for _ = 1, 20 do r:write(("x"):rep(1 << 20)) end
-      end)
-      for _ = 1, 40 do
-        if net:n_connections() > 0 then net:wait(0.05) end
+      local c, was_there = client(port, script), false
+      while not was_there or net:n_connections() > 0 do
+        local kind, r = net:wait(0.05)
+        was_there = was_there or net:n_connections() > 0
+        if kind == "request" then
+          r:start(200, {})
+          for _ = 1, 20 do r:write(("x"):rep(1 << 20)) end
+        end
       end
-      assert.equal(0, net:n_connections())
+      tell_dropped()
+      while not c.is_done() do os.execute("sleep 0.02") end
+      c.output()
     end
   end)
 
   it("does not pile up what a client does not read", function()
     open { pending_bytes = 1 << 20 }
     local message
-    serve(get("/big") .. "; sleep 0.5", function(kind, r)
+    local wait_noticed, tell_noticed = event()
+    serve(get("/big") .. "; " .. wait_noticed, function(kind, r)
       if kind ~= "request" then return end
       r:start(200, {})
       for _ = 1, 100 do
@@ -262,6 +288,7 @@ describe("net", function()
           break
         end
       end
+      tell_noticed()
     end)
     assert.matches("the client does not read", message)
   end)

@@ -60,6 +60,28 @@ describe("hooks of a server", function()
     assert.same({ CHAT }, paths)
   end)
 
+  it("end their request when they never end, or give way to nobody", function()
+    for problem, given in pairs {
+      ["hook on_request: more than %d+ instructions"] = { on_request = function()
+        while true do pcall(string.rep, "x", 10) end
+      end },
+      ["hook on_request: coroutine.yield: nobody would go on"] = { on_request = function()
+        coroutine.yield()
+      end },
+      ["hook on_token: coroutine.yield"] = { on_token = function() coroutine.yield("stop") end },
+      ["hook on_response: more than"] = { on_response = function() repeat until false end },
+    } do
+      serve(given)
+      local reply = ask()
+      assert.same({ 422, "hook_failed" }, { reply.status, reply.json.error.code })
+      assert.matches("^" .. problem, log[#log])
+      server:close()
+    end
+    local function numbers() coroutine.yield(1) end
+    serve { on_request = function(request) request.n = coroutine.wrap(numbers)() end }
+    assert.equal(200, ask().status) -- its own coroutines are its own
+  end)
+
   it("may refuse a request", function()
     serve { on_request = function(request)
       if request.messages then return nil, "not on Sundays" end
@@ -254,8 +276,13 @@ describe("policies of a server", function()
       wrong = function() return { temprature = 1 } end, nothing = function() end },
       function(text) log[#log + 1] = text end)
     local reply = ask(server, { policy = "none" })
-    assert.same({ 400, "policy", 'policy: there is no "none" here' },
+    local no_such = 'policy: there is no "%s" here; there are broken, nothing, wrong'
+    assert.same({ 400, "policy", no_such:format("none") },
       { reply.status, reply.json.error.param, reply.json.error.message })
+    for _, name in ipairs { "none", "" } do
+      reply = ask(server, { model = "demo@" .. name })
+      assert.same({ 400, no_such:format(name) }, { reply.status, reply.json.error.message })
+    end
     assert.equal(400, ask(server, { policy = 3 }).status)
     for _, name in ipairs { "broken", "wrong", "nothing" } do
       reply = ask(server, { policy = name })
@@ -263,7 +290,28 @@ describe("policies of a server", function()
         { reply.status, reply.json.error.message })
     end
     assert.equal(3, #log)
+  end)
+
+  it("are none where the operator has given none", function()
+    local server <close> = serve {}
     assert.equal(200, ask(server, { model = "mail@example.org", temperature = 0 }).status)
+    local reply = ask(server, { policy = "greedy" })
+    assert.same({ 400, 'policy: there is no "greedy" here; the server has none' },
+      { reply.status, reply.json.error.message })
+  end)
+
+  it("whose stages give way or never end do so too", function()
+    local log = {}
+    local server <close> = serve({ yields = { function() coroutine.yield() end },
+      spins = { { apply = function() while true do end end } },
+      asks = function() coroutine.yield() end },
+      function(text) log[#log + 1] = text end)
+    for name, problem in pairs { yields = "coroutine.yield: nobody", spins = "more than %d+ instr",
+      asks = "coroutine.yield: nobody" } do
+      assert.equal(422, ask(server, { policy = name }).status)
+      assert.matches(problem, log[#log])
+    end
+    assert.equal(200, ask(server, { temperature = 0 }).status)
   end)
 
   it("whose stages raise or leave nothing end their request only", function()

@@ -280,7 +280,9 @@ describe("/v1/messages", function()
     for _, row in ipairs {
       { "messages", { messages = json.array {} } },
       { "messages", { messages = { USER, USER, USER, USER } } },
-      { "messages", { messages = { USER, { role = "assistant", content = "The answer is" } } } },
+      { "messages", { messages = { USER, { role = "assistant", content = " " } } } },
+      { "messages", { messages = { USER, { role = "assistant", content = { { type = "tool_use",
+        id = "x", name = "f", input = { a = 1 } } } } } } },
       { "messages[0]", { messages = { "hi" } } },
       { "messages[0].role", { messages = { { role = "tool", content = "x" } } } },
       { "messages[0].content", { messages = { { role = "user", content = 5 } } } },
@@ -313,6 +315,25 @@ describe("/v1/messages", function()
     end
     assert.matches("constrained decoding", ask { tools = { WEATHER },
       tool_choice = { type = "any" } }.json.error.message)
+  end)
+
+  it("goes on with what the assistant has begun to say", function()
+    server = served.replay { " 42, of course." }
+    local prompts = served.prompts(server)
+    for _, content in ipairs { "The answer is ", { { type = "text", text = "The answer" },
+      { type = "text", text = " is" } } } do
+      local body = body_of { messages = { USER, { role = "assistant", content = content } } }
+      local reply = client.ask(server, "POST", PATH, body)
+      assert.equal(200, reply.status, reply.body)
+      assert.same({ "text", " 42, of course." },
+        { reply.json.content[1].type, reply.json.content[1].text })
+      assert.matches("\nThe answer is$", prompts[#prompts])
+      local counted = client.ask(server, "POST", COUNT, body).json
+      assert.equal(reply.json.usage.input_tokens, counted.input_tokens)
+      body.stream = true
+      local message = assemble(client.events(client.ask(server, "POST", PATH, body)))
+      assert.equal(" 42, of course.", message.content[1].text)
+    end
   end)
 
   it("refuses in Anthropic's shape before a handler is reached", function()

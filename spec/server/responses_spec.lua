@@ -113,7 +113,7 @@ describe("/v1/responses", function()
       max_output_tokens = 100, temperature = 0.5 }
     assert.equal(200, reply.status, reply.body)
     local r = reply.json
-    assert.same({ "response", "completed", "any-name", "Be brief.", "b", 100, 0.5, false },
+    assert.same({ "response", "completed", "any-name", "Be brief.", "b", 100, 0.5, true },
       { r.object, r.status, r.model, r.instructions, r.metadata.a, r.max_output_tokens,
         r.temperature, r.store })
     assert.same({ "message", "output_text", "Paris is the capital." }, brief(r.output[1]))
@@ -121,6 +121,52 @@ describe("/v1/responses", function()
     assert.equal(r.usage.input_tokens + r.usage.output_tokens, r.usage.total_tokens)
     assert.same({ 0, 0 }, { r.usage.input_tokens_details.cached_tokens,
       r.usage.output_tokens_details.reasoning_tokens })
+  end)
+
+  it("goes on from an answer by its id", function()
+    server = served.replay { "I think.\n</think>\n\nLet me look.\n\n" .. CALL, "Sunny.", "Bye." }
+    local prompts = served.prompts(server)
+    local first = ask { tools = { WEATHER }, reasoning = THINK, instructions = "Be brief.",
+      input = "How is Paris?" }.json
+    local result = { { type = "function_call_output", call_id = first.output[3].call_id,
+      output = "18 degrees" } }
+    local second = ask { tools = { WEATHER }, reasoning = THINK, input = result,
+      previous_response_id = first.id }.json
+    assert.equal(first.id, second.previous_response_id)
+    local whole = ask { tools = { WEATHER }, reasoning = THINK,
+      input = { { role = "user", content = "How is Paris?" }, first.output[1], first.output[2],
+        first.output[3], result[1] } }.json
+    assert.equal(prompts[3], prompts[2]) -- without the instructions
+    assert.is_nil(prompts[2]:find("Be brief.", 1, true))
+    assert.equal("Bye.", whole.output[1].content[1].text)
+    -- Both branches of a conversation, and a stream, go on.
+    local last = assemble((stream { input = "And now?", previous_response_id = second.id }))
+    for _, id in ipairs { first.id, second.id, last.id } do
+      assert.equal(200, ask({ input = "x", previous_response_id = id }).status)
+    end
+    local function refused(id)
+      local reply = ask { previous_response_id = id }
+      assert.same({ 400, "previous_response_not_found", "previous_response_id" },
+        { reply.status, reply.json.error.code, reply.json.error.param })
+    end
+    refused(ask({ store = false }).json.id)
+    refused("resp_none")
+  end)
+
+  it("keeps only so many answers", function()
+    local stored = require "moonlet.server.stored"
+    local kept = stored.new()
+    for i = 1, 1025 do kept:put("a" .. i, { { role = "user", content = "x" } }) end
+    assert.is_nil(kept:get("a1"))
+    assert.same({ { role = "user", content = "x" } }, kept:get("a2"))
+    local long = ("x"):rep(20 << 20)
+    for i = 1, 4 do kept:put("b" .. i, { { role = "user", content = long } }) end
+    assert.is_nil(kept:get("b1"))
+    assert.is_nil(kept:get("a1025"))
+    assert.is_table(kept:get("b2"))
+    kept:put("c", { { role = "user", content = long:rep(4) } })
+    assert.is_nil(kept:get("c"))
+    assert.is_table(kept:get("b4"))
   end)
 
   it("streams reasoning, text and calls, item by item", function()

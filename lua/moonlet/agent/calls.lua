@@ -105,18 +105,19 @@ local function refuse(agent, tool, call)
   end
   if tool.ask and agent.ask then
     local allowed, reason = agent.ask(call, tool)
-    if not allowed then return failure(reason or "the user refused this call") end
+    if allowed ~= true then return failure(reason or "the user refused this call") end
   end
 end
 
----Answers one call. The call that hooks and tools see is a copy: what was said stays as it was.
+---Answers one call, with so many bytes at most. The call that hooks and tools see is a copy: what
+---was said stays as it was.
 ---@return moonlet.ToolResult
-local function answer(agent, part)
+local function answer(agent, part, most)
   local tool = agent.tools_by_name[part.name]
   local call = { id = part.id, name = part.name,
     arguments = json.decode(json.encode(part.arguments)) }
   local result = refuse(agent, tool, call) or run_tool(agent, tool, call)
-  result.content = clip.text(result.content, agent.result_bytes)
+  result.content = clip.text(result.content, most)
   if not agent.after_tool then return result end
   return check_result("after_tool", agent.after_tool(call, result) or result)
 end
@@ -147,9 +148,11 @@ end
 function calls.run(agent, list, on_result)
   local results, ended, problem = {}, {}, nil
   local changed = agent.loop:signal()
+  -- What one call may answer with fits in the context; that many may, only if they share.
+  local most = math.min(agent.result_bytes, math.max(agent.turn_bytes // math.max(#list, 1), 1))
   local function one(i)
     local ok, message = xpcall(function()
-      results[i] = answer(agent, list[i])
+      results[i] = answer(agent, list[i], most)
       on_result(list[i], results[i])
     end, debug.traceback)
     if not ok then problem = problem or message end -- of a hook: the run's to raise

@@ -54,8 +54,8 @@ local UNFINISHED <const> = "Your tool call could not be read, and nothing was ru
 ---@field transform_context? fun(messages: table[]): table[]?  what the model sees of them
 
 ---@class moonlet.AgentEvent
----@field kind "reasoning"|"content"|"tool_call"|"tool_result"|"turn"|"usage"|"end"
----@field text? string with reasoning and content: a piece
+---@field kind "note"|"reasoning"|"content"|"tool_call"|"tool_result"|"turn"|"usage"|"end"
+---@field text? string with reasoning and content: a piece; with note: what the user should know
 ---@field id? string, name? string, arguments? table  of a call or of what is answered
 ---@field content? string, is_error? boolean  with tool_result
 ---@field step? integer, message? table, reason? string  with turn: what was said, why it ended
@@ -218,20 +218,28 @@ local function answer_open_calls(self)
   return true
 end
 
+local function model_name(self)
+  return self.model.dir:match("([^/]+)/*$") or self.model.dir
+end
+
 local function open_transcript(self, o)
   local message, code
   if o.resume then
     self.transcript, message, code = transcript.open(o.resume)
     if not self.transcript then return nil, message, code end
     self.messages = json.array(self.transcript.messages)
+    local name, kept = model_name(self), self.transcript.model
+    if kept ~= name and self.on then
+      self.on { kind = "note", text = ("the conversation was kept with %s and goes on with %s: "
+        .. "what %s has said is read again"):format(kept, name, kept) }
+    end
     for _, sampled in pairs(self.transcript.sampled) do
       self.prompts:recall(sampled, self.variables.tools)
     end
     return answer_open_calls(self)
   end
   if o.save then
-    local name = self.model.dir:match("([^/]+)/*$") or self.model.dir
-    self.transcript, message, code = transcript.create(o.save, name)
+    self.transcript, message, code = transcript.create(o.save, model_name(self))
     if not self.transcript then return nil, message, code end
   end
   if not o.system then return true end
@@ -256,8 +264,11 @@ function agent.open(given)
       return nil, message, code
     end
   end
-  -- A token spells some four bytes of English but one digit: no result takes more than half of it.
-  self.result_bytes = self.result_bytes or math.min(RESULT_BYTES, self.engine.n_ctx // 2)
+  -- A token spells some four bytes of English but one digit: the results of a turn take no more
+  -- than half of the context.
+  local half = self.engine.n_ctx // 2
+  self.result_bytes = self.result_bytes or math.min(RESULT_BYTES, half)
+  self.turn_bytes = math.max(self.result_bytes, half)
   self.prompts = prompt.new(self.model)
   local ok, message, code = open_transcript(self, o)
   if not ok then

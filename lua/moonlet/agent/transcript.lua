@@ -75,7 +75,9 @@ function transcript.open(path)
       self:close()
       return nil, message, code
     end
-    if n > 1 then
+    if n == 1 then
+      self.model = type(value.model) == "string" and value.model or "another model"
+    else
       self.sampled[#self.sampled + 1], value.sampled = value.sampled, nil
       self.messages[n - 1] = value
     end

@@ -78,6 +78,10 @@ local function new_trace()
     output.write(event.text)
   end
   show.reasoning, show.content = text, text
+  function show.note(event)
+    close()
+    output.line(("(%s)"):format(event.text))
+  end
   function show.tool_call(event)
     close()
     output.line(("> %s %s"):format(event.name, shown_arguments(event.arguments)))

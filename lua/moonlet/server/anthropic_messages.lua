@@ -8,7 +8,6 @@ local conversation = require "moonlet.server.conversation"
 local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
-local refusal = require "moonlet.server.refusal"
 local sampling = require "moonlet.server.sampling"
 local sealed = require "moonlet.server.sealed"
 
@@ -200,8 +199,10 @@ local function read(exchange)
   reading.new_id = function() return generation.new_id("toolu_") end
   -- `input` is an object, which a call that is cut off never was.
   local list = server.loop:gently(read_messages, f, server, deferred)
-  r.is_prefilled = #list > 0 and list[#list].role == "assistant"
-  conversation.fill(wanted, server, list, variables, reading)
+  -- The answer goes on with what the assistant is said to have begun with.
+  local last = list[#list]
+  local ending = last and last.role == "assistant" and "continue" or nil
+  conversation.fill(wanted, server, list, variables, reading, ending)
   reading.stream_arguments = reading.stream_arguments and r.stream
   r.wanted = wanted
   return r
@@ -334,10 +335,6 @@ end
 ---@param exchange moonlet.server.Exchange
 function messages.post(exchange)
   local r = read(exchange)
-  if r.is_prefilled then
-    refusal.raise(400, "messages: an assistant's turn cannot be continued; the conversation must "
-      .. "end with a user message")
-  end
   local reply = r.stream and reply_stream or reply_whole
   reply(exchange, generation.serve(exchange, { r.wanted }), r)
 end

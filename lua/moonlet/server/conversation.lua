@@ -13,9 +13,23 @@ local conversation = {}
 local Conversation = {}
 Conversation.__index = Conversation
 
+-- A message that may be added to: what is there already is a piece.
+local function reopened(message)
+  local copy = {}
+  for name, value in pairs(message) do copy[name] = value end
+  copy.content = { copy.content }
+  copy.reasoning_content = copy.reasoning_content and { copy.reasoning_content }
+  copy.tool_calls = copy.tool_calls and table.move(copy.tool_calls, 1, #copy.tool_calls, 1,
+    json.array {})
+  return copy
+end
+
+---@param earlier table[]? messages that it goes on with
 ---@return moonlet.server.Conversation
-function conversation.new()
-  return setmetatable({ messages = json.array {} }, Conversation)
+function conversation.new(earlier)
+  local self = setmetatable({ messages = json.array {} }, Conversation)
+  for i, message in ipairs(earlier or {}) do self.messages[i] = reopened(message) end
+  return self
 end
 
 local function add(self, message)
@@ -31,6 +45,12 @@ local function turn(self)
 end
 
 local SYSTEM <const> = { system = true, developer = true }
+
+---What the system says before everything, in this request only.
+---@param text string
+function Conversation:instruct(text)
+  table.insert(self.messages, 1, { role = "system", content = { text }, is_passing = true })
+end
 
 ---What another than the assistant says; a user's messages in a row are one turn. Templates take
 ---what the system says at the beginning only; what it adds later is heard from the user, as moving
@@ -87,6 +107,16 @@ function Conversation:done()
     end
   end
   return self.messages
+end
+
+---The messages without what was only said for this request, once it is done.
+---@return table[]
+function Conversation:lasting()
+  local list = json.array {}
+  for _, message in ipairs(self.messages) do
+    if not message.is_passing then list[#list + 1] = message end
+  end
+  return list
 end
 
 ---A tool as templates take it. What dialects add (cache_control, strict) says nothing to a model,

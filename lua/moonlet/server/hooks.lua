@@ -5,6 +5,7 @@
 ---     hooks = { on_request = function(request, path) request.temperature = 0 end },
 ---     policies = { careful = { temperature = 0.3, top_p = 0.9 } } }
 
+local guard = require "moonlet.server.guard"
 local json = require "moonlet.json"
 local options = require "moonlet.options"
 local refusal = require "moonlet.server.refusal"
@@ -48,7 +49,7 @@ end
 -- A hook that raises ends its request and nothing else. The client is at no fault, and trying again
 -- would not help it: 422, which clients do not repeat. What was raised is the operator's to read.
 local function call(self, name, ...)
-  local returned = table.pack(pcall(self[name], ...))
+  local returned = table.pack(guard.call(self[name], ...))
   if returned[1] then return returned[2], returned[3] end
   self.log(("hook %s: %s"):format(name, first_line(returned[2])))
   refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
@@ -121,6 +122,22 @@ function hooks.policies(given)
   return given or {}
 end
 
+-- A policy as it is to be used: its stages are the operator's.
+local function guarded(spec)
+  if #spec == 0 then return spec end
+  local made = { seed = spec.seed }
+  for i, stage in ipairs(spec) do made[i] = guard.stage(stage) end
+  return made
+end
+
+local function no_policy(server, name)
+  local names = {}
+  for known in pairs(server.policies) do names[#names + 1] = known end
+  table.sort(names)
+  local there = #names == 0 and "the server has none" or "there are " .. table.concat(names, ", ")
+  refusal.raise(400, ("policy: there is no %s here; %s"):format(name, there), { param = "policy" })
+end
+
 ---A policy failed with a problem, which is logged: what the client is told.
 ---@param server moonlet.Server
 ---@param name string
@@ -138,22 +155,23 @@ end
 ---@return table? spec options or stages
 ---@return string? name
 function hooks.find_policy(server, request)
-  if not next(server.policies) then return nil end
   local name = request.policy
   if name == nil or name == json.null then
-    name = type(request.model) == "string" and request.model:match("@([%w_.-]+)$")
-    if not server.policies[name] then return nil end
+    -- Names of models may hold an "@", where there are no policies to be meant.
+    if type(request.model) ~= "string" or request.model == server.name
+      or not next(server.policies) then
+      return nil
+    end
+    name = request.model:match("@(.*)$")
+    if not name then return nil end
   end
   local spec = server.policies[name]
-  if not spec then
-    refusal.raise(400, ("policy: there is no %s here"):format(json.encode(name)),
-      { param = "policy" })
-  end
-  if type(spec) ~= "function" then return spec, name end
-  local ok, made = pcall(spec, request)
+  if not spec then no_policy(server, json.encode(name)) end
+  if type(spec) ~= "function" then return guarded(spec), name end
+  local ok, made = guard.call(spec, request)
   local message = made
   if ok then ok, message = check_policy(type(made) == "table" and made) end
-  if ok then return made, name end
+  if ok then return guarded(made), name end
   local code
   message, code = hooks.explain_policy(server, name, message)
   return refusal.raise(422, message, { code = code })

@@ -25,6 +25,7 @@ local page = require "moonlet.server.page"
 local prompt = require "moonlet.prompt"
 local replay = require "moonlet.replay"
 local sched = require "moonlet.sched"
+local stored = require "moonlet.server.stored"
 
 local server = {}
 
@@ -206,7 +207,8 @@ function server.open(given)
   local self = setmetatable({
     limits = own, exchanges = {}, metrics = metrics.new(), routes = ROUTES, is_closing = false,
     hooks = hooks.new(o.hooks, o.log or no_log), policies = hooks.policies(o.policies),
-    started = os.time(), log = o.log or no_log, on_served = o.on_served or no_log,
+    stored = stored.new(), started = os.time(), log = o.log or no_log,
+    on_served = o.on_served or no_log,
     heartbeat = o.heartbeat or 10, reasoning_field = o.reasoning_field or "reasoning_content",
     stream_arguments = o.stream_tool_args or false,
     template_variables = o.template_variables or {},

@@ -1,7 +1,6 @@
 --- /v1/responses: OpenAI's newer dialect, over moonlet.server.generation.
 ---
---- Shapes and the order of events are those of the `openai` SDK's types (2.54.0). Nothing is
---- stored: clients send the whole conversation each time, as codex does.
+--- Shapes and the order of events are those of the `openai` SDK's types (2.54.0).
 
 local blocks = require "moonlet.server.blocks"
 local chat = require "moonlet.chat"
@@ -55,13 +54,23 @@ function ITEMS.function_call_output(item, talk)
   talk:answered(item:string("call_id"), text_of(item, "output"))
 end
 
+-- The conversation that the request goes on with, if it names one.
+local function earlier(f, server)
+  local id = f:string("previous_response_id")
+  if not id then return nil end
+  local messages = server.stored:get(id)
+  if messages then return messages end
+  return refusal.raise(400, ("Previous response with id '%s' not found."):format(id),
+    { param = "previous_response_id", code = "previous_response_not_found" })
+end
+
 local function read_input(f, server)
-  local talk = conversation.new()
+  local talk = conversation.new(earlier(f, server))
   local instructions = f:string("instructions")
-  if instructions then talk:heard("system", instructions) end
+  if instructions then talk:instruct(instructions) end
   if type(f:get("input")) == "string" then
     talk:heard("user", f:get("input"))
-    return talk:done()
+    return talk
   end
   local given = f:objects("input", server.limits.messages)
   if not given or #given == 0 then f:refuse("input", "a text or a list of items expected") end
@@ -71,7 +80,7 @@ local function read_input(f, server)
     if not ITEMS[kind] then item:refuse("type", ("'%s' is not supported"):format(kind)) end
     ITEMS[kind](item, talk)
   end
-  return talk:done()
+  return talk
 end
 
 -- Functions. Tools that OpenAI's servers would run are passed over: codex lists some always.
@@ -115,10 +124,8 @@ local function read_include(f)
 end
 
 local function refuse_unserved(f)
-  for _, name in ipairs { "previous_response_id", "conversation" } do
-    if f:get(name) then
-      f:refuse(name, "nothing is stored; send the whole conversation as input")
-    end
+  if f:get("conversation") then
+    f:refuse("conversation", "there are none; send it as input, or name a previous_response_id")
   end
   if f:get("prompt") then f:refuse("prompt", "there are no stored prompts") end
   if f:boolean("background") then f:refuse("background", "answers are not kept for later") end
@@ -133,11 +140,12 @@ end
 local function echo_of(f, r)
   local reasoning = f:object("reasoning") or {}
   local chosen = r.wanted.sampling.options
-  return { object = "response", background = false, store = false, model = r.model,
+  return { object = "response", background = false, store = r.stores, model = r.model,
     instructions = f:get("instructions") or json.null,
     max_output_tokens = r.wanted.max_tokens or json.null,
     metadata = f:object("metadata") or json.object {},
-    parallel_tool_calls = r.wanted.reading.parallel, previous_response_id = json.null,
+    parallel_tool_calls = r.wanted.reading.parallel,
+    previous_response_id = f:get("previous_response_id") or json.null,
     reasoning = { effort = reasoning.effort or json.null,
       summary = reasoning.summary or json.null },
     temperature = chosen.temperature or 1.0, top_p = chosen.top_p or 1.0,
@@ -159,7 +167,8 @@ local function read(exchange)
   variables.tools = read_tools(f, server)
   r.wanted = { n = 1, max_tokens = f:integer("max_output_tokens", 1),
     sampling = sampling.read(f, server.model) }
-  conversation.fill(r.wanted, server, server.loop:gently(read_input, f, server), variables,
+  r.stores, r.talk = f:boolean("store") ~= false, server.loop:gently(read_input, f, server)
+  conversation.fill(r.wanted, server, r.talk:done(), variables,
     { calls = conversation.read_tool_choice(f, variables.tools),
       parallel = f:boolean("parallel_tool_calls") ~= false })
   r.echo = echo_of(f, r)
@@ -250,6 +259,22 @@ local function response_of(r, status, items, more)
   return json.object(response, KEYS)
 end
 
+-- Keeps the conversation with the answer, for requests that go on from it.
+local function store(server, list, r)
+  if not r.stores then return end
+  local talk = conversation.new(r.talk:lasting())
+  for _, block in ipairs(list) do
+    if block.kind == "content" then
+      talk:said(block.text)
+    elseif block.kind == "reasoning" then
+      talk:thought(block.text)
+    else
+      talk:called(block.call.id, block.call.name, block.text)
+    end
+  end
+  server.stored:put(r.id, talk:done())
+end
+
 local function ended_response(r, run, list, ended)
   local items, usage = items_of(list, r), usage_of(run)
   if ended.reason == "length" then
@@ -262,7 +287,9 @@ end
 local function reply_whole(exchange, run, r)
   local handler = setmetatable({ begin = name_block }, { __index = blocks.SILENT })
   local list, ended = blocks.run(exchange, run, handler)
-  if list then exchange:reply(200, ended_response(r, run, list, ended)) end
+  if not list then return end
+  store(exchange.server, list, r)
+  exchange:reply(200, ended_response(r, run, list, ended))
 end
 
 -- ---- a stream ----------------------------------------------------------------------------------
@@ -333,6 +360,7 @@ local function reply_stream(exchange, run, r)
     end)
   end)
   if not list then return end
+  store(exchange.server, list, r)
   local response = ended_response(r, run, list, ended)
   send("response." .. response.status, { response = response })
   stream:finish()

@@ -47,11 +47,12 @@ local function request(limits)
     user = { description = "comes back in the response" },
     stream = boolean,
     background = boolean,
-    previous_response_id = { description = "refused, as nothing is stored" },
-    conversation = { description = "refused, as nothing is stored" },
-    prompt = { description = "refused, as nothing is stored" },
+    store = { type = "boolean", description = "false: no request will go on from the answer" },
+    previous_response_id = { type = "string", description = "of an answer to go on from" },
+    conversation = { description = "refused, as there are none" },
+    prompt = { description = "refused, as there are none" },
   })
-  shape.with(properties, shape.ignored("store", "truncation", "prompt_cache_key", "service_tier",
+  shape.with(properties, shape.ignored("truncation", "prompt_cache_key", "service_tier",
     "stream_options", "max_tool_calls", "safety_identifier", "client_metadata"))
   return shape.request(properties, { "input" })
 end
@@ -89,7 +90,7 @@ schemas.Response = object({
   output = list(ref "ResponsesOutput"), usage = nullable(ref "ResponsesUsage"),
   model = text, instructions = nullable(text), max_output_tokens = nullable(integer),
   metadata = { type = "object" }, parallel_tool_calls = boolean,
-  previous_response_id = { type = "null" },
+  previous_response_id = nullable(text),
   reasoning = object { effort = nullable(text), summary = nullable(text) },
   temperature = number, top_p = number, text = object { format = object { type = text } },
   tool_choice = any(text, { type = "object" }), tools = list { type = "object" },
