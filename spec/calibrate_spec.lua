@@ -118,17 +118,23 @@ describe("moonlet.imatrix", function()
     end
   end)
 
-  it("writes Hessians alone, says which it left out, and names the model", function()
+  it("writes Hessians alone, says which it cut or left out, and names the model", function()
     local result = assert(moonlet.imatrix { model = DEMO, threads = 1, text = TEXT, chunks = 1,
       hessians = path("c.safetensors"), hessian_cols = 256 })
-    assert.same({ "no Hessian of layers.0.mixer_out, which has 512 inputs, and 7 more" },
-      result.notes)
+    assert.same({ "the Hessian of layers.0.mixer_out, which has 512 inputs, is of blocks of 256, "
+      .. "and 7 more" }, result.notes)
     local file <close> = assert(safetensors.open(path("c.safetensors")))
-    assert.equal(33, result.hessians)
-    assert.equal(66, #file:names())
+    assert.equal(41, result.hessians)
+    assert.equal(82, #file:names())
     assert.equal(DEMO, file:metadata("model"))
     assert.equal(tostring(result.tokens), file:metadata("tokens"))
     assert.same({ 16, 64, 64 }, file:info("layers.7.experts_down").shape)
+    assert.same({ 2, 256, 256 }, file:info("layers.7.mixer_out").shape)
+    result = assert(moonlet.imatrix { model = DEMO, threads = 1, text = TEXT, chunks = 1,
+      hessians = path("c.safetensors"), hessian_cols = 100 })
+    assert.same({ "no Hessian of layers.0.mixer_in, which has 256 inputs, and 24 more" },
+      result.notes)
+    assert.equal(16, result.hessians)
   end)
 
   it("knows before it runs that it cannot write", function()

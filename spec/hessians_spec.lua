@@ -98,6 +98,32 @@ describe("a file of Hessians", function()
     end
   end)
 
+  it("may be of blocks, which groups have to fit", function()
+    write_hessians(path, all)
+    local name = "language_model.model.layers.0.mlp.shared_expert.down_proj.weight"
+    local site = "layers.0.ffn_down"
+    local cols = all[site][1]
+    local fed, before = run(), plain()
+    for _, n in ipairs { 2, 4 } do
+      local side = cols // n
+      write_hessians(path, all, function(tensors)
+        local one = {}
+        for i = 0, side - 1 do
+          for j = 0, side - 1 do one[i * side + j + 1] = 1000 * 0.9 ^ math.abs(i - j) end
+        end
+        tensors[site] = { dtype = "F32", shape = { n, side, side },
+          data = numbers.pack(one):rep(n) }
+        tensors[site .. ".counts"] = { dtype = "I64", shape = { n },
+          data = string.pack("<i8", 1000):rep(n) }
+      end)
+      local got, result = run()
+      local fits = side % 32 == 0
+      assert.equal(fits and 0 or 1, #written.notes(result))
+      assert.equal(fits, got[name].data ~= before[name].data)
+      assert.not_equal(fed[name].data, got[name].data)
+    end
+  end)
+
   it("leaves to decisions and options who is served", function()
     write_hessians(path, all)
     written.assert_same_tensors(plain(), (run { gptq = false }))

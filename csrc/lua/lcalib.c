@@ -124,7 +124,7 @@ static const calib_site *check_site(lua_State *L, lua_Integer i)
     return calib_site_at(c, i - 1);
 }
 
-/* calibration:sites() -> { {name=, n_in=, n_mat=, hessian=true|false}, ... } */
+/* calibration:sites() -> { {name=, n_in=, n_mat=, hessian=inputs of each or false}, ... } */
 static int sites(lua_State *L)
 {
     lua_Integer n = calib_n_sites(check_calib(L)->c);
@@ -137,7 +137,11 @@ static int sites(lua_State *L)
         lua_setfield(L, -2, "n_in");
         lua_pushinteger(L, check_site(L, i)->n_mat);
         lua_setfield(L, -2, "n_mat");
-        lua_pushboolean(L, check_site(L, i)->has_hessian);
+        lua_Integer side = check_site(L, i)->side;
+        if (side)
+            lua_pushinteger(L, side);
+        else
+            lua_pushboolean(L, 0);
         lua_setfield(L, -2, "hessian");
         lua_rawseti(L, -2, i);
     }

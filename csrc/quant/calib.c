@@ -13,9 +13,9 @@
 /* A site while its layer runs. */
 typedef struct running {
     double *sums, *sums2; /* [n_mat][cols] */
-    float *h;             /* [n_mat][cols][cols] upper triangles; NULL if none is wanted */
-    float *rows;          /* [n_mat][room][cols] rows that are not in h yet */
-    int64_t *n_rows;      /* [n_mat] */
+    float *h;             /* [n_hessians][side][side] upper triangles; NULL if none is wanted */
+    float *rows;          /* [n_hessians][room][side] rows that are not in h yet */
+    int64_t *n_rows;      /* [n_hessians] */
     int64_t room;
 } running;
 
@@ -31,7 +31,7 @@ struct calib {
     running now[TAP_N_SITES]; /* of layer `layer` */
     int64_t layer;            /* -1 before the first and after the last */
     blas b;
-    blas_gram_job *jobs; /* [most matrices of a site] */
+    blas_gram_job *jobs; /* [most Hessians of a site] */
     st_writer *out;      /* of Hessians; NULL if none are wanted */
     int64_t n_entries;   /* put so far */
     err_info failure;    /* of the step that ended it; ERR_NONE until then */
@@ -74,13 +74,33 @@ static int is_experts(int site)
     return site == TAP_EXPERT_IN || site == TAP_EXPERT_DOWN;
 }
 
+/* Inputs of each Hessian of a site, or 0. Stacks of experts have no blocks: theirs would have to be
+ * told apart from the experts. */
+static int64_t hessian_side(const calib_site *s, int64_t most)
+{
+    if (s->cols <= most) return s->cols;
+    for (int64_t n = 2; s->n_mat == 1 && n <= s->cols / CALIB_BLOCK; n++)
+        if (s->cols % (n * CALIB_BLOCK) == 0 && s->cols / n <= most) return s->cols / n;
+    return 0;
+}
+
+static int64_t n_blocks(const calib_site *s)
+{
+    return s->side ? s->cols / s->side : 0;
+}
+
+static int64_t n_hessians(const calib_site *s)
+{
+    return s->n_mat * n_blocks(s);
+}
+
 static void name_site(calib *c, int64_t layer, int site, const calib_options *o)
 {
     const model_config *config = &c->m->config;
     calib_site *s = site_at(c, layer, site);
     s->cols = site_cols(config, layer, site);
     s->n_mat = is_experts(site) ? config->n_experts : 1;
-    s->has_hessian = o->hessians && site != TAP_EXPERT_IN && s->cols <= o->hessian_cols;
+    s->side = o->hessians && site != TAP_EXPERT_IN ? hessian_side(s, o->hessian_cols) : 0;
     if (site == TAP_HEAD)
         snprintf(s->name, sizeof s->name, "%s", site_names[site]);
     else
@@ -142,14 +162,14 @@ static err_code open_file(calib *c, const calib_options *o, err_info *e)
     int64_t n = 0, n_done = 0;
     for (int64_t i = 0; names && entries && i < c->n_sites; i++) {
         const calib_site *s = &c->sites[i];
-        if (!s->has_hessian) continue;
+        if (!s->side) continue;
         snprintf(names[i], sizeof names[i], "%s.counts", s->name);
         st_entry *t = &entries[n];
         t[0] = (st_entry){s->name, ST_F32, 0, {0}};
-        if (s->n_mat > 1) t[0].shape[t[0].n_dims++] = s->n_mat;
-        t[0].shape[t[0].n_dims++] = s->cols;
-        t[0].shape[t[0].n_dims++] = s->cols;
-        t[1] = (st_entry){names[i], ST_I64, 1, {s->n_mat}};
+        if (n_hessians(s) > 1) t[0].shape[t[0].n_dims++] = n_hessians(s);
+        t[0].shape[t[0].n_dims++] = s->side;
+        t[0].shape[t[0].n_dims++] = s->side;
+        t[1] = (st_entry){names[i], ST_I64, 1, {n_hessians(s)}};
         n += 2;
         if (i < o->n_layers * c->per_layer) n_done = n;
     }
@@ -164,15 +184,17 @@ static err_code open_file(calib *c, const calib_options *o, err_info *e)
 
 static err_code write_hessian(calib *c, const calib_site *s, const running *r, err_info *e)
 {
-    int64_t n = s->cols * s->cols, bytes = n * (int64_t)sizeof(float);
-    for (int64_t i = 0; i < s->n_mat; i++) {
+    int64_t n = s->side * s->side, bytes = n * (int64_t)sizeof(float);
+    for (int64_t i = 0; i < n_hessians(s); i++) {
         float *h = r->h + i * n;
-        blas_mirror(c->m->pool, h, s->cols);
-        if (st_writer_put(c->out, c->n_entries, i * bytes, h, bytes, e)) return e->code;
+        int64_t *count = &s->counts[i / n_blocks(s)], size = sizeof *count;
+        blas_mirror(c->m->pool, h, s->side);
+        if (st_writer_put(c->out, c->n_entries, i * bytes, h, bytes, e) ||
+            st_writer_put(c->out, c->n_entries + 1, i * size, count, size, e))
+            return e->code;
     }
     c->n_entries += 2;
-    return st_writer_put(c->out, c->n_entries - 1, 0, s->counts,
-                         s->n_mat * (int64_t)sizeof *s->counts, e);
+    return ERR_NONE;
 }
 
 /* ---- looking at rows ------------------------------------------------------------------------ */
@@ -228,30 +250,32 @@ static rows_of find_rows(const tap_rows *t, int64_t mat)
  * NULL. */
 static void flush_rows(calib *c, const calib_site *s, running *r, const tap_rows *t)
 {
-    int64_t n_jobs = 0, cols = s->cols;
-    for (int64_t mat = 0; mat < s->n_mat; mat++) {
-        int64_t n = r->n_rows[mat];
-        if (!n || (t && n + find_rows(t, mat).n <= r->room)) continue;
+    int64_t n_jobs = 0, side = s->side;
+    for (int64_t i = 0; i < n_hessians(s); i++) {
+        int64_t n = r->n_rows[i];
+        if (!n || (t && n + find_rows(t, i / n_blocks(s)).n <= r->room)) continue;
         c->jobs[n_jobs++] =
-            (blas_gram_job){r->rows + mat * r->room * cols, n, cols, r->h + mat * cols * cols};
-        r->n_rows[mat] = 0;
+            (blas_gram_job){r->rows + i * r->room * side, n, side, r->h + i * side * side};
+        r->n_rows[i] = 0;
     }
     blas_gram(&c->b, c->m->pool, c->jobs, n_jobs);
 }
 
 static void add_products(calib *c, const calib_site *s, running *r, const tap_rows *t)
 {
-    int64_t n_jobs = 0, cols = s->cols;
+    int64_t n_jobs = 0, side = s->side;
     flush_rows(c, s, r, t);
-    for (int64_t mat = 0; mat < s->n_mat; mat++) {
-        rows_of met = find_rows(t, mat);
-        if (met.n > r->room) {
-            c->jobs[n_jobs++] = (blas_gram_job){met.x, met.n, cols, r->h + mat * cols * cols};
-        } else {
-            memcpy(r->rows + (mat * r->room + r->n_rows[mat]) * cols, met.x,
-                   (size_t)(met.n * cols) * sizeof *met.x);
-            r->n_rows[mat] += met.n;
+    for (int64_t i = 0; i < n_hessians(s); i++) {
+        rows_of met = find_rows(t, i / n_blocks(s));
+        if (met.n > r->room) { /* an expert's: elsewhere there is room for a batch */
+            c->jobs[n_jobs++] = (blas_gram_job){met.x, met.n, side, r->h + i * side * side};
+            continue;
         }
+        const float *from = met.x + i % n_blocks(s) * side;
+        float *to = r->rows + (i * r->room + r->n_rows[i]) * side;
+        for (int64_t row = 0; row < met.n; row++)
+            memcpy(to + row * side, from + row * s->cols, (size_t)side * sizeof *to);
+        r->n_rows[i] += met.n;
     }
     blas_gram(&c->b, c->m->pool, c->jobs, n_jobs);
 }
@@ -271,7 +295,7 @@ static void look(void *ctx, const tap_rows *t)
 
 static size_t hessian_bytes(const calib_site *s)
 {
-    return (size_t)(s->n_mat * s->cols * s->cols) * sizeof(float);
+    return (size_t)(s->n_mat * s->cols * s->side) * sizeof(float);
 }
 
 static size_t row_bytes(const calib_site *s, const running *r)
@@ -295,9 +319,9 @@ static err_code open_running(const calib_site *s, running *r, err_info *e)
     if (!(r->sums = mem_array(n, sizeof *r->sums, e)) ||
         !(r->sums2 = mem_array(n, sizeof *r->sums2, e)))
         return e->code;
-    if (!s->has_hessian) return ERR_NONE;
+    if (!s->side) return ERR_NONE;
     r->room = s->n_mat > 1 ? EXPERT_ROOM : ROOM;
-    if (!(r->n_rows = mem_array((size_t)s->n_mat, sizeof *r->n_rows, e)) ||
+    if (!(r->n_rows = mem_array((size_t)n_hessians(s), sizeof *r->n_rows, e)) ||
         !(r->h = mem_pages(hessian_bytes(s), e)) || !(r->rows = mem_pages(row_bytes(s, r), e)))
         return e->code;
     return ERR_NONE;
@@ -382,8 +406,10 @@ static err_code open_into(calib *c, const int32_t *ids, const int64_t *first, in
     if (o->hessians && blas_load(&c->b, e)) return e->code;
     if (!(c->run = layers_open(c->m, ids, first, n_sequences, &options, e))) return e->code;
     if (open_sites(c, o, e)) return e->code;
-    size_t most = c->m->config.is_moe ? (size_t)c->m->config.n_experts : 1;
-    if (!(c->jobs = mem_array(most, sizeof *c->jobs, e))) return e->code;
+    int64_t most = 0;
+    for (int64_t i = 0; i < c->n_sites; i++)
+        if (n_hessians(&c->sites[i]) > most) most = n_hessians(&c->sites[i]);
+    if (!(c->jobs = mem_array((size_t)most, sizeof *c->jobs, e))) return e->code;
     return o->hessians && !o->is_written ? open_file(c, o, e) : ERR_NONE;
 }
 

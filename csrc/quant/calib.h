@@ -13,10 +13,14 @@
  *
  * Sums are kept in f64 in the order of the text, so results do not depend on the number of threads.
  * Hessians (sums of x x^T) are f32, of one layer at a time, and go to a safetensors file as each
- * layer ends. What a layer leaves for those behind it (the residual stream, sums, Hessians) can be
- * kept in files, for a process that goes on where this one was cut off. There are none of
- * experts_in, which would be E H^2 numbers per layer: the experts' gate and up take ffn_in's, whose
- * rows are all that any of them may see.
+ * layer ends. There are none of experts_in, which would be E H^2 numbers per layer: the experts'
+ * gate and up take ffn_in's, whose rows are all that any of them may see. Where there are too many
+ * inputs for a whole Hessian, they are cut into equal blocks, as few as will do, each a multiple of
+ * CALIB_BLOCK inputs, so that a group of any format lies in one; what inputs of different blocks
+ * have to do with each other is not known then.
+ *
+ * What a layer leaves for those behind it (the residual stream, sums, Hessians) can be kept in
+ * files, for a process that goes on where this one was cut off.
  *
  * Driven by one thread; borrows the model. */
 #ifndef QUANT_CALIB_H
@@ -32,16 +36,16 @@ typedef struct calib_options {
     int kept;                /* and what its last calib_keep said */
     const char *hessians;    /* file to write; NULL for none */
     int is_written;          /* it is complete already: n_layers is all of them */
-    int64_t hessian_cols;    /* sites with more inputs get no Hessian */
+    int64_t hessian_cols;    /* largest Hessian; sites with more inputs get a row of blocks */
     const char *const *meta; /* of that file: key, value, ..., NULL */
 } calib_options;
 
-enum { CALIB_NAME_BYTES = 48 };
+enum { CALIB_NAME_BYTES = 48, CALIB_BLOCK = 128 };
 
 typedef struct calib_site {
     char name[CALIB_NAME_BYTES];
     int64_t cols, n_mat; /* inputs of n_mat matrices: experts, 1 elsewhere */
-    int has_hessian;
+    int64_t side;        /* inputs of a Hessian: cols, or of each block of its diagonal; 0: none */
     float *sums, *sums2; /* [n_mat][cols] of x and of x^2; zero until the layer is done */
     int64_t *counts;     /* [n_mat] rows that each matrix met */
 } calib_site;
@@ -65,7 +69,8 @@ int64_t calib_n_layers(const calib *c); /* done; the head is one more */
 err_code calib_keep(calib *c, int *kept, err_info *e);
 
 /* When all steps are done: the file of Hessians to its place. Tensors "<site>" [n_mat][cols][cols],
- * without the first dimension where n_mat is 1, and "<site>.counts" [n_mat] int64. */
+ * without the first dimension where n_mat is 1, or [n][side][side] for the blocks of n_mat 1, and
+ * "<site>.counts" [n_mat] or [n] int64. */
 err_code calib_finish(calib *c, err_info *e);
 
 int64_t calib_n_sites(const calib *c);

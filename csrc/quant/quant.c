@@ -16,6 +16,11 @@
  * the cancel flag; it does not depend on the number of threads, so neither do errors. */
 enum { BLOCK_ELEMENTS = 1 << 17, GROUP_BLOCKS = 64 };
 
+typedef struct fed_block {
+    hess h;
+    int is_ready; /* or its columns are encoded plainly */
+} fed_block;
+
 typedef struct run {
     const quant_job *job;
     enum { WRITE, TRY, LARGEST } aim;
@@ -25,7 +30,9 @@ typedef struct run {
     int64_t n_rows, block_rows;
     int64_t begin, end, first_block; /* blocks cover rows begin .. end, of all rows or a range */
     int fed;                         /* with error feedback: */
-    hess *h;                         /* factor for those rows, or NULL: they are encoded plainly */
+    fed_block *blocks;               /* [n_blocks] of the columns, for those rows */
+    int64_t n_blocks;
+    int n_ready; /* 0: they are encoded plainly */
     rows_sizes out;
     /* per worker: loaded rows, block_rows of each output and of zeros, what feedback needs */
     uint8_t *scratch;
@@ -79,28 +86,95 @@ static err_code block_row(const run *r, int64_t row, float *x, float *largest, u
 static int64_t rows_together(const run *r, int64_t row, int64_t n)
 {
     rows_place s = rows_find(r->job, row);
-    if (!r->h || r->job->exact || rows_is_encoded(r->job, s.part)) return 0;
+    if (!r->n_ready || r->job->exact || rows_is_encoded(r->job, s.part)) return 0;
     int64_t left = r->job->part_rows - s.row;
     if (left > n) left = n;
     return left < GPTQ_ROWS ? left : GPTQ_ROWS;
 }
 
-static err_code feed_rows(const run *r, int64_t row, int64_t n, float *x, uint8_t *weight,
-                          uint8_t *scales, uint8_t *biases, void *scratch, err_info *e)
+/* Encoded rows, one after the other. */
+typedef struct arrays {
+    uint8_t *weight, *scales, *biases;
+} arrays;
+
+static rows_sizes block_sizes(const num_format *f, int64_t side)
+{
+    return (rows_sizes){.weight = num_format_code_bytes(f, side),
+                        .scales = num_format_scale_bytes(f, side),
+                        .biases = num_format_bias_bytes(f, side)};
+}
+
+/* Bytes that feed_rows needs at a 64-byte boundary: for gptq_encode, and the rows of a block. */
+static int64_t feed_scratch_bytes(const quant_job *job)
+{
+    int64_t side = feedback_side(job);
+    rows_sizes size = block_sizes(&job->format, side);
+    return gptq_scratch_bytes(&job->format, side) +
+           GPTQ_ROWS * (side * 4 + size.weight + size.scales + size.biases);
+}
+
+/* One block of n rows into `to`, with feedback if there is any to go by; the first weight that
+ * cannot be encoded, or -1. */
+static int64_t encode_block(const run *r, const fed_block *f, const float *importance,
+                            const float *rows, int64_t n, arrays to, void *scratch)
 {
     const quant_job *job = r->job;
-    gptq_job g = {.h = r->h,
-                  .ops = job->ops,
-                  .format = &job->format,
-                  .fit = job->fit,
-                  .importance = rows_find(job, row).part->importance};
+    int64_t side = f->h.n;
+    rows_sizes size = block_sizes(&job->format, side);
+    gptq_job g = {&f->h, job->ops, &job->format, job->fit, importance};
+    if (f->is_ready) return gptq_encode(&g, rows, n, to.weight, to.scales, to.biases, scratch);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t bad = num_fit_row(&job->format, job->fit, job->ops->fit, rows + i * side,
+                                  importance, side, to.weight + i * size.weight,
+                                  to.scales + i * size.scales, to.biases + i * size.biases);
+        if (bad >= 0) return i * side + bad;
+    }
+    return -1;
+}
+
+static void copy_block(uint8_t *to, int64_t row_bytes, int64_t block, const uint8_t *from,
+                       int64_t bytes, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++)
+        memcpy(to + i * row_bytes + block * bytes, from + i * bytes, (size_t)bytes);
+}
+
+/* The columns of a block, of n transformed rows x[n][cols]; the first weight of x that cannot be
+ * encoded, or -1. */
+static int64_t feed_block(const run *r, int64_t block, const float *importance, const float *x,
+                          int64_t n, arrays to, uint8_t *scratch)
+{
+    const fed_block *f = &r->blocks[block];
+    int64_t side = f->h.n, cols = r->job->cols, first = block * side;
+    rows_sizes size = block_sizes(&r->job->format, side);
+    float *rows = (float *)(void *)(scratch + gptq_scratch_bytes(&r->job->format, side));
+    arrays own = {.weight = (uint8_t *)(rows + GPTQ_ROWS * side)};
+    own.scales = own.weight + GPTQ_ROWS * size.weight;
+    own.biases = own.scales + GPTQ_ROWS * size.scales;
+    for (int64_t i = 0; i < n; i++)
+        memcpy(rows + i * side, x + i * cols + first, (size_t)side * sizeof *rows);
+    int64_t bad = encode_block(r, f, importance ? importance + first : NULL, rows, n, own, scratch);
+    if (bad >= 0) return bad / side * cols + first + bad % side;
+    copy_block(to.weight, r->out.weight, block, own.weight, size.weight, n);
+    copy_block(to.scales, r->out.scales, block, own.scales, size.scales, n);
+    copy_block(to.biases, r->out.biases, block, own.biases, size.biases, n);
+    return -1;
+}
+
+static err_code feed_rows(const run *r, int64_t row, int64_t n, float *x, arrays to,
+                          uint8_t *scratch, err_info *e)
+{
+    const quant_job *job = r->job;
+    const float *importance = rows_find(job, row).part->importance;
     for (int64_t i = 0; i < n; i++) {
         rows_place s = rows_find(job, row + i);
         int64_t bad = rows_load(&s, x + i * job->cols);
         if (bad >= 0) return rows_bad_weight(&s, bad, x[i * job->cols + bad], e);
         rows_transform(job, &s, x + i * job->cols);
     }
-    int64_t bad = gptq_encode(&g, x, n, weight, scales, biases, scratch);
+    int64_t bad = -1;
+    for (int64_t i = 0; i < r->n_blocks && bad < 0; i++)
+        bad = feed_block(r, i, importance, x, n, to, scratch);
     if (bad < 0) return ERR_NONE;
     rows_place s = rows_find(job, row + bad / job->cols);
     return rows_bad_weight(&s, bad % job->cols, x[bad], e);
@@ -135,11 +209,11 @@ static err_code run_block(run *r, int64_t block, int worker, err_info *e)
     uint8_t *scales = weight + r->block_rows * r->out.weight;
     uint8_t *biases = scales + r->block_rows * r->out.scales;
     for (int64_t i = 0, count; i < n; i += count) {
-        uint8_t *out = weight + i * r->out.weight, *s = scales + i * r->out.scales;
-        uint8_t *b = biases + i * r->out.biases;
+        arrays to = {weight + i * r->out.weight, scales + i * r->out.scales,
+                     biases + i * r->out.biases};
         count = rows_together(r, row + i, n - i);
-        if (count ? feed_rows(r, row + i, count, x, out, s, b, at + r->feedback_at, e)
-                  : block_row(r, row + i, x, &largest, out, s, b, e))
+        if (count ? feed_rows(r, row + i, count, x, to, at + r->feedback_at, e)
+                  : block_row(r, row + i, x, &largest, to.weight, to.scales, to.biases, e))
             return e->code;
         if (!count) count = 1;
     }
@@ -188,29 +262,49 @@ static err_code run_range(run *r, pool *p, const cancel_flag *cancel, err_info *
     return ERR_NONE;
 }
 
-/* Factor by factor: the rows of one are encoded before the next one takes its place. */
-static err_code run_fed(run *r, pool *p, const cancel_flag *cancel, err_info *e)
+static err_code factor_blocks(run *r, const feedback_range *range, pool *p, err_info *e)
 {
     const quant_job *job = r->job;
-    hess h;
-    err_code code = hess_alloc(&h, job->cols, e);
-    for (int64_t row = 0; !code && row < r->n_rows; row = r->end) {
+    r->n_ready = 0;
+    for (int64_t i = 0; i < r->n_blocks; i++) {
+        fed_block *f = &r->blocks[i];
+        hess_inputs inputs = feedback_inputs(job, range, i);
+        hess_state state = hess_factor(&f->h, &inputs, job->ops, p);
+        map_forget(inputs.sum, (size_t)(f->h.n * f->h.n) * sizeof(float));
+        if (state == HESS_BROKEN) return feedback_broken(job, range, i, e);
+        if (state == HESS_LOST && job->n_lost) ++*job->n_lost;
+        f->is_ready = state == HESS_READY;
+        r->n_ready += f->is_ready;
+    }
+    return ERR_NONE;
+}
+
+/* The rows of a range are encoded before the factors of the next one take their place. */
+static err_code run_ranges(run *r, pool *p, const cancel_flag *cancel, err_info *e)
+{
+    const quant_job *job = r->job;
+    for (int64_t row = 0; row < r->n_rows; row = r->end) {
         feedback_range range = feedback_range_at(job, row);
         r->begin = row;
         r->end = range.end < r->n_rows ? range.end : r->n_rows;
-        hess_state state = hess_factor(&h, &range.inputs, job->ops, p);
-        r->h = state == HESS_READY ? &h : NULL;
-        if (state == HESS_LOST && job->n_lost) ++*job->n_lost;
-        map_forget(range.inputs.sum, (size_t)(job->cols * job->cols) * sizeof(float));
         if (r->out.zeros && row % 32)
-            code = err_set(e, ERR_UNSUPPORTED, "%s: experts whose rows are no multiple of 32",
+            return err_set(e, ERR_UNSUPPORTED, "%s: experts whose rows are no multiple of 32",
                            job->parts[0].name);
-        else if (state == HESS_BROKEN)
-            code = feedback_broken(job, &range, e);
-        else
-            code = run_range(r, p, cancel, e);
+        if (factor_blocks(r, &range, p, e) || run_range(r, p, cancel, e)) return e->code;
     }
-    hess_free(&h);
+    return ERR_NONE;
+}
+
+static err_code run_fed(run *r, pool *p, const cancel_flag *cancel, err_info *e)
+{
+    r->n_blocks = feedback_blocks(r->job);
+    r->blocks = mem_array((size_t)r->n_blocks, sizeof *r->blocks, e);
+    err_code code = r->blocks ? ERR_NONE : ERR_MEMORY;
+    for (int64_t i = 0; !code && i < r->n_blocks; i++)
+        code = hess_alloc(&r->blocks[i].h, feedback_side(r->job), e);
+    if (!code) code = run_ranges(r, p, cancel, e);
+    for (int64_t i = 0; r->blocks && i < r->n_blocks; i++) hess_free(&r->blocks[i].h);
+    mem_free(r->blocks);
     return code;
 }
 
@@ -232,7 +326,7 @@ static void size_scratch(run *r)
     int64_t bytes = r->tile_rows * job->cols * 4 + r->block_rows * row_bytes;
     r->feedback_at = (bytes + 63) / 64 * 64;
     r->scratch_bytes = r->feedback_at;
-    if (r->fed) r->scratch_bytes += gptq_scratch_bytes(&job->format, job->cols);
+    if (r->fed) r->scratch_bytes += (feed_scratch_bytes(job) + 63) / 64 * 64;
 }
 
 static err_code run_job(run *r, pool *p, const cancel_flag *cancel, err_info *e)

@@ -37,8 +37,10 @@ typedef struct quant_part {
 
 /* What the inputs of a tensor's columns were like, as quant/calib.h writes it; borrowed. */
 typedef struct quant_hessian {
-    const st_tensor *sums;   /* F32 [cols][cols], or [n][cols][cols]: each of 1/n of the rows */
-    const st_tensor *counts; /* I64 [n] inputs in each; 0: those rows go without */
+    const st_tensor *sums;   /* F32 [cols][cols], or [n][cols][cols]: each of 1/n of the rows, or
+                                [n][cols/n][cols/n]: the blocks of a diagonal, each of 1/n of the
+                                columns, among which alone errors are made up for */
+    const st_tensor *counts; /* I64 [n] inputs in each; 0: those rows or columns go without */
     int64_t expert;          /* the matrix for all rows; -1: one after the other */
 } quant_hessian;
 

@@ -23,7 +23,7 @@ local version = require "moonlet.version"
 local calibrate = {}
 
 local CHUNK <const> = 512
--- Sites with more inputs get no Hessian: of 8192 it has 256 MiB, and a use for it takes minutes.
+-- Sites with more inputs get blocks: of 8192 a Hessian has 256 MiB, and a use for it takes minutes.
 local HESSIAN_COLS <const> = 8192
 
 -- What is done is put on the disk between layers, not more often than this: the work that a power
@@ -210,19 +210,28 @@ local function collect(calibration, numbers)
   return entries, result
 end
 
+local function and_more(sites_of_kind)
+  return #sites_of_kind > 1 and (", and %d more"):format(#sites_of_kind - 1) or ""
+end
+
 local function add_notes(result, calibration)
   result.notes, result.hessians = {}, 0
-  local wide, example = 0, nil
+  local wide, cut = {}, {}
   for _, site in ipairs(calibration:sites()) do
     if site.hessian then
       result.hessians = result.hessians + 1
+      if site.hessian < site.n_in then cut[#cut + 1] = site end
     elseif not site.name:find("%.experts_in$") then
-      wide, example = wide + 1, example or site
+      wide[#wide + 1] = site
     end
   end
-  if wide > 0 then
-    result.notes[1] = ("no Hessian of %s, which has %d inputs%s"):format(example.name, example.n_in,
-      wide > 1 and (", and %d more"):format(wide - 1) or "")
+  if cut[1] then
+    table.insert(result.notes, ("the Hessian of %s, which has %d inputs, is of blocks of %d%s")
+      :format(cut[1].name, cut[1].n_in, cut[1].hessian, and_more(cut)))
+  end
+  if wide[1] then
+    table.insert(result.notes, ("no Hessian of %s, which has %d inputs%s"):format(wide[1].name,
+      wide[1].n_in, and_more(wide)))
   end
 end
 
@@ -307,9 +316,9 @@ end
 ---  on_progress?: fun(done: number, total: integer): boolean? }
 ---  model: an open one or a directory; file or text: cut into chunks (of 512 tokens; only the first
 ---  `chunks`); chat: dialogues through the checkpoint's template, as in moonlet.eval; out: GGUF;
----  hessians: safetensors, of sites with at most hessian_cols (8192) inputs; resume: go on where a
----  run that was cut off had stopped, if there is one; on_progress counts tokens and stops by
----  returning false
+---  hessians: safetensors, in blocks where sites have more than hessian_cols (8192) inputs; resume:
+---  go on where a run that was cut off had stopped, if there is one; on_progress counts tokens and
+---  stops by returning false
 ---@return table? result matrices, tokens, chunks; experts and never_met (experts that no token
 ---  reached); with Hessians how many, and notes
 ---@return string? message, string? code

@@ -52,10 +52,12 @@ function hessians.open(path)
   return self
 end
 
+-- One matrix, one for each expert, or a row of blocks of one.
 local function same_size(shape, tensor)
   local n, cols = #shape, tensor.cols
+  if n == 3 and #tensor.shape == 2 then cols = cols / shape[1] end
   return shape[n] == cols and shape[n - 1] == cols
-    and (n == 2 or n == 3 and #tensor.shape == 3 and shape[1] == tensor.shape[1])
+    and (n == 2 or n == 3 and (#tensor.shape == 2 or shape[1] == tensor.shape[1]))
 end
 
 local function shape_text(shape) return table.concat(shape, " x ") end
@@ -77,6 +79,7 @@ function Hessians:serve(item)
     return nil, ("%s: tensor %s is %s, of another model: %s is %s"):format(self.path, site,
       shape_text(shape), tensor.name, shape_text(tensor.shape)), "range"
   end
+  if shape[#shape] % item.put.group ~= 0 then return false end -- a group in several blocks
   item.put.hessian, item.put.expert = site, #shape == 3 and item.expert or nil
   item.put.fit = item.put.fit or "mse"
   return true

@@ -158,8 +158,32 @@ describe("calibration", function()
     os.remove(path)
     assert.is_false(got["layers.0.ffn_down"].hessian)
     assert.is_nil(hessians["layers.0.ffn_down"])
-    assert.is_true(got["layers.0.ffn_in"].hessian)
+    assert.equal(128, got["layers.0.ffn_in"].hessian)
     assert.same({ 128, 128 }, hessians["layers.0.ffn_in"].shape)
+  end)
+
+  it("cuts the Hessian of a site that is too wide into blocks of its diagonal", function()
+    local paths, read, ids = { os.tmpname(), os.tmpname() }, {}, {}
+    for i = 1, 300 do ids[i] = 100 + i * 37 % 400 end
+    for i, most in ipairs { 512, 256 } do
+      local got = collect("examples/demo-model", { ids }, { hessians = paths[i],
+        hessian_cols = most })
+      assert.equal(most, got["layers.0.mixer_out"].hessian)
+      read[i] = golden.read_any(paths[i])
+      os.remove(paths[i])
+    end
+    local whole, blocks = read[1]["layers.0.mixer_out"], read[2]["layers.0.mixer_out"]
+    assert.same({ 2, 256, 256 }, blocks.shape)
+    assert.same({ 300, 300 }, read[2]["layers.0.mixer_out.counts"].values)
+    local diagonal = {}
+    for b = 0, 1 do
+      for i = 0, 255 do
+        local at = (b * 256 + i) * 512 + b * 256 + 1
+        table.move(whole.values, at, at + 255, #diagonal + 1, diagonal)
+      end
+    end
+    assert_close(diagonal, blocks.values, "blocks")
+    assert.same(read[1]["layers.0.mixer_in"], read[2]["layers.0.mixer_in"])
   end)
 
   it("leaves no file unless it was finished", function()

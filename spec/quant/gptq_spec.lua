@@ -216,6 +216,57 @@ describe("encoding with error feedback", function()
     assert.not_same(plain, got)
   end)
 
+  -- The blocks of H's diagonal, n of them, as bytes.
+  local function diagonal(H, cols, n)
+    local side, parts = cols // n, {}
+    for b = 0, n - 1 do
+      for i = 0, side - 1 do
+        local at = (b * side + i) * cols + b * side + 1
+        parts[#parts + 1] = numbers.pack(table.move(H, at, at + side - 1, 1, {}))
+      end
+    end
+    return table.concat(parts)
+  end
+
+  it("encodes each block of columns as if it were a matrix of its own", function()
+    for name, f in pairs(FORMATS) do
+      local weights, blocks = normal(numbers.rng(12), 40 * 384), { 0.9, 0.5, 0.8 }
+      for i, r in ipairs(blocks) do blocks[i] = numbers.pack(chain(128, r)) end
+      local got = assert(put(weights, 384, f, { data = table.concat(blocks),
+        shape = { 3, 128, 128 }, counts = counts(500, 0, 700) }, { threads = 2 }))
+      for b, n in ipairs { 500, 0, 700 } do
+        local own = {}
+        for row = 0, 39 do
+          local at = row * 384 + (b - 1) * 128 + 1
+          table.move(weights, at, at + 127, row * 128 + 1, own)
+        end
+        local one = put(own, 128, f, n > 0 and { data = blocks[b], counts = counts(n) } or nil)
+        for array, bytes in pairs(one) do
+          local size = #bytes // 40
+          for row = 0, 39 do
+            local at = (row * 3 + b - 1) * size
+            assert.equal(bytes:sub(row * size + 1, (row + 1) * size),
+              got[array]:sub(at + 1, at + size), name)
+          end
+        end
+      end
+    end
+  end)
+
+  it("gains from the blocks of a diagonal alone, if less than from all of it", function()
+    local cols, f = 512, FORMATS.affine3
+    local H, weights = chain(cols, 0.95), normal(numbers.rng(13), 8 * cols)
+    local function cost(with)
+      return sum(costs(weights, decode(assert(put(weights, cols, f, with, { fit = "mse" })), 8,
+        cols, f), H, 100000, cols))
+    end
+    local plain, whole = cost(), cost { data = numbers.pack(H), counts = counts(100000) }
+    local blocks = cost { data = diagonal(H, cols, 4), shape = { 4, 128, 128 },
+      counts = counts(100000, 100000, 100000, 100000) }
+    assert.is_true(blocks < 0.8 * plain, ("%g of %g"):format(blocks, plain))
+    assert.is_true(whole < blocks)
+  end)
+
   it("divides inputs by the scales of their columns", function()
     local cols, f, weights = 64, FORMATS.affine4, normal(numbers.rng(9), 8 * 64)
     local H, scales, scaled, divided = chain(cols, 0.9), {}, {}, {}
@@ -270,6 +321,11 @@ describe("encoding with error feedback", function()
     assert.matches("^range: .*tensor inputs has matrices of 2 experts; w has others$",
       failure({ data = zeros:rep(2), shape = { 2, 64, 64 }, counts = counts(1, 1) },
         { expert = 2 }))
+    assert.equal("unsupported", failure({ data = ("\0"):rep(4 * 4 * 16 * 16),
+      shape = { 4, 16, 16 }, counts = counts(1, 1, 1, 1) }):match("^(%w+): .*tensor inputs has "
+      .. "blocks of 16, which cut groups of w$"))
+    assert.matches("^range: .*tensor inputs is F32 2 x 16 x 16; w has rows of 64", failure {
+      data = ("\0"):rep(2 * 4 * 16 * 16), shape = { 2, 16, 16 }, counts = counts(1, 1) })
     assert.matches("^range: .*tensor inputs.counts is not I64 %[1%]$",
       failure { data = zeros, counts = counts(1, 1) })
     local dir <close> = checkpoint.scope()
