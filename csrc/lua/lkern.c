@@ -522,15 +522,20 @@ static int run_op(lua_State *L, run_fn *run, const kern_ops *ops)
     return n;
 }
 
+/* The index of the kernels of that name; raises when there are none here. */
+static int find(lua_State *L, const char *name)
+{
+    for (int i = 0; i < kern_count(); i++)
+        if (strcmp(kern_at(i)->name, name) == 0) return i;
+    return luaL_error(L, "no kernels named '%s' here", name);
+}
+
 /* kern_run(variant, op, args) -> what the op gives */
 static int kern_run(lua_State *L)
 {
     const char *variant = luaL_checkstring(L, 1), *op = luaL_checkstring(L, 2);
     luaL_checktype(L, 3, LUA_TTABLE);
-    const kern_ops *ops = NULL;
-    for (int i = 0; i < kern_count(); i++)
-        if (strcmp(kern_at(i)->name, variant) == 0) ops = kern_at(i);
-    if (!ops) return luaL_error(L, "no kernels named '%s' here", variant);
+    const kern_ops *ops = kern_at(find(L, variant));
     for (size_t i = 0; i < sizeof op_list / sizeof *op_list; i++)
         if (strcmp(op_list[i].name, op) == 0) return run_op(L, op_list[i].run, ops);
     return luaL_error(L, "no kernel named '%s'", op);
@@ -578,6 +583,11 @@ cpu_level lml_cpu_level(lua_State *L)
     if (level > (int)best->level)
         luaL_error(L, "MOONLET_CPU: no %s here, the best there is is %s", wanted, best->name);
     return (cpu_level)level;
+}
+
+cpu_level lml_kernels_level(lua_State *L, const char *name)
+{
+    return kern_at(find(L, name))->level;
 }
 
 /* kern_selected() -> name of the kernels that models use */

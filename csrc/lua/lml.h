@@ -81,6 +81,9 @@ void lml_check_matrix(lua_State *L, int arg, struct num_matrix *m);
  * goes into model_options. Raises on an unknown name. */
 cpu_level lml_cpu_level(lua_State *L);
 
+/* The level of the kernels of that name; raises when there are none here. */
+cpu_level lml_kernels_level(lua_State *L, const char *name);
+
 /* The next number in [0, 1) of a generator (class moonlet.rng). */
 double lml_rng_uniform(lua_State *L, int arg);
 

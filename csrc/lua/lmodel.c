@@ -48,16 +48,19 @@ static int close_model(lua_State *L)
     return 0;
 }
 
-/* core.model_open(dir [, {threads=, int8=}]): int8 rounds what quantized matrices read to 8 bits */
+/* core.model_open(dir [, {threads=, int8=, kernels=}]): int8 rounds what quantized matrices read to
+ * 8 bits; kernels is a name of core.kernels() */
 static int open_model(lua_State *L)
 {
-    static const char *const keys[] = {"threads", "int8", NULL};
+    static const char *const keys[] = {"threads", "int8", "kernels", NULL};
     const char *dir = luaL_checkstring(L, 1);
     lml_check_keys(L, 2, keys);
     lua_Integer n_threads = lml_opt_int(L, 2, "threads", 0);
     luaL_argcheck(L, n_threads >= 0 && n_threads <= POOL_MAX_THREADS, 2,
                   "threads: 0 to 1024 expected");
-    model_options options = {.n_threads = (int)n_threads, .level = lml_cpu_level(L)};
+    model_options options = {.n_threads = (int)n_threads};
+    const char *kernels = lml_opt_string(L, 2, "kernels", NULL);
+    options.level = kernels ? lml_kernels_level(L, kernels) : lml_cpu_level(L);
     options.int8 = lml_opt_bool(L, 2, "int8", 0);
 
     model_box *box = lua_newuserdatauv(L, sizeof *box, 0);

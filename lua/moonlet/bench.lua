@@ -260,7 +260,8 @@ end
 ---  kv?: string, probe?: integer, on_progress?: fun(done: integer, total: integer) } prompts of
 ---  512 tokens and 128 single tokens at depth 0, 3 rounds, probes of 1 GiB; 0 tokens leave a kind
 ---  out
----@return table? report machine, threads, kernels, precision, kv, memory,
+---@return table? report machine, threads, precision, kv, memory, kernels and kernels_by and
+---  kernels_times as Model:info has them,
 ---  bandwidth_bytes_per_second (median of all probes), rows: list of { kind, depth, tokens,
 ---  seconds, fastest_seconds, slowest_seconds, tokens_per_second, bytes_per_token,
 ---  bandwidth_bytes_per_second, bandwidth_share, arithmetic_per_second (of prompts, without the
@@ -288,6 +289,7 @@ function bench.run(model, opts)
   for _, snapshot in pairs(run.snapshots) do snapshot:close() end
   if not ok then return nil, message, code end
   local report = { machine = bench.machine(), threads = info.threads, kernels = info.kernels,
+    kernels_by = info.kernels_by, kernels_times = info.kernels_times,
     precision = info.precision, kv = session:stats().codec, memory = memory,
     bandwidth_bytes_per_second = median(run.probes), rows = {} }
   for i, row in ipairs(rows) do report.rows[i] = sum_up(row, count) end

@@ -7,10 +7,12 @@ local Session = require "moonlet.session"
 local sys = require "moonlet.sys"
 local template = require "moonlet.template"
 local tokenizer = require "moonlet.tokenizer"
+local tune = require "moonlet.tune"
 
 ---@class moonlet.Model
 ---@field dir string
 ---@field precision "fast"|"exact"
+---@field kernels table what tune.kernels chose
 ---@field tokenizer table? nil when the directory has no tokenizer.json
 ---@field template table? nil when the checkpoint has no chat template
 ---@field generation_config table? as in generation_config.json
@@ -74,10 +76,10 @@ function Model.open(dir, opts)
   if opts.threads and (opts.threads < 1 or opts.threads > MAX_THREADS) then
     options.misuse(("option 'threads': 1 to %d expected"):format(MAX_THREADS))
   end
-  local self = setmetatable({ dir = dir, precision = precision }, Model)
+  local self = setmetatable({ dir = dir, precision = precision, kernels = tune.kernels() }, Model)
   local ok, message, code
   self.core, message, code = core.model_open(dir,
-    { threads = opts.threads, int8 = precision == "fast" })
+    { threads = opts.threads, int8 = precision == "fast", kernels = self.kernels.kernels })
   if not self.core then return nil, message, code end
   ok, message, code = load_parts(self)
   if not ok then
@@ -117,6 +119,7 @@ function Model:info()
   info.chat_template = self.template ~= nil
   info.tokenizer = self.tokenizer ~= nil
   info.precision = self.precision
+  info.kernels_by, info.kernels_times = self.kernels.by, self.kernels.times
   return info
 end
 

@@ -40,9 +40,9 @@ function bench.define(parser)
 end
 
 local function print_head(report)
-  output.line(("%s, %d processors; %d threads, %s kernels, precision %s, %s cache"):format(
-    report.machine.cpu, report.machine.processors, report.threads, report.kernels,
-    report.precision, report.kv))
+  output.line(("%s, %d processors; %d threads, precision %s, %s cache"):format(report.machine.cpu,
+    report.machine.processors, report.threads, report.precision, report.kv))
+  output.line("kernels " .. output.kernels(report))
   output.line(("opened in %.2f s%s"):format(report.open_seconds, report.memory
     and ("; %s of memory beside %s of the checkpoint"):format(output.bytes(report.memory.own),
       output.bytes(report.memory.file)) or ""))

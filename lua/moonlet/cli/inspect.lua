@@ -48,7 +48,8 @@ local function print_info(info)
   row("tensors", "%d, of which %d are not part of the text model", info.n_tensors, info.n_ignored)
   row("tokenizer", "%s, chat template %s", info.tokenizer and "yes" or "no",
     info.chat_template and "yes" or "no")
-  row("kernels", "%s, %d threads", info.kernels, info.threads)
+  row("threads", "%d", info.threads)
+  row("kernels", "%s", output.kernels(info))
 end
 
 function inspect.run(args)

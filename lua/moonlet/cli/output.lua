@@ -103,6 +103,24 @@ function output.precision_option(command, default)
     :default(default)
 end
 
+---Kernels, and why these.
+---@param report table kernels, kernels_by and kernels_times, as model:info has them
+---@return string
+function output.kernels(report)
+  if report.kernels_by == "environment" then return report.kernels .. ", as MOONLET_CPU says" end
+  if report.kernels_by ~= "measurement" then return report.kernels end
+  local others = {}
+  for name, times in pairs(report.kernels_times) do
+    if name ~= report.kernels then others[#others + 1] = { name = name, times = times } end
+  end
+  table.sort(others, function(a, b) return a.times < b.times end)
+  for i, other in ipairs(others) do
+    others[i] = ("%s %.2f"):format(other.name, other.times)
+  end
+  return ("%s, as measured; in times as long: %s"):format(report.kernels,
+    table.concat(others, ", "))
+end
+
 function output.open_model(args)
   return require("moonlet").open(output.dir(args.dir),
     { threads = args.threads, precision = args.precision })
