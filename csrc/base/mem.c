@@ -32,6 +32,13 @@ void *mem_pages(size_t n_bytes, err_info *e)
     return p;
 }
 
+void *mem_large_pages(size_t n_bytes, err_info *e)
+{
+    void *p = mem_pages(n_bytes, e);
+    if (p) madvise(p, n_bytes, MADV_HUGEPAGE); /* where the kernel has none, small pages do */
+    return p;
+}
+
 void mem_pages_free(void *p, size_t n_bytes)
 {
     if (p) munmap(p, n_bytes ? n_bytes : 1);

@@ -32,53 +32,84 @@ V16_FN v16 int_scales(v16 largest, int steps, v16 *inverse)
     return v16_if_gt(largest, v16_set1(FLT_MAX), v16_set1(NAN), scale);
 }
 
-/* Part g of 16 keys of a page, from column `at` on. */
+/* The largest magnitudes of 16 columns of n rows, or of one row of n numbers: those of f16 have the
+ * order of their bits. */
+V16_FN v16 largest_of_columns(int is_f16, const char *rows, int64_t at, int64_t n)
+{
+    v16 largest = v16_zero();
+    __m256i halves = _mm256_setzero_si256(), mask = _mm256_set1_epi16(INT16_MAX);
+    for (int64_t i = 0; i < n; i++) {
+        const char *row = rows + (i * KERN_PAGE + at) * (is_f16 ? 2 : 4);
+        if (is_f16)
+            halves = _mm256_max_epu16(
+                halves, _mm256_and_si256(mask, _mm256_loadu_si256((const void *)row)));
+        else
+            largest = v16_max_size(largest, v16_load((const float *)(const void *)row));
+    }
+    return is_f16 ? v16_from_f16(halves) : largest;
+}
+
+V16_FN uint32_t largest_of_row(int is_f16, const char *row, int64_t n)
+{
+    v16 largest = v16_zero();
+    __m256i halves = _mm256_setzero_si256(), mask = _mm256_set1_epi16(INT16_MAX);
+    int64_t i = 0;
+    for (; is_f16 && i + KERN_LANES <= n; i += KERN_LANES)
+        halves = _mm256_max_epu16(
+            halves, _mm256_and_si256(mask, _mm256_loadu_si256((const void *)(row + i * 2))));
+    if (is_f16) largest = v16_from_f16(halves);
+    for (; i < n; i += KERN_LANES)
+        largest = v16_max_size(largest, load_stored(row, is_f16, i, n - i));
+    return v16_top_bits(largest);
+}
+
+/* Part g of 16 keys of a page, from column `at` on. For each step some bytes at `soon` are fetched.
+ */
 V16_FN void prepare_part(int is_f16, int64_t dim, const void *page, int64_t at, int64_t g,
-                         float *scale, char *codes)
+                         float *scale, char *codes, const char *soon)
 {
     int64_t first = g * INT_ATTN_PART,
             n = dim - first < INT_ATTN_PART ? dim - first : INT_ATTN_PART;
     const char *rows = (const char *)page + first * KERN_PAGE * (is_f16 ? 2 : 4);
-    v16 largest = v16_zero(), round = v16_set1(INT_ATTN_ROUND + V16_KEY_OFFSET), inverse;
-    for (int64_t i = 0; i < n; i++)
-        largest = v16_max_size(largest, load_stored(rows, is_f16, i * KERN_PAGE + at, KERN_LANES));
-    v16_store(scale, int_scales(largest, INT_KEY_STEPS, &inverse));
+    v16 round = v16_set1(INT_ATTN_ROUND + V16_KEY_OFFSET), inverse;
+    v16_store(scale, int_scales(largest_of_columns(is_f16, rows, at, n), INT_KEY_STEPS, &inverse));
     for (int64_t i = 0; i < INT_ATTN_PART; i += V16_KEY_DIMS, codes += INT_STEP) {
         v16 t[V16_KEY_DIMS];
         for (int d = 0; d < V16_KEY_DIMS; d++) {
             v16 x = i + d < n ? load_stored(rows, is_f16, (i + d) * KERN_PAGE + at, KERN_LANES)
                               : v16_zero();
             t[d] = v16_fma(x, inverse, round);
+            if (soon && d % 4 == 0) _mm_prefetch(soon + (i + d) * 16, _MM_HINT_T1);
         }
         v16i_store(codes, v16_join_keys(t));
     }
 }
 
+/* While a page of keys is converted, the first half of its values is fetched. */
 V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t n_parts = int_attn_width(dim) / INT_ATTN_PART;
     for (int64_t j = 0; j < kv->n; j += KERN_LANES) {
         const void *page = kv->keys[j / KERN_PAGE];
+        const char *soon = (const char *)kv->values[j / KERN_PAGE] + j % KERN_PAGE * dim;
         char *codes = (char *)to.keys + j / INT_COLUMNS * n_parts * INT_PART_STEPS * INT_STEP +
                       j % INT_COLUMNS / KERN_LANES * 64;
         for (int64_t g = 0; g < n_parts; g++, codes += INT_PART_STEPS * INT_STEP)
             prepare_part(is_f16, dim, page, j % KERN_PAGE, g, to.key_scale + g * KERN_BLOCK + j,
-                         codes);
+                         codes, is_f16 && dim == 256 ? soon + g * INT_ATTN_PART * 16 : NULL);
     }
 }
 
 V16_FN float value_scale(int is_f16, int64_t dim, const void *row, v16 *inverse)
 {
     float one;
-    v16 largest = v16_zero();
-    for (int64_t i = 0; i < dim; i += KERN_LANES)
-        largest = v16_max_size(largest, load_stored(row, is_f16, i, dim - i));
-    float scale = int_attn_scale(v16_top_bits(largest), INT_VALUE_STEPS, &one);
+    float scale = int_attn_scale(largest_of_row(is_f16, row, dim), INT_VALUE_STEPS, &one);
     *inverse = v16_set1(one);
     return scale;
 }
 
-/* Two positions at a time; what is behind the last one counts as zeros. */
+/* Two positions at a time; what is behind the last one counts as zeros. While the first half of a
+ * page is converted, the second is fetched. */
 V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t row_bytes = dim * (is_f16 ? 2 : 4);
@@ -86,6 +117,7 @@ V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block
     for (int64_t j = 0; j < kv->n; j += 2) {
         const char *even = (const char *)kv->values[j / KERN_PAGE] + j % KERN_PAGE * row_bytes;
         const char *odd = j + 1 < kv->n ? even + row_bytes : even;
+        int fetch = is_f16 && dim == 256 && j % KERN_PAGE < KERN_PAGE / 2;
         char *codes = (char *)to.values + j / 2 * INT_STEP;
         v16 inverse[2] = {v16_zero(), v16_zero()};
         to.value_scale[j] = value_scale(is_f16, dim, even, &inverse[0]);
@@ -95,6 +127,7 @@ V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block
             v16 b = v16_fma(load_stored(odd, is_f16, i, dim - i), inverse[1], round);
             char *at = codes + i / INT_COLUMNS * (KERN_BLOCK / 2) * INT_STEP +
                        i % INT_COLUMNS / KERN_LANES * 64;
+            if (fetch) _mm_prefetch(even + KERN_PAGE / 2 * row_bytes + i * 4, _MM_HINT_T1);
             v16i_store(at, v16_join_pair(a, b));
         }
     }
@@ -126,14 +159,16 @@ V16_FN v16i int_pair(const char *p)
     return v16i_set1(i);
 }
 
-/* sum += a b for n_q rows of a, lda bytes apart; is_keys and n_q are constants. */
+/* sum += a b for n_q rows of a, lda bytes apart; is_keys and n_q are constants. Each step fetches
+ * as many bytes at `soon` as it reads. */
 V16_FN void int_mix(int is_keys, int n_q, const char *a, int64_t lda, const char *b,
-                    int64_t n_steps, v16i sum[V16_MIX_ROWS][V16_MIX_COLS])
+                    int64_t n_steps, const char *soon, v16i sum[V16_MIX_ROWS][V16_MIX_COLS])
 {
     enum { n_cols = V16_MIX_COLS };
     for (int64_t k = 0; k < n_steps; k++, a += 4, b += INT_STEP) {
         v16i x[V16_MIX_COLS];
         EACH_COLUMN x[c] = v16i_load(b + c * 64);
+        if (soon) EACH_COLUMN _mm_prefetch(soon + k * INT_STEP + c * 64, _MM_HINT_T1);
         EACH_QUERY
         {
             v16i w = int_pair(a + m * lda);
@@ -159,7 +194,7 @@ V16_FN void int_scores(int n_q, int64_t dim, const int_block *b, int64_t at, con
         EACH_QUERY EACH_COLUMN sum[m][c] =
             V16_KEY_OFFSET ? int_pair((const char *)(q.offset + g) + m * ldq) : v16i_set1(0);
         int_mix(1, n_q, a + g * INT_PART_STEPS * 4, ldq, keys + g * INT_PART_STEPS * INT_STEP,
-                INT_PART_STEPS, sum);
+                INT_PART_STEPS, NULL, sum);
         EACH_COLUMN k_scale[c] = v16_load(b->key_scale + g * KERN_BLOCK + at + c * KERN_LANES);
         EACH_QUERY
         {
@@ -198,13 +233,13 @@ V16_FN void int_weigh(float *e, const float *value_scales, int64_t n)
 
 /* Weighted values of n_q queries: the INT_COLUMNS dimensions from `at` on. */
 V16_FN void int_values(int n_q, int64_t dim, const int_block *b, int64_t n, int64_t at,
-                       const float *weights, float *out)
+                       const float *weights, const char *soon, float *out)
 {
     enum { n_cols = V16_MIX_COLS };
     const char *values = (const char *)b->values + at / INT_COLUMNS * (KERN_BLOCK / 2) * INT_STEP;
     v16i sum[V16_MIX_ROWS][V16_MIX_COLS];
     EACH_QUERY EACH_COLUMN sum[m][c] = v16i_set1(0);
-    int_mix(0, n_q, (const char *)weights, KERN_BLOCK * 4, values, (n + 1) / 2, sum);
+    int_mix(0, n_q, (const char *)weights, KERN_BLOCK * 4, values, (n + 1) / 2, soon, sum);
     EACH_QUERY
     {
         v16 scale = v16_set1(weights[m * KERN_BLOCK + INT_WEIGHT_SCALE]);
@@ -244,7 +279,12 @@ V16_FN void int_attend_pages(int64_t dim, const kern_kv *kv, int_block b, const 
         int_weigh(s, b.value_scale, n);
     }
     for (int64_t at = 0; at < dim; at += INT_COLUMNS) {
-#define VALUES(rows) int_values(rows, dim, &b, n, at, scores + m * KERN_BLOCK, found->out + m * dim)
+        const char *soon = NULL;
+        if (kv->is_f16 && dim == 256)
+            soon = (const char *)kv->next[at / KERN_PAGE] + at % KERN_PAGE * KERN_BLOCK * 2;
+#define VALUES(rows)                                                                               \
+    int_values(rows, dim, &b, n, at, scores + m * KERN_BLOCK, m == 0 ? soon : NULL,                \
+               found->out + m * dim)
         ALL_BLOCKS(VALUES)
 #undef VALUES
     }

@@ -56,7 +56,7 @@ static err_code add_slab(kv_pool *p, int64_t n, err_info *e)
                        (long long)n);
     slab *s = mem_array(1, head, e);
     if (!s) return e->code;
-    s->rows = mem_pages((size_t)bytes, e);
+    s->rows = mem_large_pages((size_t)bytes, e);
     if (!s->rows) {
         mem_free(s);
         return e->code;
