@@ -1,5 +1,5 @@
 -- Speed of matrix products and mixers:
---   lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode]
+--   lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode, or "mixers"]
 -- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
 -- Activations in f32, then in 8 bits for the formats that take them.
 
@@ -65,13 +65,16 @@ end
 
 local function floats(n, x) return string.pack("<f", x or 0.01):rep(n) end
 
-local function attend(n_q)
+local function attend(n_q, ints)
   local dim, pages = 256, {}
   for i = 1, 8 do pages[i] = string.pack("<I2", 0x2e66):rep(32 * dim) end
   local _, _, _, best = core.kern_run(variant, "attend", { keys = pages, values = pages,
-    f16 = true, n = 256, dim = dim, q = floats(n_q * dim), scale = 1 / 16, repeats = 50 })
+    f16 = true, n = 256, dim = dim, q = floats(n_q * dim), scale = 1 / 16, ints = ints,
+    repeats = 50 })
   return 4 * 256 * dim * n_q / best / 1e9
 end
+
+local function attend_in_integers(n_q) return attend(n_q, true) end
 
 local function delta(n)
   local _, _, best = core.kern_run(variant, "delta_rule", { S = floats(128 * 128),
@@ -86,7 +89,8 @@ local function row(what, sizes, run)
   print(table.concat(line, "   "))
 end
 
-if not arg[5] then
+if not arg[5] or arg[5] == "mixers" then
   row("attend f16, queries", { 1, 2, 4, 6, 8, 64 }, attend)
+  row("attend integers", { 1, 2, 4, 6, 8, 64 }, attend_in_integers)
   row("delta rule, tokens", { 1, 4, 32 }, delta)
 end
