@@ -28,10 +28,18 @@ local TOOLS <const> = {
     b = { anyOf = { { type = "null" }, { type = "boolean" } } } } } },
 }
 
+-- Names about as long as a tag may be, some of them cut short by the next tag.
+local function long_name()
+  return ("<function=%s%s"):format(("f"):rep(math.random(240, 260)), math.random(2) == 1 and ">"
+    or "")
+end
+
 local function soup()
   local list = {}
   for _ = 1, math.random(0, 30) do
-    if math.random(4) == 1 then
+    if math.random(20) == 1 then
+      list[#list + 1] = long_name()
+    elseif math.random(4) == 1 then
       -- A call of which some is missing.
       for _, piece in ipairs(CALL) do
         if math.random(6) > 1 then list[#list + 1] = piece end

@@ -11,6 +11,15 @@ describe("trim", function()
     end
   end)
 
+  it("takes what %s is", function()
+    local texts = { "", "\n a\tb \v\f\r", "\u{a0}a\u{a0}", "  " }
+    for c = 0, 255 do texts[#texts + 1] = "x" .. string.char(c) end
+    for _, text in ipairs(texts) do
+      assert.equal(text:match("^%s*(.-)%s*$"), trim.both(text))
+      assert.same({ text:match("^(.-)(%s*)$") }, { trim.split(text) })
+    end
+  end)
+
   it("takes no longer for much white space inside", function()
     local spaces = (" "):rep(1 << 22) -- its square is more than a day
     assert.equal("a" .. spaces .. "b", trim.both(spaces .. "a" .. spaces .. "b"))

@@ -249,6 +249,18 @@ describe("turn: damaged calls (llama.cpp 24807, 26763, 22878)", function()
       .calls[1].name)
   end)
 
+  it("names as long as a tag may be, whole and cut short", function()
+    for n = 240, 260 do
+      local name = ("f"):rep(n)
+      for _, tail in ipairs { ">", "" } do
+        local text = ("<tool_call>\n<function=%s%s\n<parameter=a>\n1\n</parameter>\n"
+          .. "</function>\n</tool_call>"):format(name, tail)
+        local is_call = #("function=" .. name) + (tail == "" and 1 or 0) <= 256
+        assert.equal(is_call and 1 or 0, #reads(text).calls, n .. tail)
+      end
+    end
+  end)
+
   it("a name that is none stays text", function()
     local text = "<tool_call>\n<function=a b{>\n</function>\n</tool_call>"
     local t = reads(text)

@@ -20,6 +20,7 @@ local turn = require "moonlet.turn"
 local prompt = {}
 
 local MAX_TURNS <const> = 512 -- that are remembered
+local MAX_BEHIND <const> = 256 -- bytes that a template puts behind what the last message says
 
 ---@class moonlet.Prompts
 local Prompts = {}
@@ -230,14 +231,20 @@ end
 
 -- ---- making ------------------------------------------------------------------------------------
 
--- Where the first of several strings begins.
-local function find_first(text, strings, at)
-  local first
-  for _, s in ipairs(strings) do
-    local found = text:find(s, at, true)
-    if found and (not first or found < first) then first = found end
+-- What tells where the first of several strings at or behind rising places begins. Each is looked
+-- for again only when its last place has been passed.
+local function finder(text, strings)
+  local places = {}
+  return function(at)
+    local first = #text + 1
+    for _, s in ipairs(strings) do
+      if not places[s] or places[s] < at then
+        places[s] = text:find(s, at, true) or #text + 1
+      end
+      first = math.min(first, places[s])
+    end
+    return first <= #text and first or nil
   end
-  return first
 end
 
 -- Takes text apart: pieces {text =} that begin with the control string `start`, and turns that are
@@ -252,10 +259,10 @@ local function pieces_of(self, text, start, header, tools, back)
       at = stop + 1
     end
   end
-  local from = 1
+  local from, find_stop = 1, finder(text, self.stops)
   while next(self.turns) do
     local first, last = text:find(header, from, true)
-    local stop = first and find_first(text, self.stops, last + 1)
+    local stop = first and find_stop(last + 1)
     if not stop then break end
     local found = self.turns[meaning(unmask(back, text:sub(last + 1, stop - 1)), tools)]
     if found then
@@ -312,11 +319,11 @@ local function masked_messages(self, list, map)
   return made
 end
 
--- The last place of a string.
-local function last_of(text, s)
+-- The last place of a string at or behind `from`.
+local function last_of(text, s, from)
   local first, last
   repeat
-    local a, b = text:find(s, (first or 0) + 1, true)
+    local a, b = text:find(s, first and first + 1 or from or 1, true)
     first, last = a or first, b or last
   until not a
   return first, last
@@ -360,9 +367,10 @@ end
 local function reopen(before, header, said)
   local first, last = last_of(before, header)
   if header == "" or not first then return nil end
-  local _, stop = last_of(before:sub(last + 1), said)
+  -- To look for a long text everywhere in another would take the product of both.
+  local _, stop = last_of(before, said, math.max(last + 1, #before - #said - MAX_BEHIND + 1))
   if not stop then return nil end
-  return before:sub(1, first - 1), before:sub(last + 1, last + stop)
+  return before:sub(1, first - 1), before:sub(last + 1, stop)
 end
 
 -- A conversation as it is to be tokenized: pieces as pieces_of() has them, the control string that

@@ -43,9 +43,10 @@ function schema.type_of(value)
   return kind
 end
 
-local function add_types(node, root, set, depth)
+local function add_types(node, root, set, seen)
   node = schema.resolve(node, root)
-  if depth > MAX_DEPTH then return end
+  if seen[node] then return end
+  seen[node] = true
   local declared = node.type
   if type(declared) == "string" then declared = { declared } end
   for _, name in ipairs(type(declared) == "table" and declared or {}) do set[name] = true end
@@ -55,7 +56,7 @@ local function add_types(node, root, set, depth)
   if node.const ~= nil then set[schema.type_of(node.const)] = true end
   for _, key in ipairs { "anyOf", "oneOf", "allOf" } do
     for _, branch in ipairs(type(node[key]) == "table" and node[key] or {}) do
-      add_types(branch, root, set, depth + 1)
+      add_types(branch, root, set, seen)
     end
   end
 end
@@ -66,24 +67,22 @@ end
 ---@return table<string, boolean>
 function schema.types(node, root)
   local set = {}
-  add_types(node, root or node, set, 0)
+  add_types(node, root or node, set, {})
   return set
 end
 
 -- ---- text to value -----------------------------------------------------------------------------
 
-local trimmed = trim.both
-
 -- Each reader returns whether it could, and the value.
 local readers = {}
 
 readers["null"] = function(text)
-  text = trimmed(text):lower()
+  text = trim.both(text):lower()
   return text == "null" or text == "none", json.null
 end
 
 function readers.integer(text)
-  text = trimmed(text)
+  text = trim.both(text)
   local value = text:find("^[+-]?%d") and tonumber(text)
   local whole = value and math.tointeger(value)
   if whole and not text:find("[xX]") then return true, whole end
@@ -91,7 +90,7 @@ function readers.integer(text)
 end
 
 function readers.number(text)
-  text = trimmed(text)
+  text = trim.both(text)
   local value = text:find("^[+-]?[%d.]") and not text:find("[xX]") and tonumber(text)
   if not value or value ~= value or value == math.huge or value == -math.huge then return false end
   return true, math.tointeger(value) or value
@@ -100,7 +99,7 @@ end
 local BOOLEANS = { ["true"] = true, ["1"] = true, ["false"] = false, ["0"] = false }
 
 function readers.boolean(text)
-  local value = BOOLEANS[trimmed(text):lower()]
+  local value = BOOLEANS[trim.both(text):lower()]
   return value ~= nil, value
 end
 
@@ -120,18 +119,29 @@ function readers.string(text) return true, text end
 -- "string" comes last as anything is one.
 local ORDER = { "null", "integer", "number", "boolean", "object", "array", "string" }
 
+-- What a coercion knows of schemas it has met: { root =, met = schema -> { node =, types = } }. An
+-- array's schema is met at each of its members.
+local function look_up(known, given)
+  local entry = known.met[given]
+  if not entry then
+    entry = { node = schema.resolve(given, known.root), types = schema.types(given, known.root) }
+    known.met[given] = entry
+  end
+  return entry
+end
+
 local coerce
 
 -- The members of a value that was read as a whole: a string where the schema has no string.
-local function coerce_members(value, node, root, depth)
+local function coerce_members(value, node, known, depth)
   if depth > MAX_DEPTH then return value end
-  node = schema.resolve(node, root)
+  node = look_up(known, node).node
   local function member(child, child_node)
     if type(child) == "string" and type(child_node) == "table" then
-      return coerce(child, child_node, root, depth + 1)
+      return coerce(child, child_node, known, depth + 1)
     end
     if type(child) == "table" and child ~= json.null and type(child_node) == "table" then
-      return coerce_members(child, child_node, root, depth + 1)
+      return coerce_members(child, child_node, known, depth + 1)
     end
     return child
   end
@@ -146,14 +156,14 @@ local function coerce_members(value, node, root, depth)
   return value
 end
 
-function coerce(text, node, root, depth)
-  local types = schema.types(node, root)
+function coerce(text, node, known, depth)
+  local types = look_up(known, node).types
   if next(types) == nil then return text end
   for _, name in ipairs(ORDER) do
     if types[name] then
       local ok, value = readers[name](text)
       if ok and (name == "array" or name == "object") then
-        value = coerce_members(value, node, root, depth)
+        value = coerce_members(value, node, known, depth)
       end
       if ok then return value end
     end
@@ -171,7 +181,7 @@ end
 ---@return any value as moonlet.json has them: json.null, marked arrays and objects
 function schema.coerce(text, node, root)
   if type(node) ~= "table" then return text end
-  return coerce(text, node, root or node, 0)
+  return coerce(text, node, { root = root or node, met = {} }, 0)
 end
 
 return schema

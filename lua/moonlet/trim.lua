@@ -17,4 +17,13 @@ function trim.right(text)
   return text:match("^.*%S") or ""
 end
 
+---What stands at its end apart.
+---@param text string
+---@return string body
+---@return string space
+function trim.split(text)
+  local body = trim.right(text)
+  return body, text:sub(#body + 1)
+end
+
 return trim

@@ -4,6 +4,7 @@ local client = require "spec.support.client"
 local http = require "moonlet.server.http"
 local moonlet = require "moonlet"
 local served = require "spec.support.served"
+local work = require "spec.support.work"
 
 local HELLO <const> = { messages = { { role = "user", content = "Hi" } } }
 
@@ -159,11 +160,25 @@ describe("server", function()
     } do
       assert.equal(row[1], status_of("GET", "/v1/models", nil, row[2]))
     end
+    for _, fields in ipairs { { Authorization = "Bearer " .. ("x"):rep(5000) },
+      { ["x-api-key"] = ("x"):rep(5000) } } do
+      assert.equal(401, status_of("GET", "/v1/models", nil, fields))
+    end
     local reply = client.ask(server, "GET", "/v1/models")
     assert.same({ "authentication_error", "invalid_api_key", "Bearer" },
       { reply.json.error.type, reply.json.error.code, reply.fields["www-authenticate"] })
     assert.equal(200, status_of("GET", "/health"))
     assert.equal(204, status_of("OPTIONS", "/v1/models"))
+  end)
+
+  it("finds a key in time that grows with the header", function()
+    server = served.replay({ "x" }, { api_keys = { "k" } })
+    local function line(n) return "Bearer a" .. (" "):rep(n) .. "b" end
+    for _, n in ipairs { 250, 15000 } do -- keys of both lengths, and headers beyond them
+      assert.is_true(work.growth(n, line, function(text)
+        assert.equal(401, status_of("GET", "/v1/models", nil, { Authorization = text }))
+      end) < 6)
+    end
   end)
 
   it("does not let others in by accident", function()
@@ -249,7 +264,13 @@ describe("server", function()
     assert.same({ "one", "two" }, http.read_keys(path))
     assert(io.open(path, "w")):close()
     local keys, _, code = http.read_keys(path)
+    assert.same({ nil, "format" }, { keys, code })
+    file = assert(io.open(path, "w"))
+    file:write(("k"):rep(5000))
+    file:close()
+    keys, _, code = http.read_keys(path)
     os.remove(path)
     assert.same({ nil, "format" }, { keys, code })
+    assert.error(function() http.key_check { ("k"):rep(5000) } end)
   end)
 end)

@@ -83,6 +83,11 @@ end
 
 -- Errors --------------------------------------------------------------------------------------
 
+--- White space that holds line ends becomes one blank.
+local function one_line(message)
+  return (message:gsub("%s+", function(run) return run:find("[\r\n]") and " " or nil end))
+end
+
 --- What a failed pcall of the renderer means, as the results of compile and render.
 local function failure(name, e, line)
   if not errors.is_failure(e) then
@@ -94,7 +99,7 @@ local function failure(name, e, line)
   local message = e.message
   -- The text of raise_exception is the template's own word to the user and stays as it is.
   if e.kind ~= "TemplateError" then
-    message = ("%s:%d: %s"):format(name, line, (message:gsub("%s*[\r\n]+%s*", " ")))
+    message = ("%s:%d: %s"):format(name, line, one_line(message))
   end
   return nil, message, "template", { kind = e.kind, message = e.message, line = line }
 end

@@ -69,7 +69,7 @@ function Lexer:emit_text(stop, sign, is_variable)
   if sign == "-" then
     data = text.rstrip(data)
   elseif sign == "" and not is_variable then
-    local line_start = #data - #data:match("[^\n]*$") + 1
+    local line_start = data:match("^.*\n()") or 1
     if (line_start > 1 or self.at_line_start) and line_start <= #data
       and text.skip_space(data, line_start) > #data then
       data = sub(data, 1, line_start - 1)

@@ -64,8 +64,8 @@ local function skip_space(s, at)
 end
 text.skip_space = skip_space
 
-local function rstrip_space(s)
-  local last = #s
+--- The last byte position down from `last` that holds no white space, 0 without one.
+local function last_mark(s, last)
   while last > 0 do
     local b = byte(s, last)
     if b < 0x80 then
@@ -79,7 +79,7 @@ local function rstrip_space(s)
       break
     end
   end
-  return sub(s, 1, last)
+  return last
 end
 
 --- str.strip, lstrip and rstrip; `chars` is a set of characters as text, nil for white space.
@@ -96,7 +96,7 @@ function text.lstrip(s, chars)
 end
 
 function text.rstrip(s, chars)
-  if not chars then return rstrip_space(s) end
+  if not chars then return sub(s, 1, last_mark(s, #s)) end
   local set = {}
   for c in string.gmatch(chars, utf8.charpattern) do set[c] = true end
   local last = #s
@@ -137,10 +137,8 @@ function text.rsplit_space(s, max)
   local words = text.split_space(s)
   if not max or #words <= max then return words end
   -- What is left of the last `max` words keeps all its white space but that at the end.
-  local first, last = #words - max + 1, #rstrip_space(s)
-  for i = #words, first, -1 do
-    last = #rstrip_space(sub(s, 1, last - #words[i]))
-  end
+  local first, last = #words - max + 1, last_mark(s, #s)
+  for i = #words, first, -1 do last = last_mark(s, last - #words[i]) end
   local out = table.move(words, first, #words, 2, {})
   out[1] = sub(s, 1, last)
   return out

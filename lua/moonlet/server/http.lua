@@ -14,6 +14,7 @@ local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing
 -- Of JSON: twice the ids of the longest prompt. Each takes up to a kilobyte while it is worked on,
 -- and all of them a tenth of a second.
 local MAX_VALUES <const> = 1 << 19
+local MAX_KEY_BYTES <const> = 4096
 
 ---@class moonlet.server.Exchange
 ---@field server moonlet.Server
@@ -154,12 +155,17 @@ local function check_site(self)
   self.fields["Vary"] = "Origin"
 end
 
+-- The key that a request names, "" without one.
+local function given_key(request)
+  local line = request:header("Authorization")
+  if line and #line > #"Bearer " + MAX_KEY_BYTES then return "" end
+  local key = line and line:match("^[Bb]earer%s(.*)$")
+  return key and trim.both(key) or request:header("X-Api-Key") or ""
+end
+
 local function check_key(self)
   if not self.server.has_keys() or self.route.open then return end
-  local request = self.request
-  local bearer = (request:header("Authorization") or ""):match("^[Bb]earer%s(.*)$")
-  local given = bearer and trim.both(bearer) or request:header("X-Api-Key") or ""
-  if not self.server.is_key(given) then
+  if not self.server.is_key(given_key(self.request)) then
     refusal.raise(401, "a valid API key is needed: Authorization: Bearer KEY",
       { code = "invalid_api_key", fields = { ["WWW-Authenticate"] = "Bearer" } })
   end
@@ -266,6 +272,9 @@ function http.read_keys(path)
   local keys = {}
   for line in text:gmatch("[^\r\n]+") do
     line = trim.both(line)
+    if #line > MAX_KEY_BYTES then
+      return nil, ("%s: a key of more than %d bytes"):format(path, MAX_KEY_BYTES), "format"
+    end
     if line ~= "" then keys[#keys + 1] = line end
   end
   if #keys == 0 then return nil, path .. ": no key in it", "format" end
@@ -276,12 +285,13 @@ end
 ---@return fun(given: string): boolean takes as long for any key of one length
 function http.key_check(keys)
   for _, key in ipairs(keys) do
-    if type(key) ~= "string" or key == "" then
-      options.misuse("option 'api_keys': texts expected, none of them empty")
+    if type(key) ~= "string" or key == "" or #key > MAX_KEY_BYTES then
+      options.misuse(("option 'api_keys': texts of 1 to %d bytes expected"):format(MAX_KEY_BYTES))
     end
   end
   return function(given)
     local found = false
+    if #given > MAX_KEY_BYTES then return false end
     for _, key in ipairs(keys) do found = sys.same_secret(key, given) or found end
     return found
   end

@@ -37,7 +37,7 @@ local STATUS <const> = { format = 400, range = 400, limit = 400, unsupported = 4
 ---Like assert, for what answers nil, message, code.
 function refusal.check(value, message, code, ...)
   if value ~= nil then return value, message, code, ... end
-  local param = message:match("^([%a_][%w_]*[%[%]%w_.]*): ")
+  local param = message:match("^([%a_][%w_.%[%]]*): ")
   if code == "busy" then refusal.raise_busy(message) end
   refusal.raise(STATUS[code] or 500, message, { param = STATUS[code] == 400 and param or nil })
 end

@@ -4,6 +4,8 @@ local sys = require "moonlet.sys"
 
 local place = {}
 
+local MAX_BYTES <const> = 4096 -- the system's own limit, PATH_MAX
+
 ---@class moonlet.tools.Place
 ---@field root string absolute, without links
 local Place = {}
@@ -34,6 +36,9 @@ end
 ---@return string? path, string? message, string? code
 function Place:resolve(given)
   if given:find("\0", 1, true) then return nil, "a path has no NUL bytes", "range" end
+  if #given > MAX_BYTES then
+    return nil, ("a path has at most %d bytes"):format(MAX_BYTES), "range"
+  end
   local full = given:sub(1, 1) == "/" and given or self.root .. "/" .. given
   local existing, missing = full:gsub("/+$", ""), ""
   local real

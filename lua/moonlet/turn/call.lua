@@ -19,8 +19,10 @@ local tag = require "moonlet.turn.tag"
 
 ---@class moonlet.turn.Call
 ---@field name string
----@field arguments table<string, any>  in the order of the text
+---@field arguments table<string, any>?  of a call that was closed, in the order of the text
 ---@field given { [1]: string, [2]: any }[]  all of them, also several of one name
+---@field flat boolean  a value had no end under the rules of nesting, so that they are off; the
+---  rest of the text does without them, too, as each try reads all of it
 ---@field private parameters table  the tool's JSON schema of its parameters, {} when unknown
 local Call = {}
 Call.__index = Call
@@ -29,9 +31,10 @@ local call = {}
 
 ---@param name string
 ---@param parameters table?  JSON schema of the tool's parameters
-function call.open(name, parameters)
-  return setmetatable({ name = name, parameters = parameters or {}, arguments = json.object {},
-    given = {}, key = nil, at = 1, inside = {}, flat = false }, Call)
+---@param flat boolean?  read without nesting
+function call.open(name, parameters, flat)
+  return setmetatable({ name = name, parameters = parameters or {}, given = {}, has = {},
+    key = nil, at = 1, inside = {}, flat = flat or false }, Call)
 end
 
 local function properties_of(self)
@@ -50,7 +53,7 @@ end
 local function is_expected(self, key)
   local properties = properties_of(self)
   if not properties then return true end
-  return properties[key] ~= nil and self.arguments[key] == nil and key ~= self.key
+  return properties[key] ~= nil and not self.has[key] and key ~= self.key
 end
 
 local function on_own_line(text, at)
@@ -131,10 +134,8 @@ local function step_value(self, text, final)
   if not stop then return nil end
   local value = schema.coerce(bare(text:sub(1, stop - 1)), value_schema(self, self.key),
     self.parameters)
-  self.arguments[self.key] = nil -- the last of two with one name counts, in its own place
-  self.arguments[self.key] = value
-  self.given[#self.given + 1] = { self.key, value }
-  self.key, self.at, self.inside, self.flat = nil, 1, {}, false
+  self.given[#self.given + 1], self.has[self.key] = { self.key, value }, true
+  self.key, self.at, self.inside = nil, 1, {}
   return text:sub(stop)
 end
 
@@ -142,8 +143,10 @@ local STRUCTURE = { parameter = true, ["/parameter"] = true, ["/function"] = tru
   ["/tool_call"] = true, tool_call = true, ["function"] = true }
 
 local function step_between(self, text, final)
-  local kind, first, behind, name = tag.find(text, 1, STRUCTURE, final)
+  local kind, first, behind, name = tag.find(text, self.at, STRUCTURE, final)
+  self.at = first
   if kind == nil or kind == "more" then return nil end
+  self.at = 1
   if kind == "parameter" then
     self.key = name
     return text:sub(behind)
@@ -173,7 +176,18 @@ end
 ---Whether nothing but closing tags is missing.
 ---@return boolean
 function Call:is_closable()
-  return self.key == nil and next(self.arguments) ~= nil
+  return self.key == nil and #self.given > 0
+end
+
+---Makes the arguments of what was given. The last of two with one name counts, in its own place.
+function Call:close()
+  local values, last = {}, {}
+  for i, pair in ipairs(self.given) do values[pair[1]], last[pair[1]] = pair[2], i end
+  local keys = {}
+  for i, pair in ipairs(self.given) do
+    if last[pair[1]] == i then keys[#keys + 1] = pair[1] end
+  end
+  self.arguments = json.object(values, keys)
 end
 
 return call

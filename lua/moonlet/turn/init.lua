@@ -24,6 +24,13 @@ local trim = require "moonlet.trim"
 
 local turn = {}
 
+-- Texts are read in pieces, as the front of what is left is cut off at every tag. They grow with
+-- what is held back, which is copied for each.
+local PIECE <const>, SHARE <const> = 1024, 64
+-- Objects behind <tool_call> that are no calls; behind so many, further ones stay text. The next
+-- call is looked for inside of each.
+local MAX_BROKEN <const> = 16
+
 ---@class moonlet.turn.Reader
 local Reader = {}
 Reader.__index = Reader
@@ -74,6 +81,7 @@ function turn.reader(given)
     trim = o.reasoning,  -- drop white space until text comes
     started = false,     -- content has begun
     n_calls = 0,
+    n_broken = 0,        -- objects that were no calls
     parts = {},
   }, Reader)
 end
@@ -85,23 +93,31 @@ local function emit(self, text)
   if self.trim then text = text:gsub("^%s+", "") end
   if text == "" then return end
   self.trim = false
-  text = self.held .. text
-  local body, space = text:match("^(.-)(%s*)$")
-  self.held = space
-  if body == "" then return end
+  local body, space = trim.split(text)
+  if body == "" then
+    self.held = self.held .. space
+    return
+  end
   if self.state == "content" then self.started = true end
-  self.parts[#self.parts + 1] = { kind = self.state, text = body }
+  self.parts[#self.parts + 1] = { kind = self.state, text = self.held .. body }
+  self.held = space
 end
 
 local function enter(self, state)
   self.held, self.trim, self.state = "", true, state
 end
 
+-- The front of the buffer, up to `behind`, is the current call's.
+local function consume(self, behind)
+  self.raw[#self.raw + 1] = self.buffer:sub(1, behind - 1)
+  self.buffer = self.buffer:sub(behind)
+end
+
 local function add_call(self, name, arguments)
   local index, dropped = self.n_calls, not self.parallel and self.n_calls > 0
   if not dropped then
     self.parts[#self.parts + 1] = { kind = "call", index = index, id = self.id or self.new_id(),
-      name = name, arguments = arguments, text = trim.right(self.raw) }
+      name = name, arguments = arguments, text = trim.right(table.concat(self.raw)) }
     self.n_calls = index + 1
   end
   self.id = nil
@@ -145,7 +161,7 @@ local function opens_call(self, behind, final)
   if kind == "more" then return "more" end
   if kind == "function" then return true end
   if final and self.buffer:find("^%s*<function%s*=[^<>]*$", behind) then return true end
-  if self.buffer:sub(first, first) ~= "{" then return false end
+  if self.buffer:sub(first, first) ~= "{" or self.n_broken == MAX_BROKEN then return false end
   local rest = self.buffer:match("^%s*()", first + 1)
   if rest > #self.buffer then return not final and "more" or false end
   return self.buffer:find("^[\"']", rest) ~= nil
@@ -180,8 +196,8 @@ local IN_CONTENT = { think = true, ["/think"] = true, tool_call = true, ["functi
 local function begin_call(self, first, behind)
   take(self, first)
   enter(self, "opening")
-  self.raw = self.buffer:sub(1, behind - first)
-  self.buffer = self.buffer:sub(behind - first + 1)
+  self.raw = {}
+  consume(self, behind - first + 1)
 end
 
 function states.content(self, final)
@@ -216,13 +232,11 @@ end
 function states.opening(self, final)
   local kind, first, behind, name = tag.next(self.buffer, 1, final)
   if kind == "function" then
-    self.raw = self.raw .. self.buffer:sub(1, behind - 1)
-    self.buffer = self.buffer:sub(behind)
-    self.call = call.open(name, self.schemas[name])
+    consume(self, behind)
+    self.call = call.open(name, self.schemas[name], self.flat)
     self.state = "call"
   else
-    self.raw = self.raw .. self.buffer:sub(1, first - 1)
-    self.buffer = self.buffer:sub(first)
+    consume(self, first)
     self.state, self.scan = "object", nil
   end
   return true
@@ -233,10 +247,11 @@ function states.call(self, final)
   if not complete and final and self.call:is_closable() and final ~= "length" then
     rest, complete = "", true
   end
-  self.raw = self.raw .. self.buffer:sub(1, #self.buffer - #rest)
-  self.buffer = rest
+  consume(self, #self.buffer - #rest + 1)
+  self.flat = self.call.flat
   show_progress(self, complete)
   if not complete then return false end
+  self.call:close()
   self.state = "closing"
   return true
 end
@@ -246,8 +261,7 @@ function states.closing(self, final)
   local kind, _, behind = tag.next(self.buffer, 1, final)
   if kind == "more" then return false end
   if kind == "/tool_call" or kind == "/function" then
-    self.raw = self.raw .. self.buffer:sub(1, behind - 1)
-    self.buffer = self.buffer:sub(behind)
+    consume(self, behind)
     if kind == "/function" then return true end
   end
   add_call(self, self.call.name, self.call.arguments)
@@ -309,14 +323,13 @@ function states.object(self, final)
   if not behind then return false end
   local found = read_object(self.buffer:sub(1, behind - 1))
   if not found then
-    self.state = "content"
-    self.buffer, self.raw = self.raw .. self.buffer, ""
+    self.state, self.n_broken = "content", self.n_broken + 1
+    self.buffer, self.raw = table.concat(self.raw) .. self.buffer, {}
     local _, stop = self.buffer:find("<tool_call>", 1, true)
     take(self, (stop or 0) + 1)
     return true
   end
-  self.raw = self.raw .. self.buffer:sub(1, behind - 1)
-  self.buffer = self.buffer:sub(behind)
+  consume(self, behind)
   self.call = found
   show_progress(self, true)
   self.state = "closing"
@@ -329,6 +342,9 @@ local function run(self, final)
   while self.buffer ~= "" or final do
     if not states[self.state](self, final) then break end
   end
+end
+
+local function take_parts(self)
   local parts = self.parts
   self.parts = {}
   return parts
@@ -338,8 +354,14 @@ end
 ---@param text string whole characters or not, in any cut
 ---@return table[] parts
 function Reader:feed(text)
-  self.buffer = self.buffer .. text
-  return run(self, false)
+  local at = 1
+  while at <= #text do
+    local n = math.max(PIECE, #self.buffer // SHARE)
+    self.buffer = self.buffer .. text:sub(at, at + n - 1)
+    at = at + n
+    run(self, false)
+  end
+  return take_parts(self)
 end
 
 ---Whether the text so far ends in reasoning, with nothing held back that might end it.
@@ -358,9 +380,10 @@ end
 ---@param reason string? "length" when the text was cut off
 ---@return table[] parts
 function Reader:finish(reason)
-  local parts = run(self, reason == "length" and "length" or "stop")
+  run(self, reason == "length" and "length" or "stop")
+  local parts = take_parts(self)
   if self.state == "opening" or self.state == "call" or self.state == "object" then
-    parts[#parts + 1] = { kind = "unfinished", text = self.raw .. self.buffer }
+    parts[#parts + 1] = { kind = "unfinished", text = table.concat(self.raw) .. self.buffer }
   elseif self.state == "content" and self.started and self.n_calls == 0 and self.held ~= "" then
     parts[#parts + 1] = { kind = "content", text = self.held }
   end
@@ -375,17 +398,20 @@ end
 ---@return { reasoning: string?, content: string?, calls: table[], unfinished: string? }
 function turn.read(text, given, reason)
   local reader = turn.reader(given)
-  local result = { calls = {} }
+  local calls, texts = {}, { reasoning = {}, content = {}, unfinished = {} }
   local parts = reader:feed(text)
   local last = reader:finish(reason)
   table.move(last, 1, #last, #parts + 1, parts)
   for _, part in ipairs(parts) do
+    local list = texts[part.kind]
     if part.kind == "call" then
-      result.calls[#result.calls + 1] = part
-    elseif part.kind == "reasoning" or part.kind == "content" or part.kind == "unfinished" then
-      result[part.kind] = (result[part.kind] or "") .. part.text
+      calls[#calls + 1] = part
+    elseif list then
+      list[#list + 1] = part.text
     end
   end
+  local result = { calls = calls }
+  for kind, list in pairs(texts) do result[kind] = list[1] and table.concat(list) end
   return result
 end
 

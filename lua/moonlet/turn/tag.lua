@@ -4,9 +4,11 @@
 --- `<parameter=KEY>` ordinary text, so any of them may arrive cut anywhere. White space within a
 --- tag is tolerated, as vLLM's qwen3_coder parser does.
 
+local trim = require "moonlet.trim"
+
 local tag = {}
 
--- Longer than any name; a `<` that opens nothing must not hold text back for ever.
+-- Bytes behind the `<`, longer than any name: what opens nothing must not hold text back for ever.
 local MAX_LENGTH <const> = 256
 
 local PLAIN = { think = true, ["/think"] = true, tool_call = true, ["/tool_call"] = true,
@@ -21,10 +23,16 @@ local function is_name(text)
   return text ~= "" and not text:find("[%s%c{}<>\"']")
 end
 
+-- "kind = name" taken apart.
+local function kind_and_name(text)
+  local kind, name = text:match("^%s*(%a+)%s*=%s*(.*)$")
+  if kind then return kind, trim.right(name) end
+end
+
 -- Whether more text could make a tag of `<` and this.
 local function may_grow(rest)
-  if #rest >= MAX_LENGTH then return false end
-  local kind, name = rest:match("^%s*(%a+)%s*=%s*(.-)%s*$")
+  if #rest > MAX_LENGTH then return false end
+  local kind, name = kind_and_name(rest)
   if kind then return NAMED[kind] and (name == "" or is_name(name)) end
   rest = rest:gsub("%s+", "")
   for _, spelling in ipairs(SPELLINGS) do
@@ -46,13 +54,13 @@ function tag.match(text, at, final)
   if body and #body <= MAX_LENGTH then
     local plain = body:gsub("%s+", "")
     if PLAIN[plain] then return plain, behind end
-    local kind, name = body:match("^%s*(%a+)%s*=%s*(.-)%s*$")
+    local kind, name = kind_and_name(body)
     if NAMED[kind] and is_name(name) then return kind, behind, name end
     return nil
   end
   -- A function whose name the next tag cuts short.
   local name, cut = text:match("^<%s*function%s*=%s*([%w_.:/-]+)%s*()<", at)
-  if name then return "function", cut, name end
+  if name and cut - at - 1 <= MAX_LENGTH then return "function", cut, name end
   local rest = text:match("^<([^<>]*)$", at)
   if rest and not final and may_grow(rest) then return "more" end
   return nil
