@@ -247,8 +247,8 @@ void net_close(net *n)
     for (net_request *r = n->requests; r; r = r->next) net_leave(r);
     if (n->http) evhttp_free(n->http);
     if (n->base) sweep(n);
-    for (int i = 0; i < NET_MAX_WATCHED; i++)
-        if (n->watched[i]) event_free(n->watched[i]);
+    for (int i = 0; i < n->n_watched; i++) event_free(n->watched[i]);
+    mem_free(n->watched);
     if (n->sweeper) event_free(n->sweeper);
     for (net_request *r = n->requests; r; r = r->next) r->net = NULL;
     for (int i = 0; i < n->n_events; i++) /* nobody has seen these */
@@ -346,16 +346,30 @@ static void on_signal(evutil_socket_t number, short what, void *arg)
     net_push(arg, NET_SIGNAL, NULL, (int)number);
 }
 
+static err_code make_room_to_watch(net *n, err_info *e)
+{
+    if (n->n_watched < n->watched_room) return ERR_NONE;
+    int room = n->watched_room ? 2 * n->watched_room : 16;
+    struct event **grown = mem_array((size_t)room, sizeof *grown, e);
+    if (!grown) return ERR_MEMORY;
+    if (n->n_watched) memcpy(grown, n->watched, (size_t)n->n_watched * sizeof *grown);
+    mem_free(n->watched);
+    n->watched = grown;
+    n->watched_room = room;
+    return ERR_NONE;
+}
+
 static err_code watch(net *n, struct event *event, err_info *e)
 {
-    for (int i = 0; event && i < NET_MAX_WATCHED; i++) {
-        if (n->watched[i]) continue;
-        if (event_add(event, NULL) != 0) break;
-        n->watched[i] = event;
-        return ERR_NONE;
-    }
-    if (event) event_free(event);
-    return err_set(e, ERR_LIMIT, "more than %d things to wait for", NET_MAX_WATCHED);
+    if (!event) return err_set(e, ERR_MEMORY, "cannot make an event");
+    err_code code = make_room_to_watch(n, e);
+    if (!code && event_add(event, NULL) != 0)
+        code = err_set(e, ERR_IO, "%d cannot be waited for", (int)event_get_fd(event));
+    if (code)
+        event_free(event);
+    else
+        n->watched[n->n_watched++] = event;
+    return code;
 }
 
 err_code net_watch(net *n, int fd, err_info *e)
@@ -365,11 +379,12 @@ err_code net_watch(net *n, int fd, err_info *e)
 
 void net_unwatch(net *n, int fd)
 {
-    for (int i = 0; i < NET_MAX_WATCHED; i++) {
-        if (!n->watched[i] || event_get_fd(n->watched[i]) != fd) continue;
-        if (event_get_events(n->watched[i]) & EV_SIGNAL) continue; /* fd is the signal's number */
-        event_free(n->watched[i]);
-        n->watched[i] = NULL;
+    for (int i = n->n_watched - 1; i >= 0; i--) {
+        struct event *event = n->watched[i];
+        if (event_get_fd(event) != fd) continue;
+        if (event_get_events(event) & EV_SIGNAL) continue; /* fd is the signal's number */
+        event_free(event);
+        n->watched[i] = n->watched[--n->n_watched];
     }
     int kept = 0;
     for (int i = 0; i < n->n_events; i++)

@@ -9,7 +9,7 @@
 
 #include "net/net.h"
 
-enum { NET_MAX_LISTENERS = 8, NET_MAX_WATCHED = 64 };
+enum { NET_MAX_LISTENERS = 8 };
 
 typedef struct net_connection {
     struct net_connection *next;
@@ -29,7 +29,8 @@ struct net {
     struct event *sweeper;
     struct evhttp_bound_socket *listeners[NET_MAX_LISTENERS];
     int n_listeners, is_full;
-    struct event *watched[NET_MAX_WATCHED];
+    struct event **watched; /* [n_watched] of watched_room */
+    int n_watched, watched_room;
     net_connection *connections;
     int n_connections;
     size_t in_common;      /* received bytes beyond what each connection may have anyway */

@@ -334,6 +334,28 @@ describe("net", function()
     net:unwatch(99)
   end)
 
+  it("watches as many descriptors as there are", function()
+    open()
+    local programs, seen, n_seen = {}, {}, 0
+    for i = 1, 100 do
+      programs[i] = assert(core.process_open({ "sleep", "1000" }, "/"))
+      assert(net:watch(programs[i]:fd()))
+    end
+    for i = 1, 100, 2 do net:unwatch(programs[i]:fd()) end
+    for _, p in ipairs(programs) do p:kill("KILL") end
+    while n_seen < 50 do
+      local kind, fd = net:wait()
+      assert.equal("ready", kind)
+      if not seen[fd] then n_seen = n_seen + 1 end
+      seen[fd] = true
+    end
+    for i, p in ipairs(programs) do
+      assert.equal(i % 2 == 0 and true or nil, seen[p:fd()])
+      net:unwatch(p:fd())
+      p:close()
+    end
+  end)
+
   it("tells signals from descriptors of the same number", function()
     open()
     local pipe = assert(io.popen(([[exec lua5.4 -e "package.cpath = '%s'
