@@ -6,6 +6,7 @@ local moonlet = require "moonlet"
 local replay = require "moonlet.replay"
 local call = require("spec.support.said").call
 local sched = require "moonlet.sched"
+local sys = require "moonlet.sys"
 local workspace = require "spec.support.workspace"
 
 local DIR <const> = "examples/demo-model"
@@ -258,18 +259,53 @@ describe("an agent", function()
     assert.equal("3", with(function() return 3 end))
   end)
 
+  -- What a tool does that waits until it is told that nobody does.
+  local function wait_for_cancel(ctx)
+    local told = ctx.loop:signal()
+    ctx.on_cancel(function() told:notify() end)
+    told:wait()
+  end
+
   it("gives up a tool that waits for ever, and one that computes for ever", function()
     local cancelled
-    local waiting = echo_tool { seconds = 0.01, run = function(_, ctx)
-      ctx.on_cancel(function() cancelled = true end)
-      ctx.loop:signal():wait()
-    end }
-    assert.equal("Error: the tool was given up after 0.01 s",
-      (result_of(call("echo", { text = "hi" }), { tools = { waiting } })))
+    local function with(run)
+      assert.equal("Error: the tool was given up after 0.01 s",
+        (result_of(call("echo", { text = "hi" }),
+          { tools = { echo_tool { seconds = 0.01, run = run } } })))
+    end
+    with(function(_, ctx)
+      wait_for_cancel(ctx)
+      cancelled = ctx.is_cancelled()
+    end)
     assert.is_true(cancelled)
-    local computing = echo_tool { seconds = 0.01, run = function() while true do end end }
-    assert.equal("Error: the tool was given up after 0.01 s",
-      (result_of(call("echo", { text = "hi" }), { tools = { computing } })))
+    with(function() while true do end end)
+    local closed = 0
+    with(function()
+      local closing <close> = setmetatable({}, { __close = function() closed = closed + 1 end })
+      while closing do pcall(function() while true do end end) end
+    end)
+    assert.equal(1, closed)
+  end)
+
+  it("ends though a tool that nobody waits for goes on", function()
+    -- The clock goes on by what is waited for, which takes no time.
+    local core = require "moonlet.core"
+    local seconds, now = core.seconds, 0
+    local function hurry() now = now + 0.1; return now end
+    core.seconds, sys.seconds = hurry, hurry -- luacheck: ignore 122
+    finally(function() core.seconds, sys.seconds = seconds, seconds end) -- luacheck: ignore 122
+    local ended = false
+    local agent = open({ call("echo", { text = "hi" }), "Done." }, { tools = { echo_tool {
+      run = function(_, ctx)
+        ctx.loop:spawn(function()
+          while not ended do ctx.loop:sleep(0) end
+        end)
+        ctx.loop:signal():wait()
+      end } } })
+    assert.equal("Done.", assert(agent:run("Go")).text)
+    assert.equal("Error: the tool was given up after 120 s", agent.messages[3].content)
+    ended = true
+    agent:close()
   end)
 
   -- ---- hooks -----------------------------------------------------------------------------------
@@ -364,6 +400,35 @@ describe("an agent", function()
     end
   end)
 
+  it("takes only texts from hooks as reasons", function()
+    for _, name in ipairs { "before_tool", "ask" } do
+      local agent <close> = open({ call("echo", { text = "a" }), "Done." },
+        { tools = { echo_tool { ask = true } }, [name] = function() return false, {} end })
+      local ok, message = pcall(agent.run, agent, "Go")
+      assert.is_false(ok)
+      assert.matches("hook " .. name .. ": a text as reason expected", message)
+    end
+  end)
+
+  it("interrupts the other calls when a hook raises", function()
+    local told = false
+    local waiting = { name = "wait", run = function(_, ctx)
+      wait_for_cancel(ctx)
+      told = true
+    end }
+    local agent <close> = open({ call("wait", {}) .. call("echo", { text = "a" }), "Done." },
+      { tools = { waiting, echo_tool() }, after_tool = function(c)
+        if c.name == "echo" then error("bug in the hook") end
+      end })
+    local ok, message = pcall(agent.run, agent, "Go")
+    assert.is_false(ok)
+    assert.matches("bug in the hook", message)
+    assert.is_true(told)
+    assert.equal("Error: the tool was interrupted", agent.messages[3].content)
+    assert.equal("Error: a hook failed, and this call has no result", agent.messages[4].content)
+    assert.equal("Done.", agent:run().text)
+  end)
+
   it("takes only texts from hooks in the place of results", function()
     for name, bad in pairs { before_tool = { content = 7 }, after_tool = 5 } do
       local agent <close> = open({ call("echo", { text = "a" }), "Done." },
@@ -438,6 +503,23 @@ describe("an agent", function()
     assert.same({ "1 begins", "1 ends", "2 begins", "2 ends" }, log)
   end)
 
+  it("runs no more calls at a time than it may", function()
+    for limit, option in pairs { [16] = true, [3] = 3 } do
+      local n, most = 0, 0
+      local slow = { name = "slow", run = function(_, ctx)
+        n = n + 1
+        most = math.max(n, most)
+        ctx.loop:sleep(0)
+        n = n - 1
+      end }
+      local agent <close> = open({ call("slow", {}):rep(100), "Done." },
+        { tools = { slow }, parallel = option })
+      assert.equal("Done.", assert(agent:run("Go")).text)
+      assert.equal(limit, most)
+      assert.equal(103, #agent.messages)
+    end
+  end)
+
   it("ends after so many steps", function()
     local agent <close> = open({ call("echo", { text = "again" }) },
       { tools = { echo_tool() }, max_steps = 3 })
@@ -483,6 +565,29 @@ describe("an agent", function()
     end
   end)
 
+  it("asks again for a call that was cut off behind whole ones", function()
+    local cut = call("echo", { text = "one" }) .. "\n<tool_call>\n<function=echo>\n<parameter=te"
+    for _, reason in ipairs { "stop", "length" } do
+      local agent <close> = open({ { text = cut, finish_reason = reason }, "Done." },
+        { tools = { echo_tool() } })
+      assert.equal("Done.", assert(agent:run("Go")).text)
+      assert.equal("one", agent.messages[3].content)
+      assert.equal("user", agent.messages[4].role)
+      assert.matches("last tool call could not be read, and it was not run",
+        agent.messages[4].content)
+    end
+  end)
+
+  it("does not ask again when the tokens are spent", function()
+    local cut = "I look.\n<tool_call>\n<function=echo>\n<parameter=text>\nhi"
+    local agent <close> = open({ cut, "Done." }, { tools = { echo_tool() },
+      token_budget = #texts:encode(cut) })
+    local result = assert(agent:run("Go"))
+    assert.same({ "tokens", 1 }, { result.reason, result.steps })
+    assert.matches("^I look", result.text)
+    assert.equal("assistant", agent.messages[#agent.messages].role)
+  end)
+
   it("reports a failing engine, and can go on", function()
     local agent <close> = open { { text = "It", finish_reason = "error", message = "no memory" },
       "Done." }
@@ -510,9 +615,9 @@ describe("an agent", function()
   it("is cancelled while tools run, and every call has its result", function()
     local agent, stopped
     local waiting = { name = "wait", run = function(_, ctx)
-      ctx.on_cancel(function() stopped = ctx.is_cancelled() end)
       ctx.loop:spawn(function() agent:cancel() end)
-      ctx.loop:signal():wait()
+      wait_for_cancel(ctx)
+      stopped = ctx.is_cancelled()
     end }
     local never = { name = "never", parallel = false, run = function() error("was run") end }
     agent = open({ call("wait", {}) .. call("never", {}), "Done." }, { tools = { waiting, never } })
@@ -524,18 +629,24 @@ describe("an agent", function()
     agent:close()
   end)
 
-  it("stops a command when it is cancelled", function()
-    local place = workspace.new()
-    local agent
-    agent = open({ call("bash", { command = "touch ready; exec sleep 1000" }), "Done." },
-      { tools = { "bash" }, cwd = place.dir })
-    agent.loop:spawn(function()
-      while not place.read("ready") do agent.loop:sleep(0.005) end
-      agent:cancel()
-    end)
-    assert.equal("cancelled", assert(agent:run("Go")).reason)
-    agent:close()
-    place.remove()
+  it("stops a command when it is cancelled, also one that does not want to", function()
+    for _, command in ipairs { "echo $$ >pid; touch ready; exec sleep 1000",
+      "trap '' TERM; echo $$ >pid; touch ready; yes" } do
+      local place = workspace.new()
+      local agent
+      agent = open({ call("bash", { command = command }), "Done." },
+        { tools = { "bash" }, cwd = place.dir })
+      agent.loop:spawn(function()
+        while not place.read("ready") do agent.loop:sleep(0.005) end
+        agent:cancel()
+      end)
+      assert.equal("cancelled", assert(agent:run("Go")).reason)
+      assert.is_nil(io.open("/proc/" .. place.read("pid"):match("%d+")), command)
+      assert.equal("Error: the user interrupted the tool", agent.messages[3].content)
+      assert.equal("Done.", agent:run("Go on").text)
+      agent:close()
+      place.remove()
+    end
   end)
 
   -- ---- events as an iterator -------------------------------------------------------------------
@@ -657,10 +768,21 @@ describe("an agent", function()
       fails("none.jsonl", { resume = place.path "none.jsonl" })
       fails("other.jsonl", { save = place.path "other.jsonl" })
       local head = '{"moonlet_transcript": 1, "model": "x"}\n'
-      for _, line in ipairs { "{", "[]", '{"role": "robot"}', '{"role": "assistant", "sampled": 3}',
-        '{"role": "assistant", "sampled": {"text": "", "ids": ["a"]}}' } do
+      local function said(more) return '{"role": "assistant", "content": "", ' .. more .. "}" end
+      for _, line in ipairs { "{", "[]", "null", "", '{"role": "robot", "content": ""}',
+        '{"role": "user"}', '{"role": "user", "content": 5}',
+        '{"role": "tool", "content": ""}', '{"role": "tool", "content": "", "tool_call_id": null}',
+        '{"role": "assistant", "content": "", "reasoning_content": 7}',
+        said('"sampled": 3'), said('"sampled": {"text": "", "ids": ["a"]}'),
+        said('"tool_calls": 5'), said('"tool_calls": null'), said('"tool_calls": [1]'),
+        said('"tool_calls": [{"id": "a"}]'), said('"tool_calls": [{"id": "a", "function": 5}]'),
+        said('"tool_calls": [{"function": {"name": "echo", "arguments": {}}}]'),
+        said('"tool_calls": [{"id": 5, "function": {"name": "echo", "arguments": {}}}]'),
+        said('"tool_calls": [{"id": "a", "function": {"name": "echo", "arguments": 1}}]') } do
         place.write("bad.jsonl", head .. line .. "\n")
         fails("bad.jsonl:2: ", { resume = place.path "bad.jsonl" })
+        place.write("bad.jsonl", head .. '{"role": "user", "content": "Hi"}\n')
+        open({ "x" }, { resume = place.path "bad.jsonl" }):close() -- nobody holds it
       end
       place.write("bad.jsonl", '{"moonlet_transcript": 2}\n')
       fails("another version", { resume = place.path "bad.jsonl" })
@@ -668,14 +790,34 @@ describe("an agent", function()
       assert(user:run("Go"))
       fails("another process is writing it", { resume = place.path "used.jsonl" })
     end)
+
+    it("takes no tokens that do not spell their turn, such as another model's", function()
+      local first <close> = open({ "It is hi." }, { save = place.path "talk.jsonl" })
+      assert(first:run("Look"))
+      first:close()
+      local function prompt_with(ids)
+        local text, n = place.read("talk.jsonl"):gsub('"ids": ?%b[]', '"ids": ' .. ids)
+        assert.equal(1, n)
+        place.write("other.jsonl", text)
+        local second <close> = open({ "As I said." }, { resume = place.path "other.jsonl" })
+        return assert(second:run("Again")).usage.prompt
+      end
+      for _, ids in ipairs { "[1, 2, 3]", "[-1]", "[99999999]" } do
+        assert.equal(prompt_with "[]", prompt_with(ids), ids)
+      end
+    end)
   end)
 
   -- ---- misuse ----------------------------------------------------------------------------------
 
   it("raises what the caller got wrong", function()
     local function raises(pattern, options)
-      local ok, message = pcall(moonlet.agent, options)
+      local ok, message = pcall(function()
+        local agent = moonlet.agent(options)
+        return agent
+      end)
       assert.is_false(ok)
+      assert.matches("^spec/agent_spec.lua:%d+: ", message)
       assert.matches(pattern, message)
     end
     raises("one of the options model, session and engine", {})
@@ -684,6 +826,8 @@ describe("an agent", function()
     raises("one of the options save and resume", { model = texts, save = "a", resume = "b" })
     raises("has its own", { model = texts, system = "a", resume = "b" })
     raises("max_steps': 1 or more", { model = texts, max_steps = 0 })
+    raises("parallel': 1 or more", { model = texts, parallel = 0 })
+    raises("parallel': boolean or integer expected, got string", { model = texts, parallel = "x" })
     raises("tool 1: a name, or a table", { model = texts, replay = { "x" }, tools = { {} } })
     raises("two of the name 'echo'", { model = texts, replay = { "x" },
       tools = { echo_tool(), echo_tool() } })

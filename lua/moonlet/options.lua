@@ -3,14 +3,19 @@ local options = {}
 
 local HOME <const> = debug.getinfo(1, "S").source:match("^(.*)options%.lua$") or "="
 
+local function is_ours(info)
+  return info ~= nil and info.source:sub(1, #HOME) == HOME
+end
+
 ---Raises with the position of the script's line, however deep inside moonlet the mistake is found.
 ---@param message string
 function options.misuse(message)
-  local level = 2
-  local info = debug.getinfo(level, "S")
-  while info and info.source:sub(1, #HOME) == HOME do
-    level = level + 1
-    info = debug.getinfo(level, "S")
+  local level, info = 2, debug.getinfo(2, "S")
+  while info do
+    local caller = debug.getinfo(level + 1, "S")
+    -- What is written in C, such as pcall, belongs to whom it was called by.
+    if not is_ours(info) and not (info.what == "C" and is_ours(caller)) then break end
+    level, info = level + 1, caller
   end
   error(message, level)
 end

@@ -9,6 +9,8 @@ local validate = require "moonlet.validate"
 local calls = {}
 
 local HOOK_STEPS <const> = 100000 -- of Lua between looks at the clock
+local CLOSING_STEPS <const> = 1000
+local STOP_SECONDS <const> = 3    -- for a tool to stop when nobody waits for it any more
 local GIVEN_UP <const> = setmetatable({}, { __tostring = function() return "given up" end })
 
 ---@class moonlet.ToolContext
@@ -46,48 +48,90 @@ local function read_answer(returned)
   return { content = text, is_error = false }
 end
 
--- ---- one call ----------------------------------------------------------------------------------
+-- ---- one tool at work --------------------------------------------------------------------------
 
--- Runs a tool in this coroutine. Lua that never gives way is stopped where it is.
+-- Runs a tool in this coroutine. Lua that never gives way is stopped where it is. Where it catches
+-- that, it has some steps to close what it has open; then each further one raises, so that no pcall
+-- around the work holds it.
 local function work(job, tool, ctx)
-  debug.sethook(function()
-    if job.abandoned or job.deadline and sys.seconds() > job.deadline then error(GIVEN_UP, 0) end
-  end, "", HOOK_STEPS)
-  job.returned = table.pack(pcall(tool.run, ctx.call.arguments, ctx))
-  debug.sethook()
+  local steps = CLOSING_STEPS
+  local function look()
+    if not job.deadline or sys.seconds() <= job.deadline then return end
+    debug.sethook(look, "", steps)
+    steps = 1
+    error(GIVEN_UP, 0)
+  end
+  local function run()
+    local returned = table.pack(true, tool.run(ctx.call.arguments, ctx))
+    debug.sethook()
+    return returned
+  end
+  local function fail(problem)
+    debug.sethook()
+    return { false, problem }
+  end
+  debug.sethook(look, "", HOOK_STEPS)
+  job.returned = select(2, xpcall(run, fail))
   job.changed:notify()
 end
 
-local function abandon(job)
-  job.abandoned = true
+-- Tells a tool that nobody waits for it any more.
+local function abandon(batch, job)
+  job.is_abandoned, job.deadline = true, sys.seconds() + STOP_SECONDS
+  if not job.returned then batch.agent.abandoned[#batch.agent.abandoned + 1] = job end
   for _, fn in ipairs(job.on_cancel) do fn() end
 end
 
-local function run_tool(agent, tool, call)
-  local seconds = tool.seconds == nil and agent.tool_seconds or tool.seconds or nil
+local function run_tool(batch, tool, call)
+  local agent, seconds = batch.agent, tool.seconds
+  if seconds == nil then seconds = agent.tool_seconds end
   local job = { changed = agent.loop:signal(), on_cancel = {},
-    deadline = seconds and sys.seconds() + seconds }
+    deadline = seconds and sys.seconds() + seconds or nil }
   local ctx = { agent = agent, call = call, loop = agent.loop,
-    is_cancelled = function() return job.abandoned or false end,
+    is_cancelled = function() return job.is_abandoned or false end,
     on_cancel = function(fn) job.on_cancel[#job.on_cancel + 1] = fn end }
   agent.jobs[job] = true
   agent.loop:spawn(work, job, tool, ctx)
   local in_time = true
-  while in_time and not job.returned and not agent.cancelled do
+  while in_time and not (job.returned or agent.cancelled or batch.problem) do
     in_time = job.changed:wait(job.deadline and math.max(0, job.deadline - sys.seconds()))
   end
   agent.jobs[job] = nil
   local result = job.returned and read_answer(job.returned)
   if result then return result end
-  abandon(job)
+  abandon(batch, job)
   if agent.cancelled then return failure("the user interrupted the tool") end
+  if batch.problem then return failure("the tool was interrupted") end
   return failure(("the tool was given up after %g s"):format(seconds))
 end
+
+---Tells the tools that run to look up.
+function calls.wake(agent)
+  for job in pairs(agent.jobs) do job.changed:notify() end
+end
+
+---Waits until the tools that were given up or interrupted have stopped, a short while at most.
+function calls.settle(agent)
+  for _, job in ipairs(agent.abandoned) do
+    local in_time = true
+    while in_time and not job.returned do
+      in_time = job.changed:wait(math.max(0, job.deadline - sys.seconds()))
+    end
+  end
+  agent.abandoned = {}
+end
+
+-- ---- one call ----------------------------------------------------------------------------------
 
 -- A hook's result in a tool's place is the model's next reading: it has to be text.
 local function check_result(hook, result)
   if type(result) == "table" and type(result.content) == "string" then return result end
   error(("hook %s: a table with a text as content expected"):format(hook), 0)
+end
+
+local function refused_by(hook, reason)
+  if type(reason) == "string" then return failure(reason) end
+  error(("hook %s: a text as reason expected"):format(hook), 0)
 end
 
 -- What speaks against a call, as its result.
@@ -100,24 +144,23 @@ local function refuse(agent, tool, call)
   if not ok then return failure(message) end
   if agent.before_tool then
     local allowed, reason = agent.before_tool(call, tool)
-    if allowed == false then return failure(reason or "the call was refused") end
+    if allowed == false then return refused_by("before_tool", reason or "the call was refused") end
     if type(allowed) == "table" then return check_result("before_tool", allowed) end
   end
   if tool.ask and agent.ask then
     local allowed, reason = agent.ask(call, tool)
-    if allowed ~= true then return failure(reason or "the user refused this call") end
+    if allowed ~= true then return refused_by("ask", reason or "the user refused this call") end
   end
 end
 
----Answers one call, with so many bytes at most. The call that hooks and tools see is a copy: what
----was said stays as it was.
----@return moonlet.ToolResult
-local function answer(agent, part, most)
+-- Answers one call. The call that hooks and tools see is a copy: what was said stays as it was.
+local function answer(batch, part)
+  local agent = batch.agent
   local tool = agent.tools_by_name[part.name]
   local call = { id = part.id, name = part.name,
     arguments = json.decode(json.encode(part.arguments)) }
-  local result = refuse(agent, tool, call) or run_tool(agent, tool, call)
-  result.content = clip.text(result.content, most)
+  local result = refuse(agent, tool, call) or run_tool(batch, tool, call)
+  result.content = clip.text(result.content, batch.most_bytes)
   if not agent.after_tool then return result end
   return check_result("after_tool", agent.after_tool(call, result) or result)
 end
@@ -129,7 +172,7 @@ local function groups_of(agent, list)
   local groups, open = {}, nil
   for i, part in ipairs(list) do
     local tool = agent.tools_by_name[part.name]
-    local alone = tool and tool.parallel == false or not agent.parallel
+    local alone = tool and tool.parallel == false
     if alone or not open then
       open = {}
       groups[#groups + 1] = open
@@ -140,41 +183,52 @@ local function groups_of(agent, list)
   return groups
 end
 
+-- The result of call i. What a hook or on_result raises is the run's to raise, and ends the other
+-- calls.
+local function take_call(batch, i)
+  if batch.agent.cancelled then return failure("the user interrupted before this call") end
+  if batch.problem then return failure("the call was not run") end
+  local part, result = batch.list[i], nil
+  local ok, problem = xpcall(function()
+    result = answer(batch, part)
+    batch.on_result(part, result)
+  end, debug.traceback)
+  if not ok then
+    batch.problem = batch.problem or problem
+    calls.wake(batch.agent)
+  end
+  return result or failure("a hook failed, and this call has no result")
+end
+
+-- Runs the calls of a group, as many at a time as the agent permits.
+local function run_group(batch, group)
+  local loop = batch.agent.loop
+  local changed, n_begun, n_ended = loop:signal(), 0, 0
+  local function take_calls()
+    while n_begun < #group do
+      n_begun = n_begun + 1
+      local i = group[n_begun]
+      batch.results[i] = take_call(batch, i)
+      n_ended = n_ended + 1
+    end
+    changed:notify()
+  end
+  for _ = 1, math.min(#group, batch.agent.parallel) do loop:spawn(take_calls) end
+  while n_ended < #group do changed:wait() end
+end
+
 ---@param agent moonlet.Agent
 ---@param list table[] parts of moonlet.turn of kind "call"
 ---@param on_result fun(part: table, result: moonlet.ToolResult) as they come
 ---@return moonlet.ToolResult[] results in the order of the calls
 ---@return string? problem what a hook or on_result raised
 function calls.run(agent, list, on_result)
-  local results, ended, problem = {}, {}, nil
-  local changed = agent.loop:signal()
   -- What one call may answer with fits in the context; that many may, only if they share.
-  local most = math.min(agent.result_bytes, math.max(agent.turn_bytes // math.max(#list, 1), 1))
-  local function one(i)
-    local ok, message = xpcall(function()
-      results[i] = answer(agent, list[i], most)
-      on_result(list[i], results[i])
-    end, debug.traceback)
-    if not ok then problem = problem or message end -- of a hook: the run's to raise
-    results[i] = results[i] or failure("the call was not run")
-    ended[i] = true
-    changed:notify()
-  end
-  for _, group in ipairs(groups_of(agent, list)) do
-    for _, i in ipairs(group) do
-      if agent.cancelled then
-        results[i], ended[i] = failure("the user interrupted before this call"), true
-      else
-        agent.loop:spawn(one, i)
-      end
-    end
-    for _, i in ipairs(group) do
-      while not ended[i] do changed:wait() end
-    end
-    if problem then break end
-  end
-  for i = 1, #list do results[i] = results[i] or failure("the call was not run") end
-  return results, problem
+  local share = math.max(agent.turn_bytes // math.max(#list, 1), 1)
+  local batch = { agent = agent, list = list, on_result = on_result, results = {},
+    most_bytes = math.min(agent.result_bytes, share) }
+  for _, group in ipairs(groups_of(agent, list)) do run_group(batch, group) end
+  return batch.results, batch.problem
 end
 
 return calls

@@ -3,11 +3,11 @@
 
 local json = require "moonlet.json"
 local sys = require "moonlet.sys"
+local validate = require "moonlet.validate"
 
 local transcript = {}
 
 local VERSION <const> = 1
-local ROLES <const> = { system = true, user = true, assistant = true, tool = true }
 local ORDER <const> = { "role", "content", "reasoning_content", "tool_calls", "tool_call_id",
   "name", "sampled" }
 
@@ -15,76 +15,88 @@ local ORDER <const> = { "role", "content", "reasoning_content", "tool_calls", "t
 local Transcript = {}
 Transcript.__index = Transcript
 
----Begins a file, which must be new.
----@param path string
----@param model_name string
----@return moonlet.Transcript? transcript, string? message, string? code
-function transcript.create(path, model_name)
-  local journal, message, code = sys.journal_create(path)
+local function wrap(path, journal, message, code)
   if not journal then return nil, message, code end
-  local self = setmetatable({ journal = journal, messages = {} }, Transcript)
-  local ok
-  ok, message, code = journal:append(json.encode(json.object({ moonlet_transcript = VERSION,
-    model = model_name }, { "moonlet_transcript", "model" })))
-  if not ok then
-    self:close()
-    return nil, message, code
-  end
-  return self
+  return setmetatable({ path = path, journal = journal }, Transcript)
 end
 
-local function read_sampled(sampled)
-  if sampled == nil then return true end
-  if not json.is_object(sampled) or type(sampled.text) ~= "string"
-    or not json.is_array(sampled.ids) then
-    return false
-  end
-  for _, id in ipairs(sampled.ids) do
-    if math.type(id) ~= "integer" then return false end
-  end
-  return true
+---A new file.
+---@param path string
+---@return moonlet.Transcript? transcript, string? message, string? code
+function transcript.create(path)
+  return wrap(path, sys.journal_create(path))
 end
+
+---A file that is there.
+---@param path string
+---@return moonlet.Transcript? transcript, string? message, string? code
+function transcript.open(path)
+  return wrap(path, sys.journal_open(path))
+end
+
+---Writes the first line of a new one.
+---@param model_name string
+---@return true? ok, string? message, string? code
+function Transcript:begin(model_name)
+  return self.journal:append(json.encode(json.object({ moonlet_transcript = VERSION,
+    model = model_name }, { "moonlet_transcript", "model" })))
+end
+
+local TEXT <const> = { type = "string" }
+
+-- A message, as far as something here relies on it.
+local MESSAGE <const> = {
+  type = "object", required = { "role", "content" },
+  properties = {
+    role = { enum = { "system", "user", "assistant", "tool" } },
+    content = TEXT, reasoning_content = TEXT, tool_call_id = TEXT, name = TEXT,
+    tool_calls = { type = "array", items = {
+      type = "object", required = { "id", "function" },
+      properties = { id = TEXT, ["function"] = {
+        type = "object", required = { "name", "arguments" },
+        properties = { name = TEXT, arguments = { type = "object" } },
+      } },
+    } },
+    sampled = {
+      type = "object", required = { "ids", "text" },
+      properties = { text = TEXT, ids = { type = "array", items = { type = "integer" } } },
+    },
+  },
+}
 
 local function read_line(line, place, is_head)
   local value, message, code = json.decode(line, { name = place })
   if value == nil then return nil, message, code end
-  if not json.is_object(value) then return nil, place .. ": an object expected", "format" end
   if is_head then
-    if value.moonlet_transcript == VERSION then return value end
+    if json.is_object(value) and value.moonlet_transcript == VERSION then return value end
     return nil, place .. ": no transcript, or one of another version", "format"
   end
-  if not ROLES[value.role] or not read_sampled(value.sampled) then
-    return nil, place .. ": no message of a transcript", "format"
+  local ok, problem = validate.check(value, MESSAGE, "message")
+  if ok and value.role == "tool" and not value.tool_call_id then
+    ok, problem = false, "message.tool_call_id: is missing"
   end
+  if not ok then return nil, ("%s: %s"):format(place, problem), "format" end
   return value
 end
 
----Opens a file to go on; its messages are in `messages`, without what `sampled` holds.
----@param path string
----@return moonlet.Transcript? transcript, string? message, string? code
-function transcript.open(path)
-  local journal, message, code = sys.journal_open(path)
-  if not journal then return nil, message, code end
-  local self = setmetatable({ journal = journal, messages = {}, sampled = {} }, Transcript)
-  local n = 0
-  for line in journal:text():gmatch("([^\n]*)\n") do
+---What is in one that was there.
+---@return { model: string, messages: table[], sampled: moonlet.SampledTurn[] }? held
+---@return string? message, string? code
+function Transcript:read()
+  local held, n = { messages = json.array {}, sampled = {} }, 0
+  for line in self.journal:text():gmatch("([^\n]*)\n") do
     n = n + 1
-    local value
-    value, message, code = read_line(line, ("%s:%d"):format(path, n), n == 1)
-    if not value then
-      self:close()
-      return nil, message, code
-    end
+    local value, message, code = read_line(line, ("%s:%d"):format(self.path, n), n == 1)
+    if not value then return nil, message, code end
     if n == 1 then
-      self.model = type(value.model) == "string" and value.model or "another model"
+      held.model = type(value.model) == "string" and value.model or "another model"
     else
-      self.sampled[#self.sampled + 1], value.sampled = value.sampled, nil
-      self.messages[n - 1] = value
+      held.sampled[#held.sampled + 1], value.sampled = value.sampled, nil
+      held.messages[n - 1] = value
     end
   end
-  if n > 0 then return self end
-  self:close()
-  return nil, path .. ": no transcript, not one line is whole", "format"
+  if n == 0 then return nil, self.path .. ": no transcript, not one line is whole", "format" end
+  return held
 end
 
 ---Adds a message; it is on the disk when this returns.
