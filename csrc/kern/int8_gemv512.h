@@ -18,8 +18,7 @@ typedef struct gemv {
     unpacker unpack;
     int shift; /* log2 of the blocks of a group, -1 if there is none */
     int64_t blocks_per_group;
-    int64_t ahead; /* bytes from the codes that are read to those that are prefetched */
-    int64_t rows_ahead;
+    int64_t rows_ahead; /* from those that are read to those that are prefetched */
 } gemv;
 
 /* Two numbers per row and block of a strip of 16 blocks: member i is [block 4 i + lane][row]. */
@@ -80,6 +79,33 @@ V16_FN void load_factors(num_mode mode, const gemv *v, const int64_t *row, int64
     if (mode != NUM_MXFP4) interleave_rows(two, f->second);
 }
 
+/* The scales of 16 blocks of four mxfp4 rows by moving bytes: an exponent, less one for the gain,
+ * in the place where f32 has it. 0 when a scale is none of that kind: hardly ever. */
+V16_FN int exponent_factors(const gemv *v, const int64_t *row, int64_t b, factors *f)
+{
+    __m512i one = _mm512_set1_epi8(1), bytes = _mm512_setzero_si512();
+    __m128i every_fourth = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    __m512i crosswise = SETR(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const uint8_t *p[QUAD];
+    EACH_ROW p[r] = v->scales.data + row[r] * v->scales.row_bytes + b;
+    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const void *)p[0]), 0);
+    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const void *)p[1]), 1);
+    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const void *)p[2]), 2);
+    bytes = _mm512_inserti32x4(bytes, _mm_loadu_si128((const void *)p[3]), 3);
+    bytes = _mm512_sub_epi8(bytes, one);
+    /* 255 is a NaN, 0 and 1 would be subnormal */
+    if (_mm512_cmpge_epu8_mask(_mm512_sub_epi8(bytes, one), _mm512_set1_epi8((char)253))) return 0;
+    /* byte i of number [lane][row] is of block 4 i + lane */
+    bytes = _mm512_shuffle_epi8(bytes, _mm512_broadcast_i32x4(every_fourth));
+    bytes = _mm512_permutexvar_epi32(crosswise, bytes);
+    _Pragma("GCC unroll 4") for (int i = 0; i < 4; i++)
+    {
+        __m512i e = i < 3 ? _mm512_slli_epi32(bytes, 23 - 8 * i) : _mm512_srli_epi32(bytes, 1);
+        f->first[i] = _mm512_castsi512_ps(_mm512_and_si512(e, _mm512_set1_epi32(0x7f800000)));
+    }
+    return 1;
+}
+
 /* ---- four blocks of four rows --------------------------------------------------------------- */
 
 /* [lane][row] sums of the four numbers of each lane. */
@@ -92,10 +118,16 @@ V16_FN __m512i sum_quads(const __m512i s[QUAD])
     return _mm512_add_epi32(_mm512_unpacklo_epi64(a, c), _mm512_unpackhi_epi64(a, c));
 }
 
-/* The same for the first two and the last two numbers of each lane. */
-V16_FN __m512i sum_pairs(__m512i ab, __m512i cd)
+/* [lane][row] sums of the first two and of the last two numbers of each lane, and of what is in the
+ * even and in the odd places of `start`. Eight products of codes up to 24 fit in 16 bits. */
+V16_FN void sum_pairs(const __m512i s[QUAD], __m512i start, __m512i out[2])
 {
-    return _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    __m512i one = _mm512_set1_epi16(1);
+    __m512i a = _mm512_dpwssd_epi32(start, _mm512_packs_epi32(s[0], s[1]), one);
+    __m512i c = _mm512_dpwssd_epi32(start, _mm512_packs_epi32(s[2], s[3]), one);
+    v16 lo = _mm512_castsi512_ps(a), hi = _mm512_castsi512_ps(c);
+    out[0] = _mm512_castps_si512(_mm512_shuffle_ps(lo, hi, 0x88));
+    out[1] = _mm512_castps_si512(_mm512_shuffle_ps(lo, hi, 0xdd));
 }
 
 /* Each lane four times element lane of p[4]. */
@@ -104,16 +136,11 @@ V16_FN v16 spread_floats(const float *p)
     __m512i index = SETR(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
     return _mm512_permutexvar_ps(index, _mm512_castps128_ps512(_mm_loadu_ps(p)));
 }
-V16_FN __m512i spread_ints(const int32_t *p)
+/* Each lane twice elements 2 * lane and 2 * lane + 1 of p[8]. */
+V16_FN __m512i spread_pairs(const int32_t *p)
 {
-    return _mm512_castps_si512(spread_floats((const float *)(const void *)p));
-}
-/* Element 2 * lane + half of p[8]. */
-V16_FN __m512i spread_halves(const int32_t *p, int half)
-{
-    __m512i index = SETR(0, 0, 0, 0, 2, 2, 2, 2, 4, 4, 4, 4, 6, 6, 6, 6);
-    index = _mm512_add_epi32(index, _mm512_set1_epi32(half));
-    return _mm512_permutexvar_epi32(index,
+    __m512i index = _mm512_setr_epi64(0, 0, 1, 1, 2, 2, 3, 3);
+    return _mm512_permutexvar_epi64(index,
                                     _mm512_castsi256_si512(_mm256_loadu_si256((const void *)p)));
 }
 
@@ -151,17 +178,16 @@ V16_FN v16 add_blocks(num_mode mode, int bits, const __m512i code[QUAD][2], v16 
     __m512i x0 = _mm512_loadu_si512(q), x1 = _mm512_loadu_si512(q + 64), s[QUAD];
     v16 scale = spread_floats(x.scale + b);
     EACH_ROW s[r] = row_dot(split, code[r], x0, x1);
-    if (mode == NUM_NVFP4) {
-        __m512i d0 =
-            sum_pairs(_mm512_unpacklo_epi32(s[0], s[1]), _mm512_unpacklo_epi32(s[2], s[3]));
-        __m512i d1 =
-            sum_pairs(_mm512_unpackhi_epi32(s[0], s[1]), _mm512_unpackhi_epi32(s[2], s[3]));
-        d0 = _mm512_add_epi32(d0, spread_halves(x.half + 2 * b, 0));
-        d1 = _mm512_add_epi32(d1, spread_halves(x.half + 2 * b, 1));
-        return add_term(add_term(sum, d0, first, scale), d1, second, scale);
+    __m512i d, pair[2];
+    if (split) {
+        int signs = mode != NUM_AFFINE; /* codes are moved by INT8_E2M1_OFFSET */
+        sum_pairs(s, signs ? spread_pairs(x.half + 2 * b) : _mm512_setzero_si512(), pair);
+        if (mode == NUM_NVFP4)
+            return add_term(add_term(sum, pair[0], first, scale), pair[1], second, scale);
+        d = _mm512_add_epi32(pair[0], pair[1]);
+    } else {
+        d = sum_quads(s);
     }
-    __m512i d = sum_quads(s);
-    if (mode == NUM_MXFP4) d = _mm512_add_epi32(d, spread_ints(x.offset + b));
     sum = add_term(sum, d, first, scale);
     return mode == NUM_AFFINE ? v16_fma(second, spread_floats(x.sum + b), sum) : sum;
 }
@@ -169,6 +195,7 @@ V16_FN v16 add_blocks(num_mode mode, int bits, const __m512i code[QUAD][2], v16 
 typedef struct gemv_rows {
     int64_t row[QUAD];
     const uint8_t *codes[QUAD];
+    int64_t ahead; /* bytes from the codes that are read to those that are prefetched */
 } gemv_rows;
 
 /* `n` <= 16 blocks from `strip` on: a constant for all but a ragged end, so that no mask has to be
@@ -177,7 +204,9 @@ V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, con
                        int64_t strip, int64_t n, const int8_row *x, v16 *sum)
 {
     factors f;
-    load_factors(mode, v, rows->row, strip, n, &f);
+    int whole = mode == NUM_MXFP4 && n == STRIP_BLOCKS;
+    if (!whole || !exponent_factors(v, rows->row, strip, &f))
+        load_factors(mode, v, rows->row, strip, n, &f);
     _Pragma("GCC unroll 4") for (int64_t i = 0; INT8_PARTS * i < n; i++)
     {
         int64_t b = strip + INT8_PARTS * i, at = b * INT8_BLOCK * bits / 8;
@@ -185,8 +214,8 @@ V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, con
         EACH_ROW
         {
             const uint8_t *p = rows->codes[r] + at;
-            kern_prefetch(p + v->ahead);
-            if (bits > 4) kern_prefetch(p + v->ahead + 64);
+            kern_prefetch(p + rows->ahead);
+            if (bits > 4) kern_prefetch(p + rows->ahead + 64);
             load_row_codes(mode, bits, &v->unpack, p, (n - INT8_PARTS * i) * INT8_BLOCK, code[r]);
         }
         v16 second = mode == NUM_MXFP4 ? v16_zero() : f.second[i];
@@ -194,16 +223,16 @@ V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, con
     }
 }
 
-V16_FN void prefetch_numbers(const gemv *v, const number_source *s, int64_t row)
+V16_FN void prefetch_numbers(const number_source *s, int64_t row)
 {
-    kern_prefetch_all(s->data + (row + v->rows_ahead) * s->row_bytes, QUAD * s->row_bytes);
+    kern_prefetch_all(s->data + row * s->row_bytes, QUAD * s->row_bytes);
 }
 
 /* Four rows against n_tokens rows of x. The lanes of a sum are the parts of int8.h. */
 V16_FN void gemv_quad(num_mode mode, int bits, int n_tokens, const gemv *v, const int64_t *row,
                       const int8_row *x, v16 *sum)
 {
-    gemv_rows rows;
+    gemv_rows rows = {.ahead = kern_ahead(v->w, row[0], QUAD)};
     int64_t n_blocks = v->w->cols / INT8_BLOCK, strip = 0;
     EACH_ROW
     {
@@ -211,8 +240,10 @@ V16_FN void gemv_quad(num_mode mode, int bits, int n_tokens, const gemv *v, cons
         rows.codes[r] = v->w->codes + row[r] * v->w->row_bytes;
     }
     EACH_TOKEN sum[t] = v16_zero();
-    prefetch_numbers(v, &v->scales, row[0]);
-    if (mode == NUM_AFFINE) prefetch_numbers(v, &v->biases, row[0]);
+    if (rows.ahead) {
+        prefetch_numbers(&v->scales, row[0] + v->rows_ahead);
+        if (mode == NUM_AFFINE) prefetch_numbers(&v->biases, row[0] + v->rows_ahead);
+    }
     for (; strip + STRIP_BLOCKS <= n_blocks; strip += STRIP_BLOCKS)
         gemv_strip(mode, bits, n_tokens, v, &rows, strip, STRIP_BLOCKS, x, sum);
     if (strip < n_blocks)
@@ -247,8 +278,7 @@ V16_FN void gemv_run(num_mode mode, int bits, const num_matrix *w, int64_t row, 
               .unpack = make_unpacker(mode, bits),
               .shift = per_group & (per_group - 1) ? -1 : __builtin_ctzll((uint64_t)per_group | 64),
               .blocks_per_group = per_group,
-              .ahead = kern_ahead(w, QUAD),
-              .rows_ahead = kern_ahead(w, QUAD) / w->row_bytes};
+              .rows_ahead = kern_ahead(w, row, QUAD) / w->row_bytes};
     int8_row rows[GEMV_TOKENS];
     if (mode == NUM_AFFINE) v.biases = biases_of(w);
     for (int t = 0; t < n_x; t++)

@@ -25,10 +25,13 @@ enum { KERN_LANES = 16 };
  * thread reads twice as fast that way. */
 enum { KERN_PREFETCH = 16384 };
 
-static inline int64_t kern_ahead(const num_matrix *w, int n_rows)
+/* For rows from `row` on; 0 where the matrix ends before that: what follows it in the file is
+ * seldom what is read next. */
+static inline int64_t kern_ahead(const num_matrix *w, int64_t row, int n_rows)
 {
     int64_t together = n_rows * w->row_bytes;
-    return together > KERN_PREFETCH ? together : KERN_PREFETCH;
+    int64_t ahead = together > KERN_PREFETCH ? together : KERN_PREFETCH;
+    return ahead < (w->rows - row) * w->row_bytes ? ahead : 0;
 }
 
 static inline void kern_prefetch(const uint8_t *p)

@@ -4,10 +4,11 @@
 
 #include "base/pool.h"
 #include "kern/int8.h"
+#include "kern/kern_const.h"
 
 /* A block of decoded rows takes a quarter of a megabyte, so that it and the tokens it meets stay
  * in L2; it is also work enough (some microseconds) to be worth handing to a thread. */
-enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, TOKENS = 32, ITEMS_PER_THREAD = 64 };
+enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, TOKENS = 32, ITEMS_PER_THREAD = 64, FEW = 4 };
 
 typedef struct work {
     const kern_ops *ops;
@@ -139,6 +140,14 @@ static void next_place(place *at)
         place_rows(at);
 }
 
+/* What a product of few rows reads first of w: nobody asked for it yet. */
+static void prefetch_start(const num_matrix *w)
+{
+    int64_t rows = KERN_PREFETCH / (w->row_bytes + 1) + 1, n = rows < w->rows ? rows : w->rows;
+    kern_prefetch_all(w->codes, n * w->row_bytes);
+    if (w->scales && w->group) kern_prefetch_all(w->scales, n * (w->cols / w->group));
+}
+
 /* Items are the blocks of all jobs, one job after the other. */
 static void run_items(void *ctx, int64_t begin, int64_t end, int worker)
 {
@@ -152,6 +161,8 @@ static void run_items(void *ctx, int64_t begin, int64_t end, int worker)
             next_place(&at);
             in_job = count_blocks(p, at.job->w);
         }
+        if (i - before == in_job - 1 && at.job + 1 < at.end && at.job->n_x <= FEW)
+            prefetch_start(at.job[1].w);
         run_block(p, at.job, at.rows, i - before, scratch);
     }
 }
@@ -242,7 +253,7 @@ void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *
         if (j == 0 || !same_source(&jobs[j - 1], &jobs[j])) n_rows += n_source_rows(&jobs[j]);
         gathers |= is_gathered(&jobs[j]);
     }
-    pool_for(p, n_rows, 8, quantize_rows, &w);
+    pool_for(p, n_rows, 16, quantize_rows, &w);
     if (gathers) pool_for(p, n_jobs, 8, gather_rows, &w);
     run_work(p, &w);
 }

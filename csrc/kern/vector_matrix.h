@@ -189,7 +189,7 @@ V16_FN void product_rows(num_mode mode, int bits, const num_matrix *w, int64_t r
     EACH_ROW codes[r] = row_at(mode, w, row + r).codes;
     EACH_ROW sum[r] = v16_zero();
     int64_t n_groups = count_groups(mode, w), group = group_size(mode, w), cols = w->cols;
-    int64_t ahead = kern_ahead(w, n_rows);
+    int64_t ahead = kern_ahead(w, row, n_rows);
     for (int64_t g = 0; g < n_groups; g += STRIP) {
         int64_t n = least(n_groups - g, STRIP);
         EACH_ROW load_strip(mode, w, row_at(mode, w, row + r), g, n, &s[r]);

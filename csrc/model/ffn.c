@@ -164,7 +164,7 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
 
     gate_up(p, w, n, is_sorted);
     row_loop l = {p, routed, I, Is};
-    pool_for(p->m->pool, routed + n, 8, gate_rows, &l);
+    pool_for(p->m->pool, routed + n, 16, gate_rows, &l);
     const float *shared = p->gate + routed * I;
     pass_show(p, TAP_EXPERT_DOWN, p->gate, routed, I, p->expert_first);
     pass_show(p, TAP_FFN_DOWN, shared, n, Is, NULL);
