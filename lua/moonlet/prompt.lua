@@ -136,7 +136,7 @@ local function mask_of(strings, map)
   return { map = chosen, nested = nested }
 end
 
-local PIECE <const> = 1 << 16 -- bytes; nothing else goes on while one of them is looked through
+local PIECE <const> = 1 << 16 -- bytes or ids; nothing else goes on while so many are worked on
 
 local function masked(mask, text)
   if not text:find("<", 1, true) then return text end
@@ -276,6 +276,13 @@ local function pieces_of(self, text, start, header, tools, back)
   return pieces
 end
 
+-- In pieces, so that it can be done gently.
+local function append(ids, more)
+  for at = 1, #more, PIECE do
+    table.move(more, at, math.min(at + PIECE - 1, #more), #ids + 1, ids)
+  end
+end
+
 local function assemble(self, pieces, start, back)
   local ids, texts, starts = {}, {}, {}
   for _, piece in ipairs(pieces) do
@@ -289,7 +296,7 @@ local function assemble(self, pieces, start, back)
       if not more then return nil, message, code end
       if #ids > 0 and piece.text:sub(1, #start) == start then starts[#starts + 1] = #ids end
     end
-    table.move(more, 1, #more, #ids + 1, ids)
+    self.gently(append, ids, more)
     texts[#texts + 1] = text
   end
   return ids, table.concat(texts), starts
