@@ -287,6 +287,19 @@ describe("an agent", function()
     assert.equal(1, closed)
   end)
 
+  it("tells a tool all that it wanted to know of its end, also late and after a mistake", function()
+    local told = {}
+    local content = result_of(call("echo", { text = "hi" }), { tools = { echo_tool {
+      seconds = 0.01, run = function(_, ctx)
+        ctx.on_cancel(function() error("no way") end)
+        wait_for_cancel(ctx)
+        told[1] = ctx.is_cancelled()
+        ctx.on_cancel(function() told[2] = true end)
+      end } } })
+    assert.matches("^Error: the tool cannot be stopped: .*no way$", content)
+    assert.same({ true, true }, told)
+  end)
+
   it("ends though a tool that nobody waits for goes on", function()
     -- The clock goes on by what is waited for, which takes no time.
     local core = require "moonlet.core"

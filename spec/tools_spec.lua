@@ -186,7 +186,12 @@ describe("tools", function()
     it("fails where it cannot", function()
       place.run("mkdir dir")
       place.write("file", "x")
-      fails("dir: not a file", "write", { path = "dir", content = "x" })
+      fails("dir: a directory, not a file", "write", { path = "dir", content = "x" })
+      for _, path in ipairs { "new/", "new/.", "file/", "file/.", "new/new/" } do
+        fails(path:gsub("%.", "%%.") .. ": no such directory", "write",
+          { path = path, content = "x" })
+      end
+      assert.equal("dir\nfile\n", place.run("ls"))
       fails("", "write", { path = "file/below", content = "x" })
       assert.equal("x", place.read "file")
     end)
@@ -268,7 +273,19 @@ describe("tools", function()
       assert.equal("[no matches]", use("grep", { pattern = "INT" }))
       assert.equal("[no matches]", use("grep", { pattern = "--version" }))
       fails("grep: ", "grep", { pattern = "(" })
+      fails("^pattern and include have no NUL bytes", "grep", { pattern = "a\0b" })
+      fails("^pattern and include have no NUL bytes", "grep", { pattern = "a", include = "\0" })
       fails("No such file", "grep", { pattern = "x", path = "none" })
+    end)
+
+    it("waits for no FIFO and no device", function()
+      place.run("mkfifo fifo; ln -s fifo link")
+      for _, path in ipairs { "fifo", "link" } do
+        fails(path .. ": neither a file nor a directory", "grep", { pattern = "x", path = path })
+        fails(path .. ": neither a file nor a directory", "list", { path = path })
+        fails(path .. ": neither a file nor a directory", "write", { path = path, content = "" })
+      end
+      assert.matches("a%.c", use("grep", { pattern = "int main" }))
     end)
 
     it("cuts what is too long", function()

@@ -3,7 +3,9 @@
  * It begins a session and a process group of its own, without a terminal, with /dev/null as its
  * input, both outputs in one pipe, no other descriptor of this process, and signals as a new
  * program expects them. What it leaves running in its group is killed when it ends: nobody would
- * read that output. Used by one thread; nothing here waits but process_close. */
+ * read that output. What it has started and has left the group is not looked for: once its parent
+ * has ended it is nobody's child, and cannot be told from other programs. Used by one thread;
+ * nothing here waits but process_close. */
 #ifndef BASE_PROCESS_H
 #define BASE_PROCESS_H
 

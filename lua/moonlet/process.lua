@@ -39,7 +39,7 @@ function Watched:stop()
 end
 
 ---Runs a program to its end, in a coroutine of the loop. It has no input and no terminal; what it
----started and left behind is killed when it ends.
+---left behind in its process group is killed when it ends.
 ---@param loop moonlet.Loop
 ---@param given { argv: string[], cwd: string, seconds: number?, bytes: integer?,
 ---  on_start: fun(stop: fun())? } seconds until it is stopped; bytes of output to keep (64 KiB);

@@ -18,7 +18,7 @@ local GIVEN_UP <const> = setmetatable({}, { __tostring = function() return "give
 ---@field call { id: string, name: string, arguments: table }
 ---@field loop moonlet.Loop for what takes time: loop:sleep, loop:ready, moonlet.process
 ---@field is_cancelled fun(): boolean nobody waits for the result any more
----@field on_cancel fun(fn: function) runs fn when that happens
+---@field on_cancel fun(fn: function) runs fn when that happens, at once if it has
 
 ---@class moonlet.ToolResult
 ---@field content string
@@ -26,6 +26,10 @@ local GIVEN_UP <const> = setmetatable({}, { __tostring = function() return "give
 
 local function failure(text)
   return { content = "Error: " .. text, is_error = true }
+end
+
+local function first_line(problem)
+  return tostring(problem):match("^[^\n]*")
 end
 
 -- What a tool answered, as a text.
@@ -40,7 +44,7 @@ local function read_answer(returned)
   if not returned[1] then
     local problem = returned[2]
     if problem == GIVEN_UP then return nil end
-    return failure("the tool failed: " .. tostring(problem):match("^[^\n]*"))
+    return failure("the tool failed: " .. first_line(problem))
   end
   if returned[2] == nil and returned[3] ~= nil then return failure(tostring(returned[3])) end
   local ok, text = pcall(spell, returned[2])
@@ -75,11 +79,16 @@ local function work(job, tool, ctx)
   job.changed:notify()
 end
 
--- Tells a tool that nobody waits for it any more.
+-- Tells a tool that nobody waits for it any more. What that raises comes back, when all are told.
 local function abandon(batch, job)
+  local problem
   job.is_abandoned, job.deadline = true, sys.seconds() + STOP_SECONDS
   if not job.returned then batch.agent.abandoned[#batch.agent.abandoned + 1] = job end
-  for _, fn in ipairs(job.on_cancel) do fn() end
+  for _, fn in ipairs(job.on_cancel) do
+    local ok, message = pcall(fn)
+    if not ok then problem = problem or message end
+  end
+  return problem
 end
 
 local function run_tool(batch, tool, call)
@@ -89,7 +98,10 @@ local function run_tool(batch, tool, call)
     deadline = seconds and sys.seconds() + seconds or nil }
   local ctx = { agent = agent, call = call, loop = agent.loop,
     is_cancelled = function() return job.is_abandoned or false end,
-    on_cancel = function(fn) job.on_cancel[#job.on_cancel + 1] = fn end }
+    on_cancel = function(fn)
+      if job.is_abandoned then return fn() end
+      job.on_cancel[#job.on_cancel + 1] = fn
+    end }
   agent.jobs[job] = true
   agent.loop:spawn(work, job, tool, ctx)
   local in_time = true
@@ -99,7 +111,8 @@ local function run_tool(batch, tool, call)
   agent.jobs[job] = nil
   local result = job.returned and read_answer(job.returned)
   if result then return result end
-  abandon(batch, job)
+  local problem = abandon(batch, job)
+  if problem then return failure("the tool cannot be stopped: " .. first_line(problem)) end
   if agent.cancelled then return failure("the user interrupted the tool") end
   if batch.problem then return failure("the tool was interrupted") end
   return failure(("the tool was given up after %g s"):format(seconds))

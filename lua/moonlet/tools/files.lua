@@ -36,7 +36,6 @@ local function find_file(place, given)
   local kind = sys.file_kind(path)
   if not kind then return nil, given .. ": no such file", "io" end
   if kind == "directory" then return nil, given .. ": a directory, not a file", "io" end
-  if kind ~= "file" then return nil, given .. ": neither a file nor a directory", "io" end
   local size
   size, message, code = sys.file_info(path)
   if not size then return nil, message, code end
@@ -120,8 +119,9 @@ end
 local function write(place, given)
   local path, message, code = place:resolve(given.path)
   if not path then return nil, message, code end
-  local kind = sys.file_kind(path)
-  if kind and kind ~= "file" then return nil, given.path .. ": not a file", "io" end
+  if sys.file_kind(path) == "directory" then
+    return nil, given.path .. ": a directory, not a file", "io"
+  end
   local ok
   ok, message, code = place:make_parents(path)
   if not ok then return nil, message, code end

@@ -30,8 +30,18 @@ local function split(path)
   return parent == "" and "/" or parent, name
 end
 
----Where a path leads: absolute, without links, inside the root. What is not there yet is judged by
----the nearest directory that is.
+-- What speaks against a path that leads to `real`, which need not be there: devices and FIFOs would
+-- be waited for, and only a directory's name ends like one.
+local function fault(given, real)
+  local kind = sys.file_kind(real)
+  if kind and kind ~= "file" and kind ~= "directory" then
+    return given .. ": neither a file nor a directory"
+  end
+  if given:find("/%.?$") and kind ~= "directory" then return given .. ": no such directory" end
+end
+
+---Where a path leads: absolute, without links, inside the root; to a file, a directory, or nothing
+---yet. What is not there is judged by the nearest directory that is.
 ---@param given string absolute, or from the root
 ---@return string? path, string? message, string? code
 function Place:resolve(given)
@@ -54,9 +64,13 @@ function Place:resolve(given)
     existing = parent
   end
   real = (real == "/" and missing ~= "" and "" or real) .. missing
-  if is_inside(self.root, real) then return real end
-  return nil, ("%s is outside the working directory; paths inside it are allowed"):format(given),
-    "unsupported"
+  if not is_inside(self.root, real) then
+    return nil, ("%s is outside the working directory; paths inside it are allowed")
+      :format(given), "unsupported"
+  end
+  local message = fault(given, real)
+  if message then return nil, message, "io" end
+  return real
 end
 
 ---@param path string as resolve() gives it

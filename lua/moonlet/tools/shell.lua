@@ -15,6 +15,9 @@ local BASH_SECONDS <const>, MAX_SECONDS <const> = 120, 3600
 local function grep(place, given, ctx)
   local path, message, code = place:resolve(given.path or ".")
   if not path then return nil, message, code end
+  if (given.pattern .. (given.include or "")):find("\0", 1, true) then
+    return nil, "pattern and include have no NUL bytes", "range"
+  end
   local argv = { "grep", given.ignore_case and "-rnHIPi" or "-rnHIP", "--exclude-dir=.git" }
   if given.include then argv[#argv + 1] = "--include=" .. given.include end
   for _, word in ipairs { "-e", given.pattern, "--", place:shown(path) } do
