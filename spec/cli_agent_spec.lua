@@ -62,6 +62,43 @@ describe("moonlet agent", function()
     assert.equal("", place.read "work/made")
   end)
 
+  -- The same at a terminal, with what is typed there.
+  local function at_terminal(arguments, typed)
+    place.write("typed", typed)
+    local pipe = assert(io.popen(("%sscript -qec 'lua5.4 bin/moonlet %s' /dev/null <%s"):format(ENV,
+      arguments, place.path "typed")))
+    local text = pipe:read("a")
+    pipe:close()
+    return (text:gsub("\r\n", "\n"))
+  end
+
+  it("shows control characters of texts from elsewhere instead of obeying them", function()
+    place.write("work/esc", "one\27[2A\rtwo\u{9B}K\ttab\r\n\u{202E}three\127\n")
+    local text = agent(script { "Look\27]0;x\7\n" .. call("read", { path = "esc" }),
+      "Done.\u{85}" } .. " -p Go")
+    assert.matches("Look\\u{1B}]0;x\\u{7}\n> read", text, 1, true)
+    assert.matches("  | one\\u{1B}[2A\\u{D}two\\u{9B}K\ttab\n  | \\u{202E}three\\u{7F}\n",
+      text, 1, true)
+    assert.matches("Done.\\u{85}", text, 1, true)
+    assert.is_nil(text:find("[\0-\8\11-\31\127]"))
+    assert.is_nil(text:find("\xC2[\x80-\x9F]"))
+  end)
+
+  it("asks at a terminal with the whole of what it would run", function()
+    local command = "true " .. ("x"):rep(500) .. "\27[1K\n touch made"
+    local options = script { call("bash", { command = command }), "Done." }
+    local function ask(typed)
+      return at_terminal(("agent --cwd %s %s -p Go"):format(place.path "work", options), typed)
+    end
+    local text = ask "n\n"
+    assert.matches("Run bash \"command\": \"true " .. ("x"):rep(500)
+      .. "\\u001b[1K\\n touch made\"? [y]es, [n]o, [a]lways: ", text, 1, true)
+    assert.matches("the user refused this call", text)
+    assert.is_nil(place.read "work/made")
+    ask "y\n"
+    assert.equal("", place.read "work/made")
+  end)
+
   it("takes tasks from standard input, in one conversation", function()
     local saved = place.path "talk.jsonl"
     local text, code = agent(script { "First.", "Second." } .. " --save " .. saved,

@@ -65,6 +65,32 @@ end)
 
 teardown(function() os.execute("rm -rf " .. dir) end)
 
+describe("what a terminal is shown of texts from elsewhere", function()
+  local output, sys = require "moonlet.cli.output", require "moonlet.sys"
+
+  -- What output.stream writes of a piece.
+  local function streamed(text, is_terminal)
+    local io_write, isatty, shown = io.write, sys.isatty, nil
+    sys.isatty = function(fd) return fd == 1 and is_terminal end -- luacheck: ignore 122
+    io.write = function(piece) shown = piece; return true end -- luacheck: ignore 122
+    output.stream { text = text }
+    io.write, sys.isatty = io_write, isatty -- luacheck: ignore 122
+    return shown
+  end
+
+  it("spells control characters and what turns the order around", function()
+    for _, code in ipairs { 0, 8, 0xD, 0x1B, 0x7F, 0x80, 0x9F, 0x61C, 0x200E, 0x202A, 0x202E,
+      0x2066, 0x2069 } do
+      assert.equal(("a\\u{%X}b"):format(code), output.visible("a" .. utf8.char(code) .. "b"))
+    end
+    local harmless = "a\tb\nc\u{A0}\u{20AC}\u{2010}\u{202F}\u{2065}\u{1D11E}"
+    assert.equal(harmless, output.visible(harmless))
+    assert.equal("a\\u{9}b\\u{A}", output.visible_line "a\tb\n")
+    assert.equal("\\u{1B}[2J", streamed("\27[2J", true))
+    assert.equal("\27[2J", streamed("\27[2J", false))
+  end)
+end)
+
 describe("misuse exits with 2", function()
   for _, row in ipairs {
     { "", 2, "a command is required %(try: moonlet %-%-help%)" },

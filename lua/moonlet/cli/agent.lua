@@ -9,6 +9,7 @@ local agent = {}
 
 local DEFAULT_TOOLS <const> = "read,write,edit,list,grep,bash"
 local SHOWN_LINES <const>, SHOWN_BYTES <const> = 10, 800 -- of a tool's result
+local SHOWN_LINE <const> = 220 -- bytes of a call
 
 function agent.define(parser)
   local command = parser:command("agent", "Let a model work in a directory, with tools.")
@@ -39,11 +40,14 @@ end
 
 -- ---- the trace ---------------------------------------------------------------------------------
 
--- One line for a call: its arguments as they would be written in JSON, without the braces.
-local function shown_arguments(arguments)
-  local text = json.encode(arguments):sub(2, -2)
-  if #text <= 200 then return text end
-  return text:sub(1, utf8.offset(text, 0, 200) - 1) .. "..."
+-- A call in one line: its arguments as they would be written in JSON, without the braces.
+local function shown_call(call)
+  return output.visible_line(call.name .. " " .. json.encode(call.arguments):sub(2, -2))
+end
+
+local function shown_start(text)
+  if #text <= SHOWN_LINE then return text end
+  return text:sub(1, utf8.offset(text, 0, SHOWN_LINE) - 1) .. "..."
 end
 
 local function shown_result(content)
@@ -51,7 +55,9 @@ local function shown_result(content)
   for line in (content:gsub("\n$", "") .. "\n"):gmatch("([^\n]*)\n") do
     n = n + 1
     bytes = bytes + #line
-    if n <= SHOWN_LINES and bytes <= SHOWN_BYTES then lines[n] = "  | " .. line end
+    if n <= SHOWN_LINES and bytes <= SHOWN_BYTES then
+      lines[n] = "  | " .. output.visible((line:gsub("\r$", "")))
+    end
   end
   if #lines < n then lines[#lines + 1] = ("  | (%d more lines)"):format(n - #lines) end
   return table.concat(lines, "\n")
@@ -75,16 +81,16 @@ local function new_trace()
       open = event.kind
       if open == "reasoning" then output.write("(thinking) ") end
     end
-    output.write(event.text)
+    output.write(output.visible(event.text))
   end
   show.reasoning, show.content = text, text
   function show.note(event)
     close()
-    output.line(("(%s)"):format(event.text))
+    output.line(("(%s)"):format(output.visible_line(event.text)))
   end
   function show.tool_call(event)
     close()
-    output.line(("> %s %s"):format(event.name, shown_arguments(event.arguments)))
+    output.line("> " .. shown_start(shown_call(event)))
   end
   function show.tool_result(event)
     close()
@@ -105,17 +111,17 @@ end
 
 -- ---- asking ------------------------------------------------------------------------------------
 
--- Questions go to the terminal. Where there is none, only --yes permits. Ctrl-C in the place of an
--- answer calls on_interrupt.
+-- Questions go to the terminal, with all of the call that is asked for. Where there is none, only
+-- --yes permits. Ctrl-C in the place of an answer calls on_interrupt.
 local function new_ask(args, on_interrupt)
   if args.yes then return nil end
   if args.json or not sys.isatty(0) then
     return function() return false, "not permitted; the user has to start the agent with --yes" end
   end
   local always = {}
-  return function(_, tool)
+  return function(call, tool)
     if always[tool.name] then return true end
-    output.write(("Run %s? [y]es, [n]o, [a]lways: "):format(tool.name))
+    output.write(("Run %s? [y]es, [n]o, [a]lways: "):format(shown_call(call)))
     output.flush()
     local answer = sys.wait_input(0) and io.read("l") or ""
     if sys.interrupted() then on_interrupt() end

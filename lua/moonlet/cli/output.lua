@@ -159,9 +159,36 @@ function output.line(text)
   output.write(text, "\n")
 end
 
----Shows a piece of an answer at once; for generate's on_token.
+-- Characters that steer a terminal instead of being shown: C0, DEL and C1, and those that turn the
+-- order of what follows around (Unicode's Bidi_Control).
+local LINE_STEERING <const> = { "[\0-\31\127]", "\xC2[\x80-\x9F]", "\xD8\x9C",
+  "\xE2\x80[\x8E\x8F\xAA-\xAE]", "\xE2\x81[\xA6-\xA9]" }
+local STEERING <const> = { "[\0-\8\11-\31\127]", table.unpack(LINE_STEERING, 2) }
+
+local function spell_code(char)
+  return ("\\u{%X}"):format(utf8.codepoint(char))
+end
+
+local function spelled(text, patterns)
+  for _, pattern in ipairs(patterns) do text = text:gsub(pattern, spell_code) end
+  return text
+end
+
+---A text from elsewhere that shows what it holds, over lines of its own, and does nothing else.
+---@param text string in UTF-8
+---@return string
+function output.visible(text)
+  return spelled(text, STEERING)
+end
+
+---The same, on one line.
+function output.visible_line(text)
+  return spelled(text, LINE_STEERING)
+end
+
+---Shows a piece of an answer at once; for generate's on_token. A terminal is not steered by it.
 function output.stream(tok)
-  output.write(tok.text)
+  output.write(sys.isatty(1) and output.visible(tok.text) or tok.text)
   output.flush()
 end
 
