@@ -97,6 +97,65 @@ static void quantize(const float *x, int64_t cols, void *out)
     }
 }
 
+/* ---- scales that are powers of two ---------------------------------------------------------- */
+
+/* Exponents of f32 numbers: those of zeros are 0, of infinities and NaN 255. */
+typedef struct exponents {
+    int least, most;
+} exponents;
+
+/* Of the scales of n_rows rows of w, an mxfp4 matrix. */
+static exponents weight_exponents(const num_matrix *w, int64_t row, int64_t n_rows)
+{
+    const uint8_t *codes = w->scales + row * int8_n_groups(w);
+    uint8_t low = 255, high = 0;
+    for (int64_t i = 0; i < n_rows * int8_n_groups(w); i++) {
+        low = codes[i] < low ? codes[i] : low;
+        high = codes[i] > high ? codes[i] : high;
+    }
+    return (exponents){low - 1, high == 255 ? 255 : high - 1}; /* the gain is 1/2 */
+}
+
+/* Of the scales of n rows of x, none of which is negative. */
+static exponents row_exponents(const tile_rows *x, int64_t n_blocks, int64_t n)
+{
+    uint32_t low = UINT32_MAX, high = 0;
+    for (int64_t t = 0; t < n; t++) {
+        const char *scale = (const char *)x->first.scale + t * x->stride;
+        for (int64_t b = 0; b < n_blocks; b++) {
+            uint32_t bits;
+            memcpy(&bits, scale + b * 4, 4);
+            low = bits < low ? bits : low;
+            high = bits > high ? bits : high;
+        }
+    }
+    return (exponents){(int)(low >> 23 & 255), (int)(high >> 23 & 255)};
+}
+
+/* Whether all products are normal numbers, so that adding exponents is multiplying. */
+static int adds_exponents(exponents w, exponents x)
+{
+    return w.least > 0 && w.most < 255 && x.least > 0 && x.most < 255 && w.least + x.least > 127 &&
+           w.most + x.most < 127 + 255;
+}
+
+/* add_scaled without a multiplication, which would take turns with the products. */
+V16_FN void add_shifted(int n_tokens, const char *block, const float *scale, int64_t stride,
+                        panel_ints d, panel_sums sum)
+{
+    __m512i w[PANEL_VECS], one = _mm512_set1_epi32(0x3f800000);
+    EACH_VEC w[v] = _mm512_sub_epi32(_mm512_castps_si512(panel_number(block, 0, v)), one);
+    EACH_TOKEN_HERE
+    {
+        __m512i x = _mm512_set1_epi32(int_of(scale, t * stride));
+        EACH_VEC
+        {
+            v16 both = _mm512_castsi512_ps(_mm512_add_epi32(w[v], x));
+            sum[v][t] = v16_fma(_mm512_cvtepi32_ps(d[v][t]), both, sum[v][t]);
+        }
+    }
+}
+
 /* ---- panels --------------------------------------------------------------------------------- */
 
 /* d[v][t] += four columns of 16 rows times those of a token, for registers k of the block. */
@@ -113,8 +172,8 @@ V16_FN void add_columns(int n_tokens, const char *block, int k, const int8_t *q,
 }
 
 /* The terms of one block. */
-V16_FN void add_block(num_mode mode, int split, int n_tokens, const char *block, int64_t b,
-                      const tile_rows *x, panel_sums sum)
+V16_FN void add_block(num_mode mode, int split, int shifts, int n_tokens, const char *block,
+                      int64_t b, const tile_rows *x, panel_sums sum)
 {
     panel_ints d;
     const int8_t *q = split ? x->first.split + int8_split_at(b) : x->first.natural + b * INT8_BLOCK;
@@ -137,21 +196,24 @@ V16_FN void add_block(num_mode mode, int split, int n_tokens, const char *block,
         mode == NUM_MXFP4 ? _mm512_set1_epi32(int_of(offset, t * stride)) : _mm512_setzero_si512();
     _Pragma("GCC unroll 8") for (int k = 0; k < 8; k++)
         add_columns(n_tokens, block, k, q + (split ? k / 4 * 64 + k % 4 * 4 : 4 * k), stride, d);
-    add_scaled(n_tokens, block, 0, scale, stride, d, sum);
+    if (shifts)
+        add_shifted(n_tokens, block, scale, stride, d, sum);
+    else
+        add_scaled(n_tokens, block, 0, scale, stride, d, sum);
     if (mode == NUM_AFFINE) add_biased(n_tokens, block, x->first.sum + b, stride, sum);
 }
 
 /* A panel times n_tokens, a constant. One part of the sums after the other, so that as few as
  * possible are alive. */
-V16_FN void panel_tile(num_mode mode, int split, int n_tokens, const char *panel, int64_t n_blocks,
-                       int64_t n_rows, const tile_rows *x, float *y, int64_t ldy)
+V16_FN void panel_tile(num_mode mode, int split, int shifts, int n_tokens, const char *panel,
+                       int64_t n_blocks, int64_t n_rows, const tile_rows *x, float *y, int64_t ldy)
 {
     panel_sums part[INT8_PARTS];
     for (int p = 0; p < INT8_PARTS; p++) {
         panel_sums sum;
         EACH_VEC EACH_TOKEN_HERE sum[v][t] = v16_zero();
         for (int64_t b = p; b < n_blocks; b += INT8_PARTS)
-            add_block(mode, split, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
+            add_block(mode, split, shifts, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
         EACH_VEC EACH_TOKEN_HERE part[p][v][t] = sum[v][t];
     }
     add_parts(n_tokens, part, n_rows, y, ldy);
@@ -159,25 +221,28 @@ V16_FN void panel_tile(num_mode mode, int split, int n_tokens, const char *panel
 
 /* ---- forms ---------------------------------------------------------------------------------- */
 
-/* Panels of one layout, whatever they were decoded from. */
-#define TILES(name, mode, split)                                                                   \
+#define TILE(mode, split, shifts, n)                                                               \
+    panel_tile(mode, split, shifts, n, panel, n_blocks, n_rows, x, y, ldy)
+
+/* Panels of one layout, whatever they were decoded from. More than GEMV_TOKENS make tiles of no
+ * fewer than three: seven are two of them. */
+#define TILES(name, mode, split, shifts)                                                           \
     static void tile_##name(const char *panel, int64_t n_blocks, int64_t n_rows,                   \
                             const tile_rows *x, int n_tokens, float *y, int64_t ldy)               \
     {                                                                                              \
         switch (n_tokens) {                                                                        \
-        case 1: panel_tile(mode, split, 1, panel, n_blocks, n_rows, x, y, ldy); break;             \
-        case 2: panel_tile(mode, split, 2, panel, n_blocks, n_rows, x, y, ldy); break;             \
-        case 3: panel_tile(mode, split, 3, panel, n_blocks, n_rows, x, y, ldy); break;             \
-        case 4: panel_tile(mode, split, 4, panel, n_blocks, n_rows, x, y, ldy); break;             \
-        case 5: panel_tile(mode, split, 5, panel, n_blocks, n_rows, x, y, ldy); break;             \
-        default: panel_tile(mode, split, 6, panel, n_blocks, n_rows, x, y, ldy); break;            \
+        case 3: TILE(mode, split, shifts, 3); break;                                               \
+        case 4: TILE(mode, split, shifts, 4); break;                                               \
+        case 5: TILE(mode, split, shifts, 5); break;                                               \
+        default: TILE(mode, split, shifts, 6); break;                                              \
         }                                                                                          \
     }
 
-TILES(mxfp4, NUM_MXFP4, 1)
-TILES(nvfp4, NUM_NVFP4, 1)
-TILES(apart, NUM_AFFINE, 1)
-TILES(affine, NUM_AFFINE, 0)
+TILES(mxfp4, NUM_MXFP4, 1, 0)
+TILES(shifted, NUM_MXFP4, 1, 1)
+TILES(nvfp4, NUM_NVFP4, 1, 0)
+TILES(apart, NUM_AFFINE, 1, 0)
+TILES(affine, NUM_AFFINE, 0, 0)
 
 typedef struct form {
     void (*gemv)(const num_matrix *w, int64_t row, int64_t n_rows, const char *x, int n_x, float *y,
@@ -226,14 +291,20 @@ static const form *form_of(const num_matrix *w)
 
 /* ---- products ------------------------------------------------------------------------------- */
 
-static void panel_products(tile_fn *tile, const num_matrix *w, int64_t n_rows, const char *panel,
-                           const char *x, int64_t n_x, float *y, int64_t ldy)
+/* n_rows rows of w from `row` on, which are laid out in `panel`, times n_x tokens. */
+static void panel_products(const form *f, const num_matrix *w, int64_t row, int64_t n_rows,
+                           const char *panel, const char *x, int64_t n_x, float *y, int64_t ldy)
 {
-    int64_t n_tiles = (n_x + PANEL_TOKENS - 1) / PANEL_TOKENS;
+    int64_t n_tiles = (n_x + PANEL_TOKENS - 1) / PANEL_TOKENS, n_blocks = w->cols / INT8_BLOCK;
+    int is_mxfp4 = w->mode == NUM_MXFP4;
+    exponents of_w = {0, 0};
+    if (is_mxfp4) of_w = weight_exponents(w, row, n_rows);
     for (int64_t i = 0, t = 0; i < n_tiles; i++) {
         int64_t n = (n_x - t + n_tiles - i - 1) / (n_tiles - i); /* tiles as even as can be */
         tile_rows rows = tile_rows_at(x, t, w->cols);
-        tile(panel, w->cols / INT8_BLOCK, n_rows, &rows, (int)n, y + t * ldy, ldy);
+        int shifts = is_mxfp4 && adds_exponents(of_w, row_exponents(&rows, n_blocks, n));
+        tile_fn *tile = shifts ? tile_shifted : f->tile;
+        tile(panel, n_blocks, n_rows, &rows, (int)n, y + t * ldy, ldy);
         t += n;
     }
 }
@@ -253,7 +324,7 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
     for (int64_t r = 0; r < n_rows; r += INT8_PANEL_ROWS) {
         int64_t n = least(n_rows - r, INT8_PANEL_ROWS);
         f->lay(w, row + r, n, scratch);
-        panel_products(f->tile, w, n, scratch, x, n_x, y + r, ldy);
+        panel_products(f, w, row + r, n, scratch, x, n_x, y + r, ldy);
     }
 }
 

@@ -175,6 +175,20 @@ describe("int8 products", function()
     end
   end)
 
+  it("scale by powers of two up to where products are no longer normal numbers", function()
+    local rng = numbers.rng(28)
+    local m = matrix(rng, "mxfp4", 4, 32, 40, 256)
+    for _, code in ipairs { 0, 1, 2, 3, 60, 126, 127, 128, 129, 190, 252, 253, 254, 255 } do
+      m.scales = string.char(code):rep(#m.scales)
+      for _, exponent in ipairs { -99, -62, -1, 0, 7, 8, 62, 120, 127 } do
+        local x = rng.floats(7 * m.cols, 2.0 ^ exponent)
+        compare(m, numbers.pack(x), 7, ("scale %d, x 2^%d"):format(code, exponent))
+        for k = 33, 64 do x[k] = 0 end
+        compare(m, numbers.pack(x), 7, ("scale %d, x 2^%d, some zeros"):format(code, exponent))
+      end
+    end
+  end)
+
   it("run beside products in f32, sharing x", function()
     local rng = numbers.rng(26)
     local function dense(cols)
