@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -27,15 +28,49 @@ static int write_all(int fd, const char *data, size_t n)
     return 0;
 }
 
+static err_code refuse(const char *partial, err_info *e)
+{
+    int fd = open(partial, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+    int is_busy = fd >= 0 && flock(fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    if (fd >= 0) close(fd);
+    if (is_busy) return err_set(e, ERR_BUSY, "%s: another run is writing it", partial);
+    return err_set(e, ERR_IO, "%s: exists, left by a run that died or of another origin; remove it",
+                   partial);
+}
+
+int file_claim(const char *partial, err_info *e)
+{
+    int fd = open(partial, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+    /* The lock only lets others say why the name is taken, so one that fails does no harm. */
+    if (fd >= 0) return (void)flock(fd, LOCK_EX | LOCK_NB), fd;
+    if (errno == EEXIST)
+        refuse(partial, e);
+    else
+        err_set(e, ERR_IO, "%s: %s", partial, strerror(errno));
+    return -1;
+}
+
+static err_code partial_name(const char *path, char out[PATH_MAX], err_info *e)
+{
+    int n = snprintf(out, PATH_MAX, "%s.partial", path);
+    return n >= 0 && n < PATH_MAX ? ERR_NONE : err_set(e, ERR_IO, "%.255s...: path too long", path);
+}
+
+err_code file_check_free(const char *path, err_info *e)
+{
+    char partial[PATH_MAX];
+    if (partial_name(path, partial, e)) return ERR_IO;
+    return file_what(partial) == FILE_NONE ? ERR_NONE : refuse(partial, e);
+}
+
 err_code file_out_open(file_out *out, const char *path, err_info *e)
 {
     out->fd = -1;
-    int n = snprintf(out->path, sizeof out->path, "%s", path);
-    int m = snprintf(out->partial, sizeof out->partial, "%s.partial", path);
-    if (n < 0 || m < 0 || (size_t)m >= sizeof out->partial)
-        return err_set(e, ERR_IO, "%s: path too long", path);
-    out->fd = open(out->partial, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0666);
-    return out->fd < 0 ? fail(path, "create", e) : ERR_NONE;
+    if (partial_name(path, out->partial, e)) return ERR_IO;
+    memcpy(out->path, path, strlen(path) + 1);
+    out->fd = file_claim(out->partial, e);
+    if (out->fd >= 0) return ERR_NONE;
+    return e ? e->code : ERR_IO;
 }
 
 err_code file_out_put(file_out *out, const void *data, size_t n_bytes, err_info *e)
@@ -48,24 +83,25 @@ err_code file_out_finish(file_out *out, err_info *e)
     int fd = out->fd;
     out->fd = -1;
     err_code code = fsync(fd) == 0 ? ERR_NONE : fail(out->path, "write", e);
-    if (close(fd) != 0 && !code) code = fail(out->path, "write", e);
     if (!code && rename(out->partial, out->path) != 0) code = fail(out->path, "replace", e);
     if (code) unlink(out->partial);
+    close(fd); /* last: it holds the lock; what it could report, fsync has */
     return code;
 }
 
 void file_out_abort(file_out *out)
 {
     if (out->fd < 0) return;
+    unlink(out->partial);
     close(out->fd);
     out->fd = -1;
-    unlink(out->partial);
 }
 
 err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e)
 {
     file_out out;
-    if (file_out_open(&out, path, e)) return ERR_IO;
+    err_code code = file_out_open(&out, path, e);
+    if (code) return code;
     struct stat old;
     int failed =
         stat(path, &old) == 0 && S_ISREG(old.st_mode) && fchmod(out.fd, old.st_mode & 07777) != 0;

@@ -10,6 +10,14 @@
 
 #include "base/err.h"
 
+/* Creates a file that is to get its name later, and locks it until it is closed. What is there,
+ * links too, is never touched: ERR_BUSY while another run writes it, ERR_IO if it was left or is
+ * somebody's. Returns a descriptor, -1 on failure. */
+int file_claim(const char *partial, err_info *e);
+
+/* Whether file_claim(path + ".partial") would find that name free; creates nothing. */
+err_code file_check_free(const char *path, err_info *e);
+
 /* Replaces `path`: writes beside it, fsyncs, renames. On failure the old file is untouched; the new
  * one has its permissions. */
 err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e);

@@ -67,7 +67,8 @@ typedef struct st_entry {
 
 typedef struct st_writer st_writer;
 
-/* One file, written to `path` + ".partial" and renamed by st_writer_finish after fsync; the header
+/* One file, written to `path` + ".partial" (which must be free: see file_claim) and renamed by
+ * st_writer_finish after fsync; the header
  * is padded so that data starts at a multiple of 64. Tensors are laid out in the order given, with
  * no gaps: ERR_RANGE for a name that is empty, repeated or has control characters. Disk space is
  * reserved first, so a full disk is reported before any work. Copies what it needs. */

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "io/file.h"
 #include "io/json.h"
 #include "io/st.h"
 #include "io/st_header.h"
@@ -160,8 +161,8 @@ static err_code reserve(st_writer *w, int64_t n_bytes, err_info *e)
 static err_code start(st_writer *w, const char *header, int64_t header_bytes, int64_t n_bytes,
                       err_info *e)
 {
-    w->fd = open(w->partial, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (w->fd < 0) return err_set(e, ERR_IO, "%s: %s", w->partial, strerror(errno));
+    w->fd = file_claim(w->partial, e);
+    if (w->fd < 0) return e ? e->code : ERR_IO;
     w->has_partial = 1;
     if (reserve(w, n_bytes, e)) return e ? e->code : ERR_IO;
     return put_bytes(w, 0, header, header_bytes, e);
@@ -171,7 +172,7 @@ static err_code start(st_writer *w, const char *header, int64_t header_bytes, in
 static err_code go_on(st_writer *w, const char *header, int64_t header_bytes, int64_t n_bytes,
                       err_info *e)
 {
-    w->fd = open(w->partial, O_RDWR | O_CLOEXEC | O_NONBLOCK);
+    w->fd = open(w->partial, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     if (w->fd < 0) return err_set(e, ERR_IO, "%s: %s", w->partial, strerror(errno));
     char *found = mem_array((size_t)header_bytes, 1, e);
     if (!found) return ERR_MEMORY;
@@ -293,9 +294,6 @@ static err_code commit(st_writer *w, err_info *e)
                            s->name, (long long)s->n_put, (long long)s->n_bytes);
     }
     if (fsync(w->fd) != 0) return os_error(w, "cannot sync", errno, e);
-    int fd = w->fd;
-    w->fd = -1;
-    if (close(fd) != 0) return os_error(w, "cannot close", errno, e);
     if (rename(w->partial, w->path) != 0) return os_error(w, "cannot rename", errno, e);
     w->has_partial = 0;
     return sync_directory(w, e);
@@ -317,8 +315,8 @@ void st_writer_leave(st_writer *w)
 void st_writer_abort(st_writer *w)
 {
     if (!w) return;
-    if (w->fd >= 0) close(w->fd);
     if (w->has_partial) unlink(w->partial);
+    if (w->fd >= 0) close(w->fd); /* last: it holds the lock */
     for (int64_t i = 0; i < w->n_slots; i++) mem_free(w->slots[i].name);
     mem_free(w->slots);
     mem_free(w->partial);

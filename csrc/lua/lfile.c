@@ -91,6 +91,15 @@ static int free_bytes(lua_State *L)
     return 1;
 }
 
+/* check_free(path) -> true: nobody has path .. ".partial" */
+static int check_free(lua_State *L)
+{
+    err_info e = {0};
+    if (file_check_free(luaL_checkstring(L, 1), &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 /* check_writable(directory) -> true */
 static int check_writable(lua_State *L)
 {
@@ -153,12 +162,19 @@ static int sha256_file(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_info", info},         {"file_kind", kind},
-        {"file_write", write_whole}, {"check_writable", check_writable},
-        {"free_bytes", free_bytes},  {"list_dir", list_dir},
-        {"make_dir", make_dir},      {"real_path", real_path},
-        {"sha256", sha256},          {"sha256_file", sha256_file},
-        {"sync_dir", sync_dir},      {NULL, NULL},
+        {"file_info", info},
+        {"file_kind", kind},
+        {"file_write", write_whole},
+        {"check_free", check_free},
+        {"free_bytes", free_bytes},
+        {"check_writable", check_writable},
+        {"list_dir", list_dir},
+        {"make_dir", make_dir},
+        {"real_path", real_path},
+        {"sha256", sha256},
+        {"sync_dir", sync_dir},
+        {"sha256_file", sha256_file},
+        {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

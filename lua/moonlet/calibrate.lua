@@ -269,7 +269,8 @@ local function open_calibration(model, list, n_tokens, held, opts)
   local numbers = model.core:info().config
   local calibration, message, code = model.core:calibrate(list, {
     dir = held:dir(), layers = held.layers, kept = held.stream,
-    hessians = held:growing(), written = held:written(numbers.num_hidden_layers + 1),
+    hessians = held.layers > 0 and held:growing() or held:begun(),
+    written = held:written(numbers.num_hidden_layers + 1),
     hessian_cols = opts.hessian_cols or HESSIAN_COLS,
     meta = { "model", held.head.model, "tokens", tostring(n_tokens) },
   })

@@ -3,7 +3,6 @@
 
 local core = require "moonlet.core"
 local partial = require "moonlet.partial"
-local sys = require "moonlet.sys"
 
 local outputs = {}
 
@@ -11,7 +10,25 @@ local outputs = {}
 local function place_of(path)
   local parent, name = path:match("^(.*)/([^/]+)$")
   if not parent then parent, name = ".", path end
-  return core.real_path(parent == "" and "/" or parent), name
+  local real, message, code = core.real_path(parent == "" and "/" or parent)
+  if not real then return nil, message, code end
+  return real, name
+end
+
+-- Renaming replaces whatever is there, and a pipe or a terminal is more than a name.
+local function replaceable(path)
+  if path:find "/$" or core.file_kind(path .. "/") == "directory" then
+    return nil, path .. ": Is a directory", "io"
+  end
+  local kind = core.file_kind(path)
+  if kind == "link" then
+    local real = core.real_path(path)
+    kind = real and core.file_kind(real) or "other"
+  end
+  if kind ~= nil and kind ~= "file" then
+    return nil, path .. ": is not a regular file; results are written to files only", "io"
+  end
+  return true
 end
 
 ---Whether what is at a path may be replaced: it is no file that is still needed.
@@ -19,11 +36,11 @@ end
 ---@param ... string?  files that are read, directories of checkpoints; nil for what is not given
 ---@return true? ok, string? message, string? code
 function outputs.spare(path, ...)
-  local parent, name = place_of(path)
-  if core.file_kind(path .. "/") == "directory" then
-    return nil, path .. ": Is a directory", "io"
-  end
-  for i = 1, parent and select("#", ...) or 0 do
+  local ok, message, code = replaceable(path)
+  if not ok then return nil, message, code end
+  local parent, name, failed = place_of(path)
+  if not parent then return nil, ("%s: %s"):format(path, name), failed end
+  for i = 1, select("#", ...) do
     local input = (select(i, ...))
     local real = input and core.real_path(input)
     if real == parent and partial.is_part(name) then
@@ -47,7 +64,9 @@ end
 function outputs.check(path, ...)
   local ok, message, code = outputs.spare(path, ...)
   if not ok then return nil, message, code end
-  return sys.check_place(path)
+  ok, message, code = core.check_writable(outputs.directory(path))
+  if not ok then return nil, message, code end
+  return core.check_free(path)
 end
 
 ---The directory that a file of this path is in.

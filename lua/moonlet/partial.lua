@@ -218,10 +218,19 @@ end
 ---@return table[]
 function Partial:recall(what) return self.kept[what] or {} end
 
+---The path of a file that is written from its beginning: what a process that died left of it goes.
+---@param name string
+---@return string path
+function Partial:anew(name)
+  local path = self.dir .. "/" .. name
+  if core.file_kind(path .. ".partial") then os.remove(path .. ".partial") end
+  return path
+end
+
 ---@param name string
 ---@param bytes string
 function Partial:write(name, bytes)
-  return core.file_write(self.dir .. "/" .. name, bytes)
+  return core.file_write(self:anew(name), bytes)
 end
 
 -- ---- its end -----------------------------------------------------------------------------------

@@ -51,18 +51,6 @@ function sys.write_file(path, bytes)
   return core.file_write(path, bytes)
 end
 
----Whether a file can be written at a path: a result that cannot should be known before hours of
----work.
----@param path string
----@return true? ok, string? message, string? code
-function sys.check_place(path)
-  local file, message = io.open(path .. ".partial", "wb")
-  if not file then return nil, message, "io" end
-  file:close()
-  os.remove(path .. ".partial")
-  return true
-end
-
 ---Directories that hold moonlet's data files, in a source tree or installed.
 ---@param name string "recipes" or "demo-model"
 ---@return string? dir

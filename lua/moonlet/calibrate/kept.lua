@@ -85,6 +85,10 @@ function Kept:dir() return self.main.dir end
 ---@return string? path
 function Kept:growing() return self.hessians and self.beside.dir .. "/" .. HESSIANS end
 
+---Where they grow from the beginning.
+---@return string? path
+function Kept:begun() return self.hessians and self.beside:anew(HESSIANS) end
+
 ---Whether a process before this one completed the Hessians of all layers: they are called so then,
 ---or have their place already.
 ---@param n_layers integer  with the head
@@ -119,7 +123,7 @@ end
 function Kept:deliver(write, result)
   local ok, message, code = true, nil, nil
   if self.out then
-    ok, message, code = write(self.main.dir .. "/" .. IMATRIX)
+    ok, message, code = write(self.main:anew(IMATRIX))
     if ok then ok, message, code = self.main:deliver(IMATRIX) end
   end
   if ok and self.hessians then

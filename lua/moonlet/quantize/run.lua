@@ -70,8 +70,8 @@ function Run:open(file, n_done)
     table.move(item.entries, 1, #item.entries, #entries + 1, entries)
   end
   local done = n_done > 0 and (first[n_done + 1] or #entries + 1) - 1 or 0
-  local ok, message, code = self.writer:create(self.dir.dir .. "/" .. file.name, entries,
-    file.format, done)
+  local path = done > 0 and self.dir.dir .. "/" .. file.name or self.dir:anew(file.name)
+  local ok, message, code = self.writer:create(path, entries, file.format, done)
   if not ok then return nil, message, code end
   self.file, self.items, self.noted = file.name, n_done, n_done
   self.unsafe, self.since = 0, sys.seconds()

@@ -1,0 +1,94 @@
+-- Where results may be written, and what is never touched.
+local checkpoint = require "spec.support.checkpoint"
+local core = require "moonlet.core"
+local moonlet = require "moonlet"
+local outputs = require "moonlet.outputs"
+local safetensors = require "moonlet.safetensors"
+local sys = require "moonlet.sys"
+
+local DEMO <const> = "examples/demo-model"
+local ENTRIES <const> = { { name = "w", dtype = "U8", shape = { 1 }, data = "x" } }
+
+describe("a result", function()
+  local dir, path, beside
+
+  before_each(function()
+    dir = checkpoint.directory()
+    path = dir .. "/r"
+    beside = path .. ".partial"
+  end)
+  after_each(function() os.execute("rm -r " .. dir) end)
+
+  local WRITERS <const> = {
+    ["a small file"] = function() return sys.write_file(path, "new") end,
+    safetensors = function() return safetensors.write(path, ENTRIES) end,
+    ["an imatrix"] = function()
+      local zero = string.pack("<f", 0)
+      return core.imatrix_write(path, { { name = "v", n_in = 1, n_mat = 1, sums2 = zero,
+        sums = zero, counts = zero } }, { datasets = {} })
+    end,
+    ["a check"] = function() return outputs.check(path) end,
+  }
+
+  for kind, write in pairs(WRITERS) do
+    it("leaves what others have beside it alone: " .. kind, function()
+      checkpoint.spit(beside, "mine")
+      local ok, message, code = write()
+      assert.same({ nil, beside .. ": exists, left by a run that died or of another origin; "
+        .. "remove it", "io" }, { ok, message, code })
+      assert.equal("mine", checkpoint.slurp(beside))
+      assert.is_nil(core.file_kind(path))
+    end)
+
+    it("does not follow a link beside it: " .. kind, function()
+      checkpoint.spit(dir .. "/target", "mine")
+      os.execute(("ln -s target %s"):format(beside))
+      assert.is_nil(write())
+      assert.equal("mine", checkpoint.slurp(dir .. "/target"))
+      assert.equal("link", core.file_kind(beside))
+    end)
+  end
+
+  it("leaves nothing beside it that was only looked for", function()
+    assert.is_true(outputs.check(path))
+    assert.same({}, core.list_dir(dir))
+  end)
+
+  it("has one writer at a time, which others do not disturb", function()
+    local model <close> = assert(moonlet.open(DEMO, { threads = 1, precision = "exact" }))
+    local text, said = ("It was the best of times. "):rep(8), nil
+    assert(moonlet.eval.save_logits(model, { text = text, window = 24, out = path,
+      on_progress = function()
+        said = said or { moonlet.eval.save_logits(model, { text = text, window = 24,
+          out = path }) }
+        assert.equal("file", core.file_kind(beside))
+      end }))
+    assert.same({ nil, beside .. ": another run is writing it", "busy" }, said)
+    assert.same({ r = true }, core.list_dir(dir))
+  end)
+
+  it("replaces files and links to files only", function()
+    for _, make in ipairs { "mkfifo %s", "ln -s /dev/null %s", "ln -s nowhere %s" } do
+      os.execute(make:format(path))
+      local kind = core.file_kind(path)
+      local ok, message, code = outputs.check(path)
+      assert.same({ nil, path .. ": is not a regular file; results are written to files only",
+        "io" }, { ok, message, code })
+      assert.equal(kind, core.file_kind(path))
+      local result
+      result, message = moonlet.imatrix { model = DEMO, text = "Call me.", out = path }
+      assert.is_nil(result)
+      assert.matches("is not a regular file", message)
+      os.remove(path)
+    end
+    checkpoint.spit(dir .. "/target", "mine")
+    os.execute(("ln -s target %s"):format(path))
+    assert.is_true(outputs.check(path))
+  end)
+
+  it("needs a directory, and a name in it", function()
+    assert.same({ nil, ("%s/none/r: %s/none: cannot find: No such file or directory"):format(dir,
+      dir), "io" }, { outputs.check(dir .. "/none/r") })
+    assert.same({ nil, path .. "/: Is a directory", "io" }, { outputs.check(path .. "/") })
+  end)
+end)
