@@ -1,14 +1,18 @@
 -- Speed of matrix products and mixers:
 --   lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode, or "mixers"]
 -- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
--- Activations in f32, then in 8 bits for the formats that take them.
+-- Activations in f32, then in 8 bits for the formats that take them. "memory": products of one
+-- token with matrices of 256 MB, beside the speed at which as many threads read memory.
 
+package.path = "./lua/?.lua;./lua/?/init.lua;" .. package.path
 package.cpath = "./build/?.so;" .. package.cpath
+local bench = require "moonlet.bench"
 local core = require "moonlet.core"
 
 local kernels = core.kernels()
 local variant = arg[1] or kernels[#kernels].name
-local rows, cols = tonumber(arg[2] or 512), tonumber(arg[3] or 2048)
+local from_memory = arg[2] == "memory"
+local rows, cols = tonumber(arg[2]) or 512, tonumber(arg[3] or 2048)
 local threads = tonumber(arg[4] or 1)
 
 local modes = {
@@ -40,8 +44,10 @@ local function seconds(w, n_x, int8)
   return best
 end
 
-print(("%s, %d x %d, %d threads"):format(variant, rows, cols, threads))
-print("mode       x     n=1 Gw/s     n=2     n=4     n=8    n=32   n=256 GFLOP/s")
+if not from_memory then
+  print(("%s, %d x %d, %d threads"):format(variant, rows, cols, threads))
+  print("mode       x     n=1 Gw/s     n=2     n=4     n=8    n=32   n=256 GFLOP/s")
+end
 
 local function report(m, w, int8)
   local line = { ("%-6s %2d %5s  %7.2f"):format(m.mode, m.bits, int8 and "int8" or "f32",
@@ -51,6 +57,22 @@ local function report(m, w, int8)
   end
   print(table.concat(line, " "))
 end
+
+local function report_memory(m, int8)
+  rows = (256 << 20) // (cols * m.bits // 8)
+  local w = matrix(m)
+  local before = bench.bandwidth(threads, 256 << 20)
+  local speed = (#w.codes + #(w.scales or "") + #(w.biases or "")) / seconds(w, 1, int8)
+  local read = (before + bench.bandwidth(threads, 256 << 20)) / 2
+  print(("%-6s %2d %5s %7.1f GB/s of %5.1f: %3.0f %%"):format(m.mode, m.bits,
+    int8 and "int8" or "f32", speed / 1e9, read / 1e9, 100 * speed / read))
+end
+
+for _, m in ipairs(from_memory and modes or {}) do
+  report_memory(m, m.mode == "affine" or m.mode == "mxfp4" or m.mode == "nvfp4")
+  collectgarbage()
+end
+if from_memory then return end
 
 for _, m in ipairs(modes) do
   if not arg[5] or arg[5] == m.mode then
