@@ -14,3 +14,10 @@ void heap_keep_little(void)
     mallopt(M_TRIM_THRESHOLD, HEAP_OWN_BYTES);
 #endif
 }
+
+void heap_give_back(void)
+{
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+}

@@ -10,4 +10,7 @@
 enum { HEAP_OWN_BYTES = 256 << 10 };
 void heap_keep_little(void);
 
+/* Gives back what lies free between what is used, which takes some milliseconds for a gigabyte. */
+void heap_give_back(void);
+
 #endif

@@ -81,6 +81,14 @@ static int keep_little_heap(lua_State *L)
     return 0;
 }
 
+/* core.give_back_heap(): see heap_give_back */
+static int give_back_heap(lua_State *L)
+{
+    (void)L;
+    heap_give_back();
+    return 0;
+}
+
 /* core.seconds() -> monotonic time */
 static int seconds(lua_State *L)
 {
@@ -100,6 +108,7 @@ static int same_secret(lua_State *L)
 void lml_open_sys(lua_State *L)
 {
     static const luaL_Reg functions[] = {{"catch_interrupt", catch_interrupt},
+                                         {"give_back_heap", give_back_heap},
                                          {"interrupted", was_interrupted},
                                          {"isatty", is_terminal},
                                          {"keep_little_heap", keep_little_heap},

@@ -112,6 +112,12 @@ function Engine:load()
   return #self.active, #self.waiting
 end
 
+---Whether a ticket would be refused now.
+---@return boolean
+function Engine:is_full()
+  return #self.waiting >= self.n_waiting_max
+end
+
 ---How much of the memory for kept states is in use; 1 is all of it.
 ---@return number
 function Engine:cache_usage()
@@ -120,7 +126,7 @@ function Engine:cache_usage()
 end
 
 local function queue(self, ticket)
-  if #self.waiting >= self.n_waiting_max then return nil, "too many requests wait", "busy" end
+  if self:is_full() then return nil, "too many requests wait", "busy" end
   ticket.engine, ticket.queue, ticket.evaluated = self, {}, 0
   ticket.changed = self.loop:signal()
   self.waiting[#self.waiting + 1] = ticket

@@ -107,6 +107,11 @@ function Replay:load()
   return self.n, 0
 end
 
+---@return boolean
+function Replay:is_full()
+  return self.n >= self.n_max
+end
+
 ---@return number
 function Replay.cache_usage()
   return 0.0
@@ -152,7 +157,7 @@ function Replay:submit(given)
     return nil, ("a prompt of %d tokens leaves no room in a context of %d"):format(#given.ids,
       self.n_ctx), "limit"
   end
-  if self.n >= self.n_max then return nil, "too many requests wait", "busy" end
+  if self:is_full() then return nil, "too many requests wait", "busy" end
   self.n = self.n + 1
   self.at = self.at % #self.answers + 1
   local o = given.options or {}

@@ -5,6 +5,7 @@ local sys = {
   catch_interrupt = core.catch_interrupt,
   file_info = core.file_info,
   file_kind = core.file_kind,
+  give_back_heap = core.give_back_heap,
   interrupted = core.interrupted,
   isatty = core.isatty,
   keep_little_heap = core.keep_little_heap,

@@ -189,7 +189,7 @@ local function read(exchange)
     stream = f:boolean("stream") or false }
   local variables = conversation.variables(server)
   local wanted = { n = 1, max_tokens = f:integer("max_tokens", 1),
-    sampling = sampling.read(f, server.model, "stop_sequences") }
+    sampling = sampling.read(f, server, "stop_sequences") }
   r.hides_thinking = read_thinking(f, variables, wanted)
   read_output_config(f, variables)
   local deferred, all

@@ -149,6 +149,14 @@ function hooks.explain_policy(server, name, problem)
   return ("the server's policy '%s' failed"):format(name), "hook_failed"
 end
 
+---Whether functions of the operator's may look at a request after it was read.
+---@param server moonlet.Server
+---@return boolean
+function hooks.see_requests(server)
+  local given = server.hooks
+  return (given.on_token or given.on_response or next(server.policies)) ~= nil
+end
+
 ---The policy that a request asks for: by its field "policy", or behind "@" in its model's name.
 ---@param server moonlet.Server
 ---@param request table

@@ -25,6 +25,7 @@ local MAX_KEY_BYTES <const> = 4096
 ---@field on_gone fun()? called when the client has left
 ---@field end_stream fun(body: table, r: moonlet.server.Refusal)? ends a stream that fails, where a
 ---  dialect has its own way
+---@field room_taken integer bytes of the body's values
 ---@field status integer? of the reply, once there is one
 local Exchange = {}
 Exchange.__index = Exchange
@@ -108,8 +109,9 @@ function Exchange:body()
     refusal.raise(413, ("the body has %d bytes, more than %d"):format(#text,
       self.server.limits.body_bytes))
   end
-  local body, message = json.decode(text, { name = "body", max_depth = MAX_DEPTH,
-    max_values = MAX_VALUES })
+  local body, message
+  self.room_taken, body, message = self.server.room:decode(text, { name = "body",
+    max_depth = MAX_DEPTH, max_values = MAX_VALUES })
   if body == nil then refusal.raise(400, message) end
   if not json.is_object(body) then refusal.raise(400, "body: an object expected") end
   return self.server.hooks:request(body, self.path)
@@ -177,6 +179,7 @@ end
 ---@field GET? fun(exchange: moonlet.server.Exchange)
 ---@field POST? fun(exchange: moonlet.server.Exchange)
 ---@field open? boolean needs no key
+---@field queues? boolean is refused unread while the engine's queue is full
 ---@field error_body? fun(refusal): table another dialect's errors
 
 -- A path that ends in "/*" takes everything below it.
@@ -218,8 +221,12 @@ local function handle(self)
     refusal.raise(405, ("%s does not take %s"):format(self.path, self.method),
       { fields = { Allow = methods_of(self.route) } })
   end
-  if self.server.is_closing and self.method == "POST" then
+  local server = self.server
+  if server.is_closing and self.method == "POST" then
     refusal.raise(503, "the server is shutting down", { fields = { Connection = "close" } })
+  end
+  if self.route.queues and server.engine:is_full() then
+    refusal.raise_busy("too many requests wait; try again")
   end
   handler(self)
 end
@@ -249,7 +256,8 @@ function http.serve(server, request)
   local target = request:target() or "/"
   local path = unescape(target:match("^[^?#]*"))
   local self = setmetatable({ server = server, request = request, method = request:method() or "",
-    path = #path > 1 and path:gsub("/$", "") or path, fields = {} }, Exchange)
+    path = #path > 1 and path:gsub("/$", "") or path, fields = {},
+    room_taken = 0 }, Exchange)
   local start = sys.seconds()
   server.exchanges[request] = self
   local ok, problem = xpcall(handle, explain, self)
@@ -259,6 +267,7 @@ function http.serve(server, request)
   end
   if not ok then server.log(problem) end
   server.exchanges[request] = nil
+  server.room:leave(self.room_taken)
   server.on_served(self, sys.seconds() - start)
   request:close()
 end

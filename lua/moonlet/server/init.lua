@@ -24,6 +24,7 @@ local options = require "moonlet.options"
 local page = require "moonlet.server.page"
 local prompt = require "moonlet.prompt"
 local replay = require "moonlet.replay"
+local room = require "moonlet.server.room"
 local sched = require "moonlet.sched"
 local stored = require "moonlet.server.stored"
 
@@ -31,7 +32,7 @@ local server = {}
 
 -- Kept beneath the transport's own limit, so that the refusal is one that clients understand.
 local LIMITS <const> = { body_bytes = 8 << 20, messages = 8192, tools = 1024, choices = 16,
-  inputs = 256 }
+  inputs = 256, decoded_bytes = 128 << 20 }
 
 ---@class moonlet.ServeOptions
 ---@field model string|moonlet.Model directory, or a model (which stays open)
@@ -52,7 +53,8 @@ local LIMITS <const> = { body_bytes = 8 << 20, messages = 8192, tools = 1024, ch
 ---@field hooks? moonlet.server.Hooks on_request, on_token, on_response
 ---@field policies? table<string, any> ways to choose tokens that requests name: options
 ---  of moonlet.sampler, a list of stages, or a function of the request that makes one of them
----@field limits? table body_bytes, messages, tools, choices, inputs, and moonlet.sched.open's
+---@field limits? table body_bytes, messages, tools, choices, inputs, decoded_bytes, and
+---  moonlet.sched.open's
 ---@field log? fun(text: string) takes what an operator should know
 ---@field on_served? fun(exchange, seconds: number) after each request
 
@@ -77,18 +79,18 @@ Server.__index = Server
 -- ---- routes ------------------------------------------------------------------------------------
 
 -- A dialect's errors are in its shape, whatever finds them.
-local function anthropic(post)
-  return { POST = post, error_body = anthropic_messages.error_body }
+local function anthropic(post, queues)
+  return { POST = post, queues = queues, error_body = anthropic_messages.error_body }
 end
 
 local ROUTES <const> = {
   ["/"] = { GET = page.get, open = true },
   ["/openapi.json"] = { GET = openapi.get, open = true },
-  ["/v1/chat/completions"] = { POST = openai_chat.post },
-  ["/v1/completions"] = { POST = openai_completions.post },
-  ["/v1/embeddings"] = { POST = openai_embeddings.post },
-  ["/v1/responses"] = { POST = openai_responses.post },
-  ["/v1/messages"] = anthropic(anthropic_messages.post),
+  ["/v1/chat/completions"] = { POST = openai_chat.post, queues = true },
+  ["/v1/completions"] = { POST = openai_completions.post, queues = true },
+  ["/v1/embeddings"] = { POST = openai_embeddings.post, queues = true },
+  ["/v1/responses"] = { POST = openai_responses.post, queues = true },
+  ["/v1/messages"] = anthropic(anthropic_messages.post, true),
   ["/v1/messages/count_tokens"] = anthropic(anthropic_messages.count_tokens),
   ["/tokenize"] = { POST = openai_tokens.tokenize },
   ["/detokenize"] = { POST = openai_tokens.detokenize },
@@ -185,6 +187,7 @@ local function open_parts(self, o, transport)
   self.name = o.name or self.model.dir:match("([^/]+)/*$") or self.model.dir
   self.loop, message, code = sched.open(transport)
   if not self.loop then return nil, message, code end
+  self.room = room.new(self.loop, self.limits.decoded_bytes)
   self.encode = encoder.new(self.model, self.loop)
   self.prompts = prompt.new(self.model, self.encode, function(...)
     return self.loop:gently(...)

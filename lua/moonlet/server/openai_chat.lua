@@ -75,12 +75,12 @@ local function read(exchange)
   local calls = conversation.read_tool_choice(f, variables.tools)
   conversation.refuse_format(f, "response_format")
   refuse_unserved(f)
-  local r = { f = f, model = generation.model_name(f, server) }
+  local r = { model = generation.model_name(f, server) }
   r.stream, r.include_usage, r.continuous = openai.stream_options(f)
   r.include_reasoning = f:boolean("include_reasoning") ~= false
   r.token_ids = f:boolean("return_token_ids") or false
   local wanted = {
-    sampling = sampling.read(f, server.model),
+    sampling = sampling.read(f, server),
     n = f:integer("n", 1, server.limits.choices) or 1,
     max_tokens = f:integer("max_completion_tokens", 1) or f:integer("max_tokens", 1),
     logprobs = read_logprobs(f),

@@ -17,7 +17,7 @@ local MAX_LOGPROBS <const> = 20
 local function read(exchange)
   local server = exchange.server
   local f = fields.of(exchange:body())
-  local r = { f = f, model = generation.model_name(f, server), id = generation.new_id("cmpl-"),
+  local r = { model = generation.model_name(f, server), id = generation.new_id("cmpl-"),
     created = os.time(), server = server }
   r.stream, r.include_usage, r.continuous = openai.stream_options(f)
   r.echo = f:boolean("echo") or false
@@ -33,7 +33,7 @@ local function read(exchange)
   if not r.generates and not r.echo and not r.prompt_logprobs then
     f:refuse("max_tokens", "1 or more expected, except with echo or prompt_logprobs")
   end
-  local chosen = sampling.read(f, server.model)
+  local chosen = sampling.read(f, server)
   r.wanted = {}
   for i, prompt in ipairs(openai.prompts(f, "prompt", server)) do
     r.wanted[i] = { prompt = prompt, sampling = chosen, n = r.generates and r.n or 0,

@@ -166,7 +166,7 @@ local function read(exchange)
   r.seals = read_include(f)
   variables.tools = read_tools(f, server)
   r.wanted = { n = 1, max_tokens = f:integer("max_output_tokens", 1),
-    sampling = sampling.read(f, server.model) }
+    sampling = sampling.read(f, server) }
   r.stores, r.talk = f:boolean("store") ~= false, server.loop:gently(read_input, f, server)
   conversation.fill(r.wanted, server, r.talk:done(), variables,
     { calls = conversation.read_tool_choice(f, variables.tools),

@@ -1,5 +1,6 @@
 --- How a request wants tokens to be chosen: its own fields, else what the checkpoint recommends.
 
+local hooks = require "moonlet.server.hooks"
 local sampler = require "moonlet.sampler"
 
 local sampling = {}
@@ -17,7 +18,8 @@ local MAX_BIASES <const> = 4096
 ---@field min_tokens integer
 ---@field skip_special boolean
 ---@field asked table those options that the request names itself
----@field request table the body
+---@field request table the body, where an operator's functions see it; else of it what names a
+---  policy, as values of a body take more memory than anything else that a request keeps
 
 -- Of the request, in the order of moonlet.sampler's names.
 local NUMBERS <const> = { "temperature", "top_p", "min_p", "typical_p", "repetition_penalty",
@@ -64,10 +66,11 @@ local function recommended(model)
 end
 
 ---@param f moonlet.server.Fields
----@param model moonlet.Model
+---@param server moonlet.Server
 ---@param stops string? what the field of stop strings is called, "stop"
 ---@return moonlet.server.Sampling
-function sampling.read(f, model, stops)
+function sampling.read(f, server, stops)
+  local model = server.model
   local n_vocab = model.tokenizer:n_vocab()
   local asked = {}
   for _, name in ipairs(NUMBERS) do
@@ -83,7 +86,8 @@ function sampling.read(f, model, stops)
   return {
     options = merged(recommended(model), asked),
     asked = asked,
-    request = f.body,
+    request = hooks.see_requests(server) and f.body
+      or { model = f.body.model, policy = f.body.policy },
     stop = read_stops(f, stops or "stop"),
     include_stop = f:boolean("include_stop_str_in_output") or false,
     stop_ids = f:ids("stop_token_ids", n_vocab) or {},

@@ -153,7 +153,7 @@ local FAILURES <const> = {
   [422] = { "A hook or a policy of the server failed." },
   [429] = { "Too many requests wait.", RETRY },
   [500] = { "The server failed." },
-  [503] = { "The server is shutting down." },
+  [503] = { "The server is shutting down, or its requests take too much memory." },
 }
 
 ---@class moonlet.server.openapi.Operation

@@ -102,7 +102,7 @@ return function(limits, variables)
           any(ref "TextCompletionChunk", ref "Error", shape.always "[DONE]")) } },
       ["/v1/embeddings"] = { post = shape.operation { id = "embed",
         summary = "The last hidden state, averaged over the tokens of each input.",
-        body = ref "EmbeddingsRequest",
+        body = ref "EmbeddingsRequest", fails = { 429 },
         reply = shape.reply("The vectors.", ref "Embeddings") } },
       ["/tokenize"] = { post = shape.operation { id = "tokenize",
         summary = "The token ids of a text or a conversation.", body = ref "TokenizeRequest",
