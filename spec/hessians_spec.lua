@@ -1,6 +1,7 @@
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
 local json = require "moonlet.json"
+local moonlet = require "moonlet"
 local numbers = require "spec.support.numbers"
 local plan = require "moonlet.plan"
 local quantize = require "moonlet.quantize"
@@ -220,6 +221,43 @@ describe("a file of Hessians", function()
       end
       assert.is_true(weight.data:sub(e * size + 1, (e + 1) * size) == found.data)
     end
+  end)
+
+  it("of blocks serves all experts, stacked and one by one", function()
+    local site, expert = "layers.1.ffn_in", "layers.1.mlp.experts.%d.gate_proj.weight_packed"
+    local side = all[site][1] // 2
+    write_hessians(path, all, function(tensors)
+      local one = {}
+      for i = 0, side - 1 do
+        for j = 0, side - 1 do one[i * side + j + 1] = 1000 * 0.9 ^ math.abs(i - j) end
+      end
+      tensors[site] = { dtype = "F32", shape = { 2, side, side }, data = numbers.pack(one):rep(2) }
+      tensors[site .. ".counts"] = { dtype = "I64", shape = { 2 },
+        data = string.pack("<i8", 1000):rep(2) }
+    end)
+    local stacked, result = run()
+    assert.same({}, written.notes(result))
+    local split = run { format = "compressed-tensors" }
+    local name = "language_model.model.layers.1.mlp.switch_mlp.gate_proj.weight"
+    local weight, n_experts = stacked[name], stacked[name].shape[1]
+    assert.is_true(n_experts > 2)
+    assert.not_equal(plain()[name].data, weight.data)
+    local size = #weight.data // n_experts
+    for e = 0, n_experts - 1 do
+      local found
+      for of, t in pairs(split) do
+        if of:find(expert:format(e), 1, true) then found = t end
+      end
+      assert.is_true(weight.data:sub(e * size + 1, (e + 1) * size) == found.data)
+    end
+  end)
+
+  it("that a calibration cut into blocks serves a mixture of experts", function()
+    local demo = "examples/demo-model"
+    assert(moonlet.imatrix { model = demo, text = ("Call me Ishmael. "):rep(20), chunk = 64,
+      hessian_cols = 128, hessians = path, threads = 2 })
+    local _, result = run { source = demo, recipe = "uniform", bits = 3, threads = 2 }
+    for _, note in ipairs(written.notes(result)) do assert.not_matches("experts_in", note) end
   end)
 
   it("of another model, or none at all, stops the run before it begins", function()

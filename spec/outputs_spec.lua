@@ -86,6 +86,17 @@ describe("a result", function()
     assert.is_true(outputs.check(path))
   end)
 
+  it("is not what another of the same run grows in", function()
+    for _, pair in ipairs { { "r", "r.partial" }, { "r.partial", "./r" },
+        { "r", "r.partial/journal" } } do
+      assert.error_matches(function()
+        moonlet.imatrix { model = DEMO, text = "Call me.", out = dir .. "/" .. pair[1],
+          hessians = dir .. "/" .. pair[2] }
+      end, "one of options 'out' and 'hessians' is or lies in the other's %.partial")
+      assert.same({}, core.list_dir(dir))
+    end
+  end)
+
   it("needs a directory, and a name in it", function()
     assert.same({ nil, ("%s/none/r: %s/none: cannot find: No such file or directory"):format(dir,
       dir), "io" }, { outputs.check(dir .. "/none/r") })

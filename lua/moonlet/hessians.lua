@@ -52,12 +52,17 @@ function hessians.open(path)
   return self
 end
 
+-- Whether the matrices of a site with several are those of experts; elsewhere they are blocks of
+-- one. The matrix that reads it does not tell: stacks of experts read what all tokens go through.
+local function is_of_experts(site) return site:find "%.experts_%l+$" ~= nil end
+
 -- One matrix, one for each expert, or a row of blocks of one.
-local function same_size(shape, tensor)
-  local n, cols = #shape, tensor.cols
-  if n == 3 and #tensor.shape == 2 then cols = cols / shape[1] end
-  return shape[n] == cols and shape[n - 1] == cols
-    and (n == 2 or n == 3 and (#tensor.shape == 2 or shape[1] == tensor.shape[1]))
+local function same_size(site, shape, tensor)
+  local n, side = #shape, shape[#shape]
+  if shape[n - 1] ~= side or n > 3 then return false end
+  if n == 2 then return side == tensor.cols end
+  if not is_of_experts(site) then return shape[1] * side == tensor.cols end
+  return side == tensor.cols and (#tensor.shape == 2 or shape[1] == tensor.shape[1])
 end
 
 local function shape_text(shape) return table.concat(shape, " x ") end
@@ -75,12 +80,14 @@ function Hessians:serve(item)
   local tensor, site = item.tensor, site_of(item)
   local shape = self.shapes[site]
   if not shape then return false end
-  if not same_size(shape, tensor) then
+  if not same_size(site, shape, tensor) then
     return nil, ("%s: tensor %s is %s, of another model: %s is %s"):format(self.path, site,
       shape_text(shape), tensor.name, shape_text(tensor.shape)), "range"
   end
   if shape[#shape] % item.put.group ~= 0 then return false end -- a group in several blocks
-  item.put.hessian, item.put.expert = site, #shape == 3 and item.expert or nil
+  if not is_of_experts(site) and self.counts[site][1] < 1 then return false end
+  item.put.hessian = site
+  item.put.expert = #shape == 3 and is_of_experts(site) and item.expert or nil
   item.put.fit = item.put.fit or "mse"
   return true
 end
@@ -90,6 +97,7 @@ end
 ---@return integer
 function Hessians:unseen(item)
   local n, put = 0, item.put
+  if not is_of_experts(put.hessian) then return 0 end
   for i, count in ipairs(self.counts[put.hessian]) do
     if count < 1 and (put.expert or i - 1) == i - 1 then n = n + 1 end
   end
@@ -114,8 +122,8 @@ function hessians.lost_note(files, lost)
     end
   end
   if n == 0 then return nil end
-  return ("%d Hessians cannot be factored, however damped: encoded without error feedback in %s")
-    :format(n, and_others(list))
+  return ("%s cannot be factored, however damped: encoded without error feedback in %s")
+    :format(n == 1 and "1 Hessian" or ("%d Hessians"):format(n), and_others(list))
 end
 
 ---Gives every item that is to be encoded with error feedback its Hessian.
@@ -151,8 +159,9 @@ function hessians.serve(self, files, wanted)
     notes[#notes + 1] = "the Hessians change nothing: no matrix is encoded with error feedback"
   end
   if #unseen > 0 then
-    notes[#notes + 1] = ("%d experts were given nothing while the Hessians were made: encoded "
-      .. "without error feedback in %s"):format(n_unseen, and_others(unseen))
+    notes[#notes + 1] = ("%s given nothing while the Hessians were made: encoded without error "
+      .. "feedback in %s"):format(n_unseen == 1 and "1 expert was"
+        or ("%d experts were"):format(n_unseen), and_others(unseen))
   end
   return notes
 end

@@ -82,6 +82,17 @@ function outputs.real(path)
   return parent and parent .. "/" .. name
 end
 
+---Whether a path is that of what an output grows in, or lies in it.
+---@param path string
+---@param out string
+---@return boolean
+function outputs.within_partial(path, out)
+  local real, place = outputs.real(path), outputs.real(out)
+  if not real or not place then real, place = path, out end
+  place = place .. ".partial"
+  return real == place or real:sub(1, #place + 1) == place .. "/"
+end
+
 ---Whether two paths are of one file, there or not.
 ---@param a string
 ---@param b string
