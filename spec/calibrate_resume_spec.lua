@@ -210,6 +210,8 @@ describe("a calibration", function()
         assert.matches("; .*/i%.gguf%.partial holds what is done, to be resumed %(%-%-resume%)\n$",
           said)
       end
+      assert.same({ ["i.gguf.partial"] = "directory", ["h.safetensors.partial"] = "directory" },
+        mortal.contents(dir))
       is_whole(child())
       os.execute(("rm %s %s"):format(out, hessians))
     end
@@ -226,6 +228,70 @@ describe("a calibration", function()
       on_progress = function(done) first = first or done end })
     assert.equal((2 * 72 + 24) / 8, first)
     assert.same(whole, mortal.contents(dir))
+  end)
+
+  it("is not gone on with where a part of it is missing or damaged", function()
+    local function refuses(change, pattern)
+      os.execute(("rm -rf %s/*"):format(dir))
+      cut_off()
+      os.execute(("cd %s && %s"):format(dir, change))
+      local said = child()
+      assert.matches(pattern .. ".*; [^;]*/i%.gguf%.partial cannot be gone on with; remove it\n$",
+        said)
+      assert.not_matches("%-%-resume", said)
+      assert.is_truthy(core.list_dir(out .. ".partial").journal)
+    end
+    refuses("rm i.gguf.partial/stream-0", "stream%-0: is missing")
+    refuses("truncate -s 10 i.gguf.partial/sums", "sums: ")
+    refuses("rm -r h.safetensors.partial; echo old >h.safetensors", "h.*%.partial: is missing")
+    assert.equal("old\n", checkpoint.slurp(hessians))
+    refuses("rm h.safetensors.partial/hessians*", "hessians%.safetensors: is missing")
+    for _, border in ipairs { '{"layers":"x"}', '{"layers":99,"stream":0}', '{"layers":2}' } do
+      refuses(("echo 'border %s' >>i.gguf.partial/journal"):format(border), "border is damaged")
+    end
+    for _, line in ipairs { "border {garbage}", "border", "stream 1.5" } do
+      os.execute(("rm -rf %s/*"):format(dir))
+      cut_off()
+      os.execute(("echo '%s' >>%s.partial/journal"):format(line, out))
+      assert.matches("^%S+/i%.gguf%.partial/journal: line %d+ is damaged: it cannot be gone on "
+        .. "with; remove %S+\n$", child())
+    end
+  end)
+
+  it("does not take older Hessians for its own", function()
+    assert.equal("", child "core.imatrix_write = die")
+    os.execute(("rm -r %s.partial && echo old >%s"):format(hessians, hessians))
+    assert.matches("h%.safetensors%.partial: is missing; .* cannot be gone on with", child())
+    assert.equal("old\n", checkpoint.slurp(hessians))
+  end)
+
+  it("is left by a disk that is full at its end, which had reserved the imatrix's space", function()
+    local said = child [[
+      core.imatrix_write = function() return nil, "no space", "io" end
+      o.on_progress = function()
+        local bytes = core.file_info(o.out .. ".partial/imatrix.reserved")
+        assert(bytes > 100000, bytes)
+      end]]
+    assert.matches("^no space; .*i%.gguf%.partial holds what is done, to be resumed", said)
+    is_whole(child())
+  end)
+
+  it("changes no journal of others, and removes no file of theirs", function()
+    os.execute(("mkdir %s.partial"):format(out))
+    for _, text in ipairs { "mine", "mine\n", "mine\nand yours", "5\n", "" } do
+      checkpoint.spit(out .. ".partial/journal", text)
+      checkpoint.spit(out .. ".partial/notes", "mine")
+      for _, resume in ipairs { "", "o.resume = nil" } do
+        assert.matches("i%.gguf%.partial: [^\n]*remove it\n$", child(resume))
+        assert.equal(text, checkpoint.slurp(out .. ".partial/journal"))
+        assert.equal("mine", checkpoint.slurp(out .. ".partial/notes"))
+      end
+    end
+    os.execute(("rm -r %s.partial"):format(out))
+    cut_off()
+    checkpoint.spit(out .. ".partial/notes", "mine")
+    assert.equal(said_whole, child())
+    assert.equal("mine", checkpoint.slurp(out .. ".partial/notes"))
   end)
 
   it("leaves nothing where nothing is done", function()

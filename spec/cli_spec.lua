@@ -91,6 +91,16 @@ describe("what a terminal is shown of texts from elsewhere", function()
   end)
 end)
 
+describe("the settings of quickstart", function()
+  it("let a shell find the command from anywhere", function()
+    local p = assert(io.popen([[here=$PWD; cd / && eval "$("$here/quickstart" env)" &&
+      moonlet --version && command -v moonlet]]))
+    local said = p:read("a")
+    p:close()
+    assert.matches("^moonlet [%d.]+\n/.*/bin/moonlet\n$", said)
+  end)
+end)
+
 describe("misuse exits with 2", function()
   for _, row in ipairs {
     { "", 2, "a command is required %(try: moonlet %-%-help%)" },

@@ -50,6 +50,19 @@ int file_claim(const char *partial, err_info *e)
     return -1;
 }
 
+err_code file_reserve(const char *path, int64_t n_bytes, err_info *e)
+{
+    int fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+    if (fd < 0) return fail(path, "create", e);
+    int error;
+    do error = posix_fallocate(fd, 0, n_bytes);
+    while (error == EINTR);
+    close(fd);
+    if (!error) return ERR_NONE;
+    return err_set(e, ERR_IO, "%s: cannot reserve %lld bytes: %s", path, (long long)n_bytes,
+                   strerror(error));
+}
+
 static err_code partial_name(const char *path, char out[PATH_MAX], err_info *e)
 {
     int n = snprintf(out, PATH_MAX, "%s.partial", path);

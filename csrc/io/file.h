@@ -18,6 +18,9 @@ int file_claim(const char *partial, err_info *e);
 /* Whether file_claim(path + ".partial") would find that name free; creates nothing. */
 err_code file_check_free(const char *path, err_info *e);
 
+/* Takes n_bytes of the disk for a file of that name, which may be there. */
+err_code file_reserve(const char *path, int64_t n_bytes, err_info *e);
+
 /* Replaces `path`: writes beside it, fsyncs, renames. On failure the old file is untouched; the new
  * one has its permissions. */
 err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e);

@@ -17,7 +17,8 @@ enum { MAX_BYTES = 256 << 20 };
 struct journal {
     int fd;
     char *path, *text; /* owned */
-    size_t n_bytes;
+    size_t n_bytes, n_lines; /* n_lines: bytes up to the last newline */
+    int is_cut;
 };
 
 static err_code fail(const journal *j, const char *what, err_info *e)
@@ -43,7 +44,7 @@ static err_code lock(journal *j, err_info *e)
     return ERR_NONE;
 }
 
-/* The text up to its last newline; what is behind that is cut off. */
+/* Changes nothing: whose file it is, the caller has yet to judge. */
 static err_code read_lines(journal *j, err_info *e)
 {
     size_t n = 0;
@@ -56,10 +57,11 @@ static err_code read_lines(journal *j, err_info *e)
         if (got == 0) break;
         n += (size_t)got;
     }
-    while (n > 0 && j->text[n - 1] != '\n') n--;
     j->text[n] = 0;
     j->n_bytes = n;
-    return ftruncate(j->fd, (off_t)n) == 0 ? ERR_NONE : fail(j, "truncate", e);
+    while (n > 0 && j->text[n - 1] != '\n') n--;
+    j->n_lines = n;
+    return ERR_NONE;
 }
 
 static journal *open_file(const char *path, int flags, err_info *e)
@@ -91,8 +93,14 @@ journal *journal_open(const char *path, err_info *e)
 
 const char *journal_text(const journal *j, size_t *n_bytes)
 {
-    *n_bytes = j->n_bytes;
+    *n_bytes = j->n_lines;
     return j->text;
+}
+
+const char *journal_tail(const journal *j, size_t *n_bytes)
+{
+    *n_bytes = j->n_bytes - j->n_lines;
+    return j->text + j->n_lines;
 }
 
 /* Half a line would make one with the next. */
@@ -107,6 +115,8 @@ static err_code take_back(const journal *j, off_t end, err_info *e)
 err_code journal_append(journal *j, const char *line, size_t n_bytes, err_info *e)
 {
     struct iovec parts[] = {{(void *)(uintptr_t)line, n_bytes}, {"\n", 1}};
+    if (!j->is_cut && ftruncate(j->fd, (off_t)j->n_lines) != 0) return fail(j, "truncate", e);
+    j->is_cut = 1;
     off_t end = lseek(j->fd, 0, SEEK_END);
     ssize_t n;
     if (end < 0) return fail(j, "measure", e);

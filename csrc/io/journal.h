@@ -2,7 +2,7 @@
  *
  * Whoever has it open holds a lock on it, which the system takes back when the process ends, in
  * whatever way. A line is on the disk when journal_append returns. A last line that a power cut
- * left unfinished does not count, and is cut off. One thread at a time. */
+ * left unfinished does not count, and the first append cuts it off. One thread at a time. */
 #ifndef IO_JOURNAL_H
 #define IO_JOURNAL_H
 
@@ -20,6 +20,9 @@ journal *journal_open(const char *path, err_info *e);
 
 /* The lines that were there when it was opened, each with its newline; valid until it is closed. */
 const char *journal_text(const journal *j, size_t *n_bytes);
+
+/* What is behind the lines: the beginning of one, if it is a journal. */
+const char *journal_tail(const journal *j, size_t *n_bytes);
 
 /* `line` has no newline. */
 err_code journal_append(journal *j, const char *line, size_t n_bytes, err_info *e);

@@ -100,6 +100,17 @@ static int check_free(lua_State *L)
     return 1;
 }
 
+/* reserve(path, bytes) -> true: a file that takes so much of the disk */
+static int reserve(lua_State *L)
+{
+    err_info e = {0};
+    lua_Integer n = luaL_checkinteger(L, 2);
+    luaL_argcheck(L, n > 0, 2, "bytes expected");
+    if (file_reserve(luaL_checkstring(L, 1), n, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
+}
+
 /* check_writable(directory) -> true */
 static int check_writable(lua_State *L)
 {
@@ -171,6 +182,7 @@ void lml_open_file(lua_State *L)
         {"list_dir", list_dir},
         {"make_dir", make_dir},
         {"real_path", real_path},
+        {"reserve", reserve},
         {"sha256", sha256},
         {"sync_dir", sync_dir},
         {"sha256_file", sha256_file},

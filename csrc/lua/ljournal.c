@@ -37,13 +37,15 @@ static journal *check_journal(lua_State *L)
     return *j;
 }
 
-/* j:text() -> the lines that were there when it was opened */
+/* j:text() -> the lines that were there when it was opened, what was behind them */
 static int text(lua_State *L)
 {
     size_t n;
     const char *s = journal_text(check_journal(L), &n);
     lua_pushlstring(L, s, n);
-    return 1;
+    s = journal_tail(check_journal(L), &n);
+    lua_pushlstring(L, s, n);
+    return 2;
 }
 
 /* j:append(line) -> true: it is on the disk */

@@ -125,6 +125,7 @@ local function open_kept(model, list, opts)
     datasets[#datasets + 1] = name
   end
   return kept.open { out = opts.out, hessians = opts.hessians, resume = opts.resume or false,
+    n_layers = model.core:info().config.num_hidden_layers + 1,
     head = { plan = wanted, model = model.dir, datasets = datasets } }
 end
 
@@ -257,15 +258,15 @@ end
 -- ---- all of it ----------------------------------------------------------------------------------
 
 -- Everything but the imatrix has reserved its space when a calibration is open.
-local function check_space(calibration, numbers, out)
+local function reserve_imatrix(calibration, numbers, held)
   local needed = 0
   for _, site in ipairs(read_sites(calibration, numbers)) do
     needed = needed + #site.read_by * 4 * site.n_mat * (2 * site.n_in + 1)
   end
-  local free, message, code = core.free_bytes(outputs.directory(out))
+  local free, message, code = core.free_bytes(held:dir())
   if not free then return nil, message, code end
-  if free >= needed then return true end
-  return nil, ("%s: needs %s, %s are free"):format(out, plan.size_text(needed),
+  if free + held:reserved() >= needed then return held:reserve(needed) end
+  return nil, ("%s: needs %s, %s are free"):format(held.out, plan.size_text(needed),
     plan.size_text(free)), "io"
 end
 
@@ -280,7 +281,7 @@ local function open_calibration(model, list, n_tokens, held, opts)
   })
   if not calibration then return nil, message, code end
   local ok = true
-  if opts.out then ok, message, code = check_space(calibration, numbers, opts.out) end
+  if opts.out then ok, message, code = reserve_imatrix(calibration, numbers, held) end
   if ok then return calibration end
   calibration:close()
   return nil, message, code
@@ -288,18 +289,25 @@ end
 
 local function with_held(model, list, n_tokens, held, opts)
   local calibration <close>, message, code = open_calibration(model, list, n_tokens, held, opts)
-  if not calibration then return nil, held:left(message), code end
+  if not calibration and code == "format" and held.layers > 0 then
+    held:leave()
+    return nil, ("%s; %s cannot be gone on with; remove it"):format(message, held:dir()), code
+  elseif not calibration then
+    return nil, held:left(message), code
+  end
   local ok, result
   ok, message, code = run(calibration, list, n_tokens, model.core:info().config.num_hidden_layers,
     held, opts)
   if ok then
     result, message, code = write(calibration, model, held, n_tokens, #list, opts)
-  elseif code == "cancelled" then
-    return nil, held:left(message), code
   else
     message = explain(model, message, code)
   end
-  held:remove()
+  if result or code == "range" then -- numbers that would be the same again
+    held:remove()
+  else
+    message = held:left(message)
+  end
   return result, message, code
 end
 

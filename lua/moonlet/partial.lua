@@ -29,6 +29,7 @@ end
 ---@class moonlet.Place
 ---@field out string      without a slash at its end
 ---@field parent string   directory of `out`
+---@field owns fun(name: string): boolean?  whether a file in it is one of those that are written
 ---@field dir string      OUT.partial; OUT itself where a run was cut off after it had renamed it
 
 ---Refuses an OUT that is in use, is the source or lies within it.
@@ -58,21 +59,26 @@ function partial.place(source, out)
   if (to .. "/"):sub(1, #from + 1) == from .. "/" then
     return nil, ("%s lies in the source %s"):format(out, source), "io"
   end
-  return { out = out, parent = parent, dir = renamed and out or out .. ".partial" }
+  return { out = out, parent = parent, dir = renamed and out or out .. ".partial",
+    owns = partial.is_part }
 end
 
 ---The place of an output that is one file, which takes its name with Partial:deliver.
 ---@param path string
+---@param names table<string, boolean>?  of the files that are written there
 ---@return moonlet.Place
-function partial.place_of_file(path)
-  return { out = path, parent = parent_and_name(path), dir = path .. ".partial" }
+function partial.place_of_file(path, names)
+  return { out = path, parent = parent_and_name(path), dir = path .. ".partial",
+    owns = function(name) return names and names[name] end }
 end
 
 -- ---- beginning and going on --------------------------------------------------------------------
 
-local function remove_dir(dir)
+-- What others have put there stays, and the directory with it.
+local function remove_dir(place)
+  local dir = place.dir
   for name in pairs(core.list_dir(dir) or {}) do
-    if name ~= JOURNAL then os.remove(dir .. "/" .. name) end
+    if place.owns((name:gsub("%.partial$", ""))) then os.remove(dir .. "/" .. name) end
   end
   os.remove(dir .. "/" .. JOURNAL) -- last: without it nobody knows what the others are
   os.remove(dir)
@@ -83,21 +89,35 @@ local function new(place, journal, head)
     done = {}, kept = {}, noted = false }, Partial)
 end
 
--- The journal's head, how many items of each file are complete, and what was kept.
+-- The journal's head, how many items of each file are complete, and what was kept; nil with the
+-- number of a line that says nothing.
 local function read_journal(text)
   local first, rest = text:match("^([^\n]*)\n(.*)$")
-  if not first then return nil end -- cut off before its first line
-  local done, kept = {}, {}
-  for name, value in rest:gmatch("(%S+) ([^\n]*)\n") do
-    local n = value:find("^%d+$") and math.tointeger(tonumber(value))
+  local done, kept, at = {}, {}, 1
+  for line in rest:gmatch("([^\n]*)\n") do
+    local name, value = line:match("^(%S+) (.+)$")
+    local n = name and value:find("^%d+$") and math.tointeger(tonumber(value))
+    local got = n or name and json.decode(value)
+    at = at + 1
     if n then
       done[name] = n
-    else
+    elseif type(got) == "table" then
       kept[name] = kept[name] or {}
-      table.insert(kept[name], json.decode(value))
+      table.insert(kept[name], got)
+    else
+      return nil, at
     end
   end
-  return json.decode(first) or {}, done, kept
+  local head = json.decode(first)
+  return type(head) == "table" and head or {}, done, kept
+end
+
+-- Whether a journal without a line is one whose first line a death cut off: nothing else is written
+-- before that.
+local function is_begun(tail, files)
+  if tail:sub(1, 2) ~= ('{"'):sub(1, #tail) then return false end
+  local first = next(files)
+  return first == JOURNAL and next(files, first) == nil
 end
 
 -- Which part of the plan differs from the one that was begun, or nil.
@@ -130,8 +150,19 @@ function partial.find(place, plan, resume)
     return nil, place.dir .. ": left by a run that was cut off; resume it (--resume) or remove it",
       "io"
   end
-  local head, done, kept = read_journal(journal:text())
-  if not head then return new(place, journal) end
+  local text, tail = journal:text()
+  if text == "" then
+    if is_begun(tail, files or {}) then return new(place, journal) end
+    journal:close()
+    return nil, ("%s: exists, and no run can go on with it (its journal is of another origin); "
+      .. "remove it"):format(place.dir), "format"
+  end
+  local head, done, kept = read_journal(text)
+  if not head then
+    journal:close()
+    return nil, ("%s/journal: line %d is damaged: it cannot be gone on with; remove %s"):format(
+      place.dir, done, place.dir), "format"
+  end
   local differs = difference(head.plan, plan)
   if differs then
     journal:close()
@@ -280,7 +311,7 @@ end
 
 ---Removes the directory, unless it has its name already.
 function Partial:remove()
-  if self.dir ~= self.place.out then remove_dir(self.dir) end
+  if self.dir ~= self.place.out then remove_dir(self.place) end
   self.journal:close()
 end
 

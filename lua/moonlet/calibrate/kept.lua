@@ -10,6 +10,9 @@ local partial = require "moonlet.partial"
 local kept = {}
 
 local HESSIANS <const>, IMATRIX <const> = "hessians.safetensors", "imatrix.gguf"
+local RESERVED <const>, WORK <const> = "imatrix.reserved", { "stream-0", "stream-1", "sums" }
+local NAMES <const> = { [HESSIANS] = true, [IMATRIX] = true, [RESERVED] = true }
+for _, name in ipairs(WORK) do NAMES[name] = true end
 
 ---@class moonlet.calibrate.Kept
 ---@field main moonlet.Partial
@@ -45,7 +48,9 @@ local function begin(places, found, head)
     local message, code
     list[i], message, code = partial.begin(place, found[i], head)
     if not list[i] then
-      if found[i] then found[i]:close() end
+      for k = i, #places do
+        if found[k] then found[k]:close() end
+      end
       if list[1] then list[1]:leave() end
       return nil, message, code
     end
@@ -53,26 +58,82 @@ local function begin(places, found, head)
   return list
 end
 
+local function new(main, beside, o)
+  return setmetatable({ main = main, beside = beside or main, out = o.out, hessians = o.hessians,
+    head = main.head }, Kept)
+end
+
+local function last_of(list) return list[#list] end
+
+local function is_count(n, limit) return math.type(n) == "integer" and n >= 0 and n <= limit end
+
+-- Whether the file of Hessians has its name: it is the one that was to get it. An older one is not.
+local function has_delivered(self)
+  local was = last_of(self.main:recall "delivered")
+  local bytes, changed = core.file_info(self.hessians)
+  return was ~= nil and bytes == was.bytes and changed == was.changed
+end
+
+local function is_result(result)
+  for _, key in ipairs { "matrices", "experts", "never_met", "tokens", "chunks" } do
+    if math.type(result[key]) ~= "integer" then return false end
+  end
+  return true
+end
+
+-- The last border, if all that belongs to it is there; `missing` is a directory that is not.
+function Kept:check(n_layers, missing)
+  local result, last = self:result(), last_of(self.main:recall "border")
+  if result then
+    if is_result(result) then return { layers = 0, stream = 0 } end
+    return nil, self.main.dir .. "/journal: the result is damaged"
+  end
+  if not last then return { layers = 0, stream = 0 } end
+  if not (is_count(last.layers, n_layers) and is_count(last.stream, 1)) then
+    return nil, self.main.dir .. "/journal: a border is damaged"
+  end
+  if missing then return nil, missing .. ": is missing" end
+  local files = core.list_dir(self.main.dir) or {}
+  for _, name in ipairs(WORK) do
+    if not files[name] then return nil, ("%s/%s: is missing"):format(self.main.dir, name) end
+  end
+  files = core.list_dir(self.beside.dir) or {}
+  if self.hessians and not files[HESSIANS] and not files[HESSIANS .. ".partial"]
+    and not has_delivered(self) then
+    return nil, self:growing() .. ": is missing"
+  end
+  return last
+end
+
 ---Takes the places of the outputs, with what another process left there.
----@param o { out: string?, hessians: string?, head: table, resume: boolean }  head: with `plan`,
----  what must be the same for the bytes to be the same
+---@param o { out: string?, hessians: string?, head: table, resume: boolean, n_layers: integer }
+---  head: with `plan`, what must be the same for the bytes to be the same; n_layers: with the head
 ---@return moonlet.calibrate.Kept? kept
 ---@return string? message
 ---@return string? code
 function kept.open(o)
   local places = {}
   for _, path in ipairs { o.out or o.hessians, o.out and o.hessians } do
-    places[#places + 1] = partial.place_of_file(path)
+    places[#places + 1] = partial.place_of_file(path, NAMES)
   end
   local found, message, code = find(places, o.head.plan, o.resume)
   if not found then return nil, message, code end
+  local main, last = found[1], { layers = 0, stream = 0 }
+  if main then
+    local self = new(main, found[2], o)
+    last, message = self:check(o.n_layers, places[2] and not found[2] and places[2].dir)
+    if not last then
+      main:close()
+      if found[2] then found[2]:close() end
+      return nil, ("%s; %s cannot be gone on with; remove it"):format(message, main.dir), "format"
+    end
+  end
   local list
   list, message, code = begin(places, found, o.head)
   if not list then return nil, message, code end
-  local borders = list[1]:recall "border"
-  local last = borders[#borders] or { layers = 0, stream = 0 }
-  return setmetatable({ main = list[1], beside = list[2] or list[1], out = o.out,
-    hessians = o.hessians, layers = last.layers, stream = last.stream, head = list[1].head }, Kept)
+  local self = new(list[1], list[2], o)
+  self.layers, self.stream = last.layers, last.stream
+  return self
 end
 
 -- ---- going on ----------------------------------------------------------------------------------
@@ -110,9 +171,19 @@ end
 ---What the run has to say about itself, if all that is left to do is to clear up.
 ---@return table? result
 function Kept:result()
-  local results = self.main:recall "result"
-  return results[#results]
+  return last_of(self.main:recall "result")
 end
+
+---Takes the imatrix's space, so that a disk that fills up meanwhile costs nobody the calibration.
+---@param bytes integer
+---@return true? ok
+---@return string? message
+---@return string? code
+function Kept:reserve(bytes) return core.reserve(self.main.dir .. "/" .. RESERVED, bytes) end
+
+---What is reserved already.
+---@return integer bytes
+function Kept:reserved() return core.file_info(self.main.dir .. "/" .. RESERVED) or 0 end
 
 ---Gives the outputs their names. `write(path)` writes the imatrix.
 ---@param write fun(path: string): boolean?, string?, string?
@@ -123,12 +194,18 @@ end
 function Kept:deliver(write, result)
   local ok, message, code = true, nil, nil
   if self.out then
+    os.remove(self.main.dir .. "/" .. RESERVED)
     ok, message, code = write(self.main:anew(IMATRIX))
     if ok then ok, message, code = self.main:deliver(IMATRIX) end
   end
   if ok and self.hessians then
-    local has_name = not core.file_info(self:growing()) and core.file_info(self.hessians)
-    if not has_name then ok, message, code = self.beside:deliver(HESSIANS) end
+    local bytes, changed = core.file_info(self:growing())
+    if bytes then
+      ok, message, code = self.main:keep("delivered", { bytes = bytes, changed = changed })
+    end
+    if ok and not (not bytes and has_delivered(self)) then
+      ok, message, code = self.beside:deliver(HESSIANS)
+    end
   end
   if not ok then return nil, message, code end
   return self.main:keep("result", result)
