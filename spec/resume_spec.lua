@@ -169,6 +169,15 @@ describe("resume", function()
     refused("", "begun with another plan")
   end)
 
+  it("refuses a journal with damaged lines", function()
+    for _, line in ipairs { "lost {}", "lost {garbage}", "awq []", "awq [1]", "model" } do
+      cut_off()
+      os.execute(("echo '%s' >>%s.partial/journal"):format(line, out))
+      refused("", "out%.partial/journal: [^\n]*damaged: it cannot be gone on with; remove %S+\n$")
+      os.execute(("rm -r %s.partial"):format(out))
+    end
+  end)
+
   it("lets one run write at a time", function()
     local o = { source = SOURCE, out = out, recipe = "unsloth", bits = 4, shard_bytes = 150000 }
     local said = {}
