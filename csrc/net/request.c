@@ -64,8 +64,7 @@ static void on_leaving(evutil_socket_t fd, short what, void *arg)
     evhttp_connection_free(evcon);
 }
 
-/* ---- what proxies could read in another way (RFC 9112, 3.2, 5.1, 6.3) -------------------------
- */
+/* ---- what proxies could read in another way (RFC 9112, 3.2, 5.1, 6.3) ----------------------- */
 
 static int is_token(const char *name)
 {

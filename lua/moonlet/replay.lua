@@ -121,6 +121,7 @@ local function end_ticket(ticket, reason, message)
   if ticket.finish_reason then return end
   ticket.finish_reason, ticket.message = reason, message
   ticket.changed:notify()
+  ticket.ended:notify()
 end
 
 local function push(ticket, id, text)
@@ -128,12 +129,17 @@ local function push(ticket, id, text)
     top = ticket.top and { { id = id, logprob = 0.0 } } }
 end
 
+-- What the answer takes of time, unless nobody waits for it any more.
+local function pause(ticket, ms)
+  if ms > 0 and not ticket.finish_reason then ticket.ended:wait(ms / 1000) end
+end
+
 -- Emits an answer, in a coroutine.
 local function play(self, ticket, answer)
   local ids = self.model:encode(answer.text)
   local stream <close> = self.model.tokenizer:stream { skip_special = false }
   local n = math.min(#ids, ticket.max_tokens)
-  if answer.prefill_ms > 0 then self.loop:sleep(answer.prefill_ms / 1000) end
+  pause(ticket, answer.prefill_ms)
   local per_step = math.tointeger(answer.tokens_per_step // 1)
   for i = 1, n do
     if ticket.finish_reason then break end
@@ -143,7 +149,7 @@ local function play(self, ticket, answer)
     self.stats.generated_tokens = self.stats.generated_tokens + 1
     if i % per_step == 0 or i == n then
       ticket.changed:notify()
-      if answer.delay_ms > 0 then self.loop:sleep(answer.delay_ms / 1000) end
+      pause(ticket, answer.delay_ms)
     end
   end
   end_ticket(ticket, n < #ids and "length" or answer.finish_reason, answer.message)
@@ -162,7 +168,8 @@ function Replay:submit(given)
   self.at = self.at % #self.answers + 1
   local o = given.options or {}
   local ticket = setmetatable({ ids = given.ids, queue = {}, reused = 0, evaluated = #given.ids,
-    changed = self.loop:signal(), max_tokens = o.max_tokens or math.maxinteger,
+    changed = self.loop:signal(), ended = self.loop:signal(),
+    max_tokens = o.max_tokens or math.maxinteger,
     top = (o.top_logprobs or 0) > 0 }, Ticket)
   self.stats.prompt_tokens = self.stats.prompt_tokens + #given.ids
   self.loop:spawn(play, self, ticket, self.answers[self.at])

@@ -147,6 +147,21 @@ describe("server", function()
     end
   end)
 
+  it("takes targets that are whole URIs, by the rules for hosts", function()
+    server = served.replay({ "x" })
+    for target, status in pairs {
+      ["http://127.0.0.1/v1/models"] = 200, ["HTTP://localhost:8080/v1/models?a=b"] = 200,
+      ["http://127.0.0.1/v1/nothing"] = 404, ["http://localhost"] = 200,
+      ["http://localhost?a"] = 200,
+      ["http://evil.example/v1/models"] = 403, ["http://127.0.0.1@evil.example/v1/models"] = 403,
+      ["http:///v1/models"] = 403,
+    } do
+      assert.equal(status, status_of("GET", target), target)
+    end
+    assert.equal(403, status_of("GET", "http://localhost/v1/models", nil,
+      { Host = "evil.example" }))
+  end)
+
   it("asks for a key when it has some", function()
     server = served.replay({ "x" }, { api_keys = { "first-key", "second" } })
     for _, row in ipairs {
@@ -239,6 +254,11 @@ describe("server", function()
     end
     local c = client.start(server.port, 'cat "$0.in" >&3', client.bytes("POST", "/v1/completions",
       { prompt = "x", stream = true }))
+    server.loop:spawn(function()
+      while #statuses == 0 do server.loop:sleep(0.001) end
+      server.loop:stop()
+    end)
+    assert(server.loop:run())
     client.wait(server, { c })
     c.output()
     assert.same({ 0, { "left" } }, { n_submitted, statuses })

@@ -290,6 +290,8 @@ describe("/v1/messages", function()
         { messages = { { role = "user", content = { picture } } } } },
       { "messages[0].content[0].content[0].type", { messages = { { role = "user", content = {
         { type = "tool_result", tool_use_id = "x", content = { picture } } } } } } },
+      { "messages[0].content[0].content[0].text", { messages = { { role = "user", content = {
+        { type = "tool_result", tool_use_id = "x", content = { { source = 1 } } } } } } } },
       { "messages[0].content[0].text", { messages = { { role = "user",
         content = { { type = "text" } } } } } },
       { "system", { system = 5 } },

@@ -1,4 +1,4 @@
---- moonlet serve: a model for clients of OpenAI's API.
+--- moonlet serve: a model for clients of OpenAI's and Anthropic's APIs.
 local generate = require "moonlet.cli.generate"
 local output = require "moonlet.cli.output"
 local render = require "moonlet.cli.render"
@@ -7,7 +7,7 @@ local sys = require "moonlet.sys"
 local serve = {}
 
 function serve.define(parser)
-  local command = parser:command("serve", "Serve a model over HTTP (OpenAI's API).")
+  local command = parser:command("serve", "Serve a model over HTTP (APIs of OpenAI and Anthropic).")
   output.dir_argument(command)
   command:option("--host", "address to listen at (default 127.0.0.1)"):argname("H")
     :convert(output.some_text("--host"))

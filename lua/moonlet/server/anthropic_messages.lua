@@ -43,7 +43,7 @@ local function result_of(block, deferred)
   if type(block:get("content")) == "string" then return block:get("content") end
   local texts = {}
   for i, part in ipairs(block:objects("content") or {}) do
-    local kind = part:string("type")
+    local kind = part:string("type") or "text"
     if kind == "tool_reference" then
       local tool = deferred[part:string("tool_name")]
       texts[i] = tool and ("<function>%s</function>\n"):format(json.encode(tool["function"])) or ""

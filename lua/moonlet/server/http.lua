@@ -21,6 +21,7 @@ local MAX_KEY_BYTES <const> = 4096
 ---@field request userdata
 ---@field method string
 ---@field path string decoded, without the query
+---@field authority string? that the target names
 ---@field rest string? what stands for the "*" of the route
 ---@field on_gone fun()? called when the client has left
 ---@field end_stream fun(body: table, r: moonlet.server.Refusal)? ends a stream that fails, where a
@@ -143,9 +144,10 @@ local function check_site(self)
     if origin then self.fields["Access-Control-Allow-Origin"] = "*" end
     return
   end
-  local host = request:header("Host")
-  if host and not is_known_host(server, host_of(host)) then
-    refusal.raise(403, ("host '%s' is not served here; --allow-host permits it"):format(host))
+  for _, host in ipairs { request:header("Host") or "localhost", self.authority } do
+    if not is_known_host(server, host_of(host)) then
+      refusal.raise(403, ("host '%s' is not served here; --allow-host permits it"):format(host))
+    end
   end
   if not origin then return end
   local authority = origin:match("^https?://([^/]+)$")
@@ -249,15 +251,22 @@ local function answer_failure(self, problem)
   self:refuse(problem)
 end
 
+-- The path of a target, and the authority where it is a whole URI, which servers have to take
+-- (RFC 9112, 3.2.2).
+local function read_target(target)
+  local authority, rest = target:match("^[Hh][Tt][Tt][Pp][Ss]?://([^/?#]*)(.*)$")
+  local path = unescape((rest or target):match("^[^?#]*"))
+  if #path > 1 then path = path:gsub("/$", "") end
+  return path == "" and "/" or path, authority
+end
+
 ---Serves one request, in a coroutine of its own.
 ---@param server moonlet.Server
 ---@param request userdata
 function http.serve(server, request)
-  local target = request:target() or "/"
-  local path = unescape(target:match("^[^?#]*"))
+  local path, authority = read_target(request:target() or "/")
   local self = setmetatable({ server = server, request = request, method = request:method() or "",
-    path = #path > 1 and path:gsub("/$", "") or path, fields = {},
-    room_taken = 0 }, Exchange)
+    path = path, authority = authority, fields = {}, room_taken = 0 }, Exchange)
   local start = sys.seconds()
   server.exchanges[request] = self
   local ok, problem = xpcall(handle, explain, self)

@@ -28,8 +28,7 @@ function info.models(exchange)
   for i, name in ipairs(model_names(exchange.server)) do
     list[i] = model_entry(exchange.server, name)
   end
-  exchange:reply(200, json.object({ object = "list",
-    data = list }, { "object", "data" }))
+  exchange:reply(200, json.object({ object = "list", data = list }, { "object", "data" }))
 end
 
 ---@param exchange moonlet.server.Exchange

@@ -1,4 +1,4 @@
---- An HTTP server for one model: OpenAI's API with vLLM's additions.
+--- An HTTP server for one model: OpenAI's API with vLLM's additions, and Anthropic's.
 ---
 ---   local server <close> = assert(moonlet.serve { model = "dir", port = 8080 })
 ---   print(server.url)
