@@ -42,7 +42,8 @@ Ticket.__index = Ticket
 
 -- ---- tickets -----------------------------------------------------------------------------------
 
-Ticket.next, Ticket.tokens = ticket_queue.next, ticket_queue.tokens
+Ticket.push, Ticket.next, Ticket.tokens = ticket_queue.push, ticket_queue.next,
+  ticket_queue.tokens
 
 ---Waits until it has ended.
 function Ticket:wait()
@@ -127,7 +128,7 @@ end
 
 local function queue(self, ticket)
   if self:is_full() then return nil, "too many requests wait", "busy" end
-  ticket.engine, ticket.queue, ticket.evaluated = self, {}, 0
+  ticket.engine, ticket.queue, ticket.evaluated = self, ticket_queue.queue(), 0
   ticket.changed = self.loop:signal()
   self.waiting[#self.waiting + 1] = ticket
   self.work:notify()
@@ -259,7 +260,7 @@ local function sample(self, ticket)
   if not ok then return leave(self, ticket, "error", token, "raised") end
   if token then
     self.stats.generated_tokens = self.stats.generated_tokens + 1
-    ticket.queue[#ticket.queue + 1] = token
+    ticket:push(token)
     ticket.changed:notify()
   end
   local reason = ticket.generation.finish_reason

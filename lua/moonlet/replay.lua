@@ -125,7 +125,7 @@ local function end_ticket(ticket, reason, message)
 end
 
 local function push(ticket, id, text)
-  ticket.queue[#ticket.queue + 1] = { id = id, text = text, logprob = 0.0,
+  ticket:push { id = id, text = text, logprob = 0.0,
     top = ticket.top and { { id = id, logprob = 0.0 } } }
 end
 
@@ -133,6 +133,9 @@ end
 local function pause(ticket, ms)
   if ms > 0 and not ticket.finish_reason then ticket.ended:wait(ms / 1000) end
 end
+
+-- Tokens after which others have their turn where an answer takes no time.
+local STRETCH <const> = 32
 
 -- Emits an answer, in a coroutine.
 local function play(self, ticket, answer)
@@ -151,6 +154,7 @@ local function play(self, ticket, answer)
       ticket.changed:notify()
       pause(ticket, answer.delay_ms)
     end
+    if i % STRETCH == 0 then self.loop:sleep(0) end
   end
   end_ticket(ticket, n < #ids and "length" or answer.finish_reason, answer.message)
   self.n = self.n - 1
@@ -167,8 +171,8 @@ function Replay:submit(given)
   self.n = self.n + 1
   self.at = self.at % #self.answers + 1
   local o = given.options or {}
-  local ticket = setmetatable({ ids = given.ids, queue = {}, reused = 0, evaluated = #given.ids,
-    changed = self.loop:signal(), ended = self.loop:signal(),
+  local ticket = setmetatable({ ids = given.ids, queue = ticket_queue.queue(), reused = 0,
+    evaluated = #given.ids, changed = self.loop:signal(), ended = self.loop:signal(),
     max_tokens = o.max_tokens or math.maxinteger,
     top = (o.top_logprobs or 0) > 0 }, Ticket)
   self.stats.prompt_tokens = self.stats.prompt_tokens + #given.ids
@@ -176,7 +180,8 @@ function Replay:submit(given)
   return ticket
 end
 
-Ticket.next, Ticket.tokens = ticket_queue.next, ticket_queue.tokens
+Ticket.push, Ticket.next, Ticket.tokens = ticket_queue.push, ticket_queue.next,
+  ticket_queue.tokens
 
 function Ticket:cancel()
   end_ticket(self, "cancelled")

@@ -66,6 +66,15 @@ describe("a large request", function()
     assert.is_true(turns > 200, tostring(turns))
   end)
 
+  it("does not hold the loop while a script answers at once", function()
+    local text = TEXT:rep(200)
+    server = served.replay { { text = text } }
+    local turns, reply = turns_during("/v1/chat/completions", { max_tokens = 100000,
+      messages = { { role = "user", content = "Hi" } } })
+    assert.is_true(text == reply.json.choices[1].message.content)
+    assert.is_true(turns > 130, tostring(turns))
+  end)
+
   it("does not hold the loop while its texts are scored", function()
     server = served.model(model, { ctx = 2048 })
     for _, case in ipairs {
