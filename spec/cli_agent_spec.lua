@@ -150,12 +150,18 @@ describe("moonlet agent", function()
     end
   end)
 
-  it("ends a task at Ctrl-C, with what it runs", function()
-    local options = script { call("bash", { command = "touch ready; exec sleep 1000" }) }
-    local text = place.run(("cd '%s' && (%slua5.4 bin/moonlet agent --cwd %s %s -p Go --yes & "
-      .. "until [ -e %s ]; do sleep 0.02; done; kill -INT $!; wait $!; echo code $?)"):format(
-      os.getenv("PWD"), ENV, place.path "work", options, place.path "work/ready"))
-    assert.matches("the user interrupted the tool", text)
-    assert.matches("moonlet: interrupted\ncode 1\n$", text)
-  end)
+  for signal, way in pairs { INT = "-p Go", TERM = "-p Go", HUP = "" } do
+    it(("ends a task at SIG%s, with what it runs"):format(signal), function()
+      local options = script { call("bash", { command = "echo $$ >pid; mv pid ready; "
+        .. "exec sleep 1000" }) }
+      local text = place.run(("cd '%s' && (echo Go | %slua5.4 bin/moonlet agent --cwd %s %s %s "
+        .. "--yes & until [ -e %s ]; do sleep 0.02; done; kill -%s $!; wait $!; echo code $?)")
+        :format(os.getenv("PWD"), ENV, place.path "work", options, way, place.path "work/ready",
+          signal))
+      assert.matches("the user interrupted the tool", text)
+      assert.matches("moonlet: interrupted\ncode 1\n$", text)
+      local pid = place.run("cat " .. place.path "work/ready"):match "%d+"
+      assert.is_nil(io.open("/proc/" .. pid .. "/cmdline"))
+    end)
+  end
 end)

@@ -19,22 +19,33 @@ cancel_flag *lml_cancel_flag(void)
     return &interrupted;
 }
 
+/* What has been raised: Ctrl-C, which asks for the end of a computation; a signal that asks for the
+ * end of the process. */
+enum { BY_USER = 1, TO_END = 2 };
+
 static void on_interrupt(int signal_number)
 {
-    (void)signal_number;
-    atomic_store(&interrupted, 1);
+    atomic_fetch_or(&interrupted, signal_number == SIGINT ? BY_USER : TO_END);
 }
 
 /* core.catch_interrupt(): from now on Ctrl-C stops computations, which then fail with "cancelled",
- * instead of killing the process at once. */
+ * instead of killing the process at once; so do SIGTERM and SIGHUP, and those stop what begins
+ * later as well. */
 static int catch_interrupt(lua_State *L)
 {
-    /* A second Ctrl-C finds the default handler and ends the process. A read that waits for the
+    /* A second signal finds the default handler and ends the process. A read that waits for the
      * user is not restarted, so that it returns at the first one. */
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, old;
     sigemptyset(&action.sa_mask);
-    atomic_store(&interrupted, 0);
-    if (sigaction(SIGINT, &action, NULL) != 0) return luaL_error(L, "cannot catch interrupts");
+    atomic_fetch_and(&interrupted, ~BY_USER);
+    for (int i = 0; i < 3; i++) {
+        /* nohup's programs outlive their terminal. */
+        if (numbers[i] == SIGHUP && sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler == SIG_IGN)
+            continue;
+        if (sigaction(numbers[i], &action, NULL) != 0)
+            return luaL_error(L, "cannot catch interrupts");
+    }
     return 0;
 }
 
