@@ -173,20 +173,13 @@ static int sha256_file(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_info", info},
-        {"file_kind", kind},
-        {"file_write", write_whole},
-        {"check_free", check_free},
-        {"free_bytes", free_bytes},
-        {"check_writable", check_writable},
-        {"list_dir", list_dir},
-        {"make_dir", make_dir},
-        {"real_path", real_path},
-        {"reserve", reserve},
-        {"sha256", sha256},
-        {"sync_dir", sync_dir},
-        {"sha256_file", sha256_file},
-        {NULL, NULL},
+        {"file_info", info},          {"file_kind", kind},
+        {"file_write", write_whole},  {"check_free", check_free},
+        {"free_bytes", free_bytes},   {"check_writable", check_writable},
+        {"list_dir", list_dir},       {"make_dir", make_dir},
+        {"real_path", real_path},     {"reserve", reserve},
+        {"sha256", sha256},           {"sync_dir", sync_dir},
+        {"sha256_file", sha256_file}, {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

@@ -78,9 +78,9 @@ describe("a large request", function()
   it("does not hold the loop while its texts are scored", function()
     server = served.model(model, { ctx = 2048 })
     for _, case in ipairs {
-      { "/v1/completions", { prompt = TEXT:rep(80), echo = true, max_tokens = 0, logprobs = 5 } },
-      { "/v1/completions", { prompt = TEXT:rep(80), max_tokens = 1, prompt_logprobs = 1 } },
-      { "/v1/embeddings", { input = { TEXT:rep(80), TEXT:rep(80) } } },
+      { "/v1/completions", { prompt = TEXT:rep(24), echo = true, max_tokens = 0, logprobs = 5 } },
+      { "/v1/completions", { prompt = TEXT:rep(24), max_tokens = 1, prompt_logprobs = 1 } },
+      { "/v1/embeddings", { input = { TEXT:rep(24), TEXT:rep(24) } } },
     } do
       local turns, reply = turns_during(table.unpack(case))
       assert.equal(200, reply.status, reply.body)
