@@ -150,8 +150,9 @@ describe("moonlet agent", function()
     end
   end)
 
-  for signal, way in pairs { INT = "-p Go", TERM = "-p Go", HUP = "" } do
-    it(("ends a task at SIG%s, with what it runs"):format(signal), function()
+  for _, row in ipairs { { "INT", "-p Go" }, { "TERM", "-p Go" }, { "TERM", "" } } do
+    local signal, way = table.unpack(row)
+    it(("ends a task at SIG%s, with what it runs: agent %s"):format(signal, way), function()
       local options = script { call("bash", { command = "echo $$ >pid; mv pid ready; "
         .. "exec sleep 1000" }) }
       local text = place.run(("cd '%s' && (echo Go | %slua5.4 bin/moonlet agent --cwd %s %s %s "
