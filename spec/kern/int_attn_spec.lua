@@ -2,28 +2,11 @@
 -- with every variant, which agree with each other to the bit.
 local core = require "moonlet.core"
 local numbers = require "spec.support.numbers"
+local pages_of = require "spec.support.kv_pages"
 
 local PAGE <const>, PART <const> = 32, 64
 
 local function f32(x) return (string.unpack("<f", string.pack("<f", x))) end
-
---- Rows [n][dim] as pages of 32 positions, each key's dimensions 32 apart; the last page is filled
---- up with `rest`.
-local function pages_of(rows, dim, n, is_keys, rest)
-  local pages = {}
-  for first = 0, n - 1, PAGE do
-    local page = {}
-    for i = 1, PAGE * dim do page[i] = rest end
-    for j = first, math.min(n, first + PAGE) - 1 do
-      for d = 0, dim - 1 do
-        local at = is_keys and d * PAGE + j - first or (j - first) * dim + d
-        page[at + 1] = rows[j * dim + d + 1]
-      end
-    end
-    pages[#pages + 1] = numbers.pack(page)
-  end
-  return pages
-end
 
 local function to_f16(pages)
   local list = {}

@@ -2,6 +2,7 @@
 
 local core = require "moonlet.core"
 local numbers = require "spec.support.numbers"
+local pages_of = require "spec.support.kv_pages"
 
 local EPS = 0x1p-24 -- half an ulp of 1
 
@@ -278,25 +279,6 @@ describe("the delta rule", function()
 end)
 
 describe("attention", function()
-  local PAGE <const> = 32
-
-  -- Rows [n][dim] as pages, each key's dimensions PAGE apart; what no position owns is NaN.
-  local function pages_of(rows, dim, n, is_keys)
-    local pages = {}
-    for first = 0, n - 1, PAGE do
-      local page = {}
-      for i = 1, PAGE * dim do page[i] = 0 / 0 end
-      for j = first, math.min(n, first + PAGE) - 1 do
-        for d = 0, dim - 1 do
-          local at = is_keys and d * PAGE + j - first or (j - first) * dim + d
-          page[at + 1] = rows[j * dim + d + 1]
-        end
-      end
-      pages[#pages + 1] = numbers.pack(page)
-    end
-    return pages
-  end
-
   it("is a softmax of scaled products, and what it takes to merge blocks", function()
     local rng = numbers.rng(12)
     for _, shape in ipairs { { 1, 8, 1 }, { 33, 20, 3 }, { 256, 64, 4 }, { 250, 16, 9 } } do
