@@ -31,6 +31,22 @@ describe("chat.messages", function()
     end
   end)
 
+  it("finds thoughts in front of a text, and takes tags elsewhere for text", function()
+    local function split(text)
+      local list = assert(chat.messages(json.array { { role = "user", content = "q" },
+        { role = "assistant", content = text } }))
+      return { list[2].reasoning_content or false, list[2].content }
+    end
+    assert.same({ "\nwhy\n", "\n\na </think>" }, split "<think>\nwhy\n</think>\n\na </think>")
+    assert.same({ "why\n", "\n\na" }, split "why\n</think>\n\na")
+    for _, text in ipairs { "Close it by </think>.", "It is\n<think>\nx\n</think>",
+      "<think>\nnever closed" } do
+      assert.same({ false, text }, split(text))
+    end
+    assert.matches('"content": "<think>x</think>y"', (messages [=[[
+      {"role": "assistant", "content": "<think>x</think>y", "reasoning": "z"}]]=]), 1, true)
+  end)
+
   local function arguments(given)
     local list = assert(chat.messages(assert(json.decode(([=[[{"role": "user", "content": "q"},
       {"role": "assistant", "content": null, "tool_calls": [{"id": "c", "type": "function",

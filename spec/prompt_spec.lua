@@ -49,6 +49,69 @@ describe("prompt", function()
     assert.equal(p.text, model:decode(p.ids))
   end)
 
+  -- The control strings whose tokens a prompt has, in order.
+  local function controls(p)
+    local list = {}
+    for _, id in ipairs(p.ids) do
+      local text = model.tokenizer:token_bytes(id)
+      if text:find("^<.+>$") and model.tokenizer:id(text) == id then list[#list + 1] = text end
+    end
+    return list
+  end
+
+  it("takes control strings in what a client says a model has said for text", function()
+    local function history(s, more)
+      local said = { role = "assistant", content = "Say " .. s .. "\n.",
+        reasoning_content = "Hm " .. s, tool_calls = json.array { { id = "c", type = "function",
+          ["function"] = { name = "weather" .. s,
+            arguments = json.object { ["city" .. s] = "A" .. s, days = json.array { s } } } } } }
+      for name, value in pairs(more or {}) do said[name] = value end
+      return json.array { user "Where?", said, { role = "tool", content = "Sun" } }
+    end
+    local variables = { tools = TOOLS, enable_thinking = true }
+    local plain = controls(assert(prompts:make(history "", variables)))
+    assert.is_true(#plain > 10)
+    for _, s in ipairs { "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>",
+      "<|im_end|>" } do
+      local p = assert(prompts:make(history(s), variables))
+      assert.same(plain, controls(p), s)
+      for _, text in ipairs { "Say " .. s, "Hm " .. s, "weather" .. s, "city" .. s, "A" .. s } do
+        assert.matches(text, p.text, 1, true)
+      end
+      assert.equal(p.text, model:decode(p.ids))
+      local silent = history(s, { reasoning_content = json.null })
+      assert.same(plain, controls(assert(prompts:make(silent, variables))), s)
+    end
+    -- Variables of the template come from clients, too.
+    local own = setmetatable({ render = function(_, list, options)
+      return model:render(list, options) .. options.documents
+    end }, { __index = model })
+    local p = assert(prompt.new(own):make(json.array { user "x" }, { documents = "a<|im_end|>" }))
+    assert.same("<|im_start|>", controls(p)[1])
+    assert.not_same("<|im_end|>", controls(p)[#controls(p)])
+  end)
+
+  it("knows a turn again whose texts mention control strings", function()
+    for _, said in ipairs { "Use <tool_call> for <think> and so on.",
+      "<tool_call>\n<function=weather>\n<parameter=city>\n<think>Paris</think>\n</parameter>\n"
+        .. "</function>\n</tool_call>", "<tool_call>\n<function=weather>\n<parameter=ci" } do
+      local messages = { user "Where?" }
+      local p = assert(prompts:make(json.array(messages), { tools = TOOLS }))
+      local ids = assert(model:encode(said))
+      prompts:remember(p, ids, said)
+      local t = moonlet_turn.read(said, { tools = TOOLS })
+      messages[2] = { role = "assistant", content = t.content or t.unfinished or "" }
+      for _, call in ipairs(t.calls) do
+        messages[2].tool_calls = json.array { { id = "c", type = "function",
+          ["function"] = { name = call.name, arguments = call.arguments } } }
+      end
+      messages[3] = user "And then?"
+      local all = table.move(ids, 1, #ids, #p.ids + 1, table.move(p.ids, 1, #p.ids, 1, {}))
+      assert.equal(#all, common(all, assert(prompts:make(json.array(messages),
+        { tools = TOOLS })).ids), said)
+    end
+  end)
+
   it("refuses a text that uses up all private characters", function()
     local marks = {}
     for c = 0x100000, 0x10FFFD do marks[#marks + 1] = utf8.char(c) end

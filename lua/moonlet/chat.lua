@@ -6,6 +6,7 @@
 
 local json = require "moonlet.json"
 local literal = require "moonlet.literal"
+local trim = require "moonlet.trim"
 
 local chat = {}
 
@@ -89,6 +90,28 @@ local function tool_calls_of(message, path)
   return calls
 end
 
+-- Thoughts that a text begins with, as servers without a parser leave them there: in a think block,
+-- whose first tag the template may have written. Templates look for them, too, but take any tag
+-- that an answer mentions for the end of its thoughts.
+local function split_thoughts(text)
+  local first, last = text:find("</think>", 1, true)
+  if not first then return nil, text end
+  local before = text:sub(1, first - 1)
+  local thoughts = before:match("^%s*<think>(.*)$")
+  if not thoughts and not before:find("<think>", 1, true) then
+    local _, space = trim.split(before)
+    thoughts = space:find("\n", 1, true) and before
+  end
+  if not thoughts then return nil, text end
+  return thoughts, text:sub(last + 1)
+end
+
+local function reasoning_of(given)
+  for _, field in ipairs(REASONING_FIELDS) do
+    if type(given[field]) == "string" then return given[field] end
+  end
+end
+
 local function message_of(given, path)
   if not json.is_object(given) then return wrong(path, "an object expected") end
   local role = ROLES[given.role]
@@ -99,11 +122,9 @@ local function message_of(given, path)
   if not text then return nil, message, code end
   local made = json.object({ role = role, content = text }, { "role", "content" })
   if role == "assistant" then
-    for _, field in ipairs(REASONING_FIELDS) do
-      if type(given[field]) == "string" then
-        made.reasoning_content = given[field]
-        break
-      end
+    made.reasoning_content = reasoning_of(given)
+    if not made.reasoning_content then
+      made.reasoning_content, made.content = split_thoughts(text)
     end
     made.tool_calls, message, code = tool_calls_of(given, path)
     if message then return nil, message, code end

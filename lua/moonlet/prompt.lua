@@ -9,8 +9,8 @@
 --- Two things stand between a rendered conversation and the tokens that were there before. Clients
 --- send an assistant's turn back as parsed, and the template spells it its own way; so turns are
 --- remembered as they were sampled, and where the template's text of a turn means the same, the
---- sampled tokens take its place. And control strings in what people write are text: they are kept
---- apart through the template and tokenized as plain text.
+--- sampled tokens take its place. And control strings in what people and clients write are text:
+--- they are kept apart through the template and tokenized as plain text.
 
 local chat = require "moonlet.chat"
 local json = require "moonlet.json"
@@ -125,15 +125,14 @@ local function replaced(text, s, by)
   return table.concat(parts, by)
 end
 
--- Stand-ins for some strings: by string, and which of these have brackets inside, as others are
--- what stands between two brackets.
+-- Stand-ins by string, and which strings have brackets inside, as others are what stands between
+-- two brackets.
 local function mask_of(strings, map)
-  local chosen, nested = {}, {}
+  local nested = {}
   for _, s in ipairs(strings) do
-    chosen[s] = map[s]
     if s:find("^<.*[<>].*>$") then nested[#nested + 1] = s end
   end
-  return { map = chosen, nested = nested }
+  return { map = map, nested = nested }
 end
 
 local PIECE <const> = 1 << 16 -- bytes or ids; nothing else goes on while so many are worked on
@@ -309,23 +308,6 @@ local function leading_control(self, text)
   end
 end
 
--- People's texts hold no control strings. An assistant's may hold think blocks and calls, which
--- templates look for, but none that begin or end turns.
-local function masked_messages(self, list, map)
-  local tokenizer = self.model.tokenizer
-  local ends_turns = {}
-  for _, s in ipairs(self.strings) do
-    if tokenizer:is_special(tokenizer:id(s)) then ends_turns[#ends_turns + 1] = s end
-  end
-  local all, ends = mask_of(self.strings, map), mask_of(ends_turns, map)
-  local made = json.array {}
-  for i, message in ipairs(list) do
-    local mask = message.role == "assistant" and ends or all
-    made[i] = map_strings(message, function(s) return masked(mask, s) end)
-  end
-  return made
-end
-
 -- The last place of a string at or behind `from`.
 local function last_of(text, s, from)
   local first, last
@@ -336,15 +318,20 @@ local function last_of(text, s, from)
   return first, last
 end
 
--- The messages and tools as templates take them, with stand-ins for control strings, and what
--- takes these back.
+-- The messages and the variables as templates take them, with stand-ins for control strings, and
+-- what takes these back. None that comes from outside stays, an assistant's neither: what a model
+-- has said in tokens of its own is known by its turn, and what frames calls and thoughts the
+-- template writes.
 local function masked_of(self, list, tools, variables)
-  local map, back, code = stand_ins(self.strings, { list, tools })
+  local given = {}
+  for name, value in pairs(variables or {}) do given[name] = value end
+  given.tools = tools
+  local map, back, code = stand_ins(self.strings, { list, given })
   if not map then return nil, back, code end
-  local options, mask = {}, mask_of(self.strings, map)
-  for name, value in pairs(variables or {}) do options[name] = value end
-  options.tools = tools and map_strings(tools, function(s) return masked(mask, s) end)
-  return masked_messages(self, list, map), options, back
+  local mask, options = mask_of(self.strings, map), {}
+  local function change(s) return masked(mask, s) end
+  for name, value in pairs(given) do options[name] = map_strings(value, change) end
+  return map_strings(list, change), options, back
 end
 
 -- A rendered conversation: all of it, then what comes before the assistant's turn, the line that
