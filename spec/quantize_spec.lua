@@ -472,6 +472,20 @@ describe("quantize", function()
       refused({ source = MOE .. "hf", recipe = "unsloth", out = "/no/such/parent/out" },
         "/no/such/parent", "io")
       refused({ source = MOE .. "hf", recipe = "unsloth", out = "LICENSE" }, "LICENSE", "io")
+      local journal <close> = checkpoint.scope()
+      checkpoint.spit(journal.path .. "/journal", "")
+      refused({ source = MOE .. "hf", recipe = "unsloth", out = journal.path, resume = true },
+        "exists and is not empty", "io")
+      assert.equal("", checkpoint.slurp(journal.path .. "/journal"))
+    end)
+
+    it("when the place is a link, which no directory can be renamed onto", function()
+      local links <close> = checkpoint.scope()
+      os.execute(("cd %s && mkdir d && ln -s d to-d && ln -s none to-none"):format(links.path))
+      for _, name in ipairs { "to-d", "to-none", "to-d/" } do
+        refused({ source = MOE .. "hf", recipe = "unsloth", out = links.path .. "/" .. name },
+          "is a link; name a new directory", "io")
+      end
     end)
 
     it("when the source cannot be quantized or the recipe fails", function()

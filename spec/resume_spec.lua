@@ -231,6 +231,37 @@ describe("resume", function()
 
   it("asks for the space that is missing only", function()
     cut_off()
+  it("goes on after a disk was full, and where OUT had been taken at the end", function()
+    for fault, words in pairs {
+      ["core.file_write = function() return nil, 'no space', 'io' end"] = "^no space",
+      ["o.on_progress = function() core.make_dir(o.out) core.make_dir(o.out .. '/x') end"] =
+        "^%S+/out: Directory not empty",
+    } do
+      assert.matches(words .. "; %S+/out%.partial holds what is done, to be resumed %(%-%-resume%)"
+        .. "\n$", child(out, fault))
+      os.execute("rm -rf " .. out)
+      assert.equal("1.0\ndone\n", child(out, [[
+        local first
+        o.on_progress = function(done, total)
+          if not first then print(done / total) end
+          first = true
+        end]]))
+      is_whole()
+      os.execute("rm -r " .. out)
+    end
+  end)
+
+  it("leaves files of others where a failure takes its own", function()
+    assert.equal("no number\n", child(out, [[
+      core.file_write = function() return nil, "no number", "format" end
+      o.on_progress = function()
+        local file <close> = io.open(o.out .. ".partial/notes.md", "w")
+        file:write("mine")
+      end]]))
+    assert.same({ ["notes.md"] = true }, core.list_dir(out .. ".partial"))
+    assert.equal("mine", checkpoint.slurp(out .. ".partial/notes.md"))
+  end)
+
     local free_bytes = core.free_bytes
     finally(function() core.free_bytes = free_bytes end)
     core.free_bytes = function() return 100 end

@@ -36,18 +36,30 @@ end
 ---@param source string
 ---@param out string
 ---@return moonlet.Place? place
----@return string? message
----@return string? code
-function partial.place(source, out)
-  out = #out > 1 and out:gsub("/+$", "") or out
+-- What is at OUT: whether a run was cut off after it had renamed it, or why OUT cannot be made. A
+-- link is no directory to rename another onto: the system would say so when all work is done.
+local function look_at(out)
   local inside, message, code = core.list_dir(out)
-  local renamed = inside and inside[JOURNAL]
-  if inside and inside["moonlet.json"] and not renamed then
+  local is_complete = inside and inside["moonlet.json"]
+  if is_complete and inside[JOURNAL] then return true end
+  if is_complete then
     return nil, out .. ": holds a complete checkpoint already", "io"
-  elseif inside and next(inside) and not renamed then
+  elseif inside and next(inside) then
     return nil, out .. ": exists and is not empty", "io"
+  elseif core.file_kind(out) == "link" then
+    return nil, out .. ": is a link; name a new directory", "io"
   end
   if not inside and core.real_path(out) then return nil, message, code end
+  return false
+end
+
+---@return string? message
+---@return string? code
+function partial.place(source, out, owns)
+---@param owns fun(name: string): boolean?
+  out = #out > 1 and out:gsub("/+$", "") or out
+  local renamed, message, code = look_at(out)
+  if renamed == nil then return nil, message, code end
   local parent, name = parent_and_name(out)
   if name == "." or name == ".." then return nil, out .. ": name a new directory", "io" end
   local from, to
@@ -59,8 +71,7 @@ function partial.place(source, out)
   if (to .. "/"):sub(1, #from + 1) == from .. "/" then
     return nil, ("%s lies in the source %s"):format(out, source), "io"
   end
-  return { out = out, parent = parent, dir = renamed and out or out .. ".partial",
-    owns = partial.is_part }
+  return { out = out, parent = parent, dir = renamed and out or out .. ".partial", owns = owns }
 end
 
 ---The place of an output that is one file, which takes its name with Partial:deliver.

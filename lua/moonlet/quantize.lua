@@ -1,9 +1,9 @@
 -- quantize: carries a recipe out and writes the checkpoint.
 --
 -- The source is never touched. Everything is written into OUT.partial and renamed at the end, so
--- OUT appears complete or not at all; a failure removes what was written, an interrupt or a
--- callback's "stop" leaves it to be resumed. Memory is bounded by the threads' blocks of rows,
--- whatever the size of a tensor.
+-- OUT appears complete or not at all. What stopped by itself or by the machine's fault can be
+-- resumed; a failure that would recur removes what was written. Memory is bounded by the threads'
+-- blocks of rows, whatever the size of a tensor.
 
 local budget = require "moonlet.eval.budget"
 local job = require "moonlet.quantize.job"
@@ -65,6 +65,10 @@ local KNOWN = { source = "string", out = "string", recipe = "string|function",
 
 local DEFAULTS = { format = "mlx", shard_bytes = shards.LIMIT, flavour = "metal",
   mx_rule = "ceil" }
+
+-- Codes of failures that the same run need not meet again: the user's wish, a disk that is full or
+-- was gone, memory that others had.
+local PASSING = { cancelled = true, io = true, memory = true }
 
 local function check_target(o)
   options.choice(o, "sensitivity", { "error", "kld" })
@@ -145,7 +149,7 @@ local function write_checkpoint(todo, dir)
   local _ <close> = work
   ok, message, code = work:write()
   if not ok then return nil, message, code end
-  ok, message, code = dir:write("model.safetensors.index.json", todo:index())
+  ok, message, code = dir:write(shards.INDEX, todo:index())
   if not ok then return nil, message, code end
   ok, message, code = dir:copy(todo.options.source, todo.side)
   if not ok then return nil, message, code end
@@ -168,7 +172,7 @@ local function write(todo)
   ok, message, code = write_checkpoint(todo, dir)
   settled = true
   if ok then return todo.decisions end
-  if code ~= "cancelled" then
+  if not PASSING[code] then
     dir:remove()
   elseif dir:leave() then
     message = ("%s; %s holds what is done, to be resumed (--resume)"):format(message, dir.dir)

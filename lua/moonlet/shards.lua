@@ -22,6 +22,8 @@ local shards = {}
 -- mlx_lm.utils: MAX_FILE_SIZE_GB; Hugging Face's own shards have this size, too.
 shards.LIMIT = 5 << 30
 
+shards.INDEX = "model.safetensors.index.json"
+
 ---@class moonlet.Entry  one tensor of a file
 ---@field name string
 ---@field dtype string
@@ -112,7 +114,7 @@ function shards.files(sets, limit)
   return files
 end
 
----Text of model.safetensors.index.json.
+---Text of shards.INDEX.
 ---@param files moonlet.File[]
 ---@return string
 function shards.index(files)

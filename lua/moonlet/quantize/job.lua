@@ -268,11 +268,22 @@ local function is_intact(found)
   return true
 end
 
+-- Whether the run writes a file of this name.
+function Job:writes(name)
+  for _, file in ipairs(self.files) do
+    if file.name == name then return true end
+  end
+  return self.side[name] ~= nil or name == shards.INDEX or name == "config.json"
+    or name == "moonlet.json"
+end
+
 -- Everything but the space: what is to be written, and what of it is there.
 function Job:prepare()
   local o = self.options
   local ok, message, code
-  self.place, message, code = partial.place(o.source, o.out)
+  self.place, message, code = partial.place(o.source, o.out, function(name)
+    return self:writes(name)
+  end)
   if not self.place then return nil, message, code end
   ok, message, code = self:decide()
   if not ok then return nil, message, code end
