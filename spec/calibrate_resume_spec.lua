@@ -246,10 +246,7 @@ describe("a calibration", function()
     refuses("rm -r h.safetensors.partial; echo old >h.safetensors", "h.*%.partial: is missing")
     assert.equal("old\n", checkpoint.slurp(hessians))
     refuses("rm h.safetensors.partial/hessians*", "hessians%.safetensors: is missing")
-    for _, border in ipairs { '{"layers":"x"}', '{"layers":99,"stream":0}', '{"layers":2}' } do
-      refuses(("echo 'border %s' >>i.gguf.partial/journal"):format(border), "border is damaged")
-    end
-    for _, line in ipairs { "border {garbage}", "border", "stream 1.5" } do
+    for _, line in ipairs { 'border {"layers": 99, "stream": 0}', "border", "stream 1.5" } do
       os.execute(("rm -rf %s/*"):format(dir))
       cut_off()
       os.execute(("echo '%s' >>%s.partial/journal"):format(line, out))

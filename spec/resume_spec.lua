@@ -1,6 +1,7 @@
 -- Runs of the quantizer that are killed, and others that go on with them.
 local checkpoint = require "spec.support.checkpoint"
 local core = require "moonlet.core"
+local journals = require "spec.support.journal"
 local json = require "moonlet.json"
 local mortal = require "spec.support.mortal"
 local quantize = require "moonlet.quantize"
@@ -148,8 +149,9 @@ describe("resume", function()
     is_whole()
     os.execute("rm -r " .. out)
     cut_off()
-    local journal = out .. ".partial/journal"
-    checkpoint.spit(journal, (checkpoint.slurp(journal):gsub('"0%.1%.0"', '"0.0.9"', 1)))
+    journals.edit(out .. ".partial/journal", function(line)
+      return (line:gsub('"0%.1%.0"', '"0.0.9"', 1))
+    end)
     refused("", "begun with another version of moonlet")
   end)
 
@@ -166,16 +168,31 @@ describe("resume", function()
     checkpoint.spit(out .. ".partial/notes.txt", "mine")
     refused("", "out%.partial: exists, and no run can go on with it .*journal.*; remove it")
     checkpoint.spit(out .. ".partial/journal", "gibberish\n")
-    refused("", "begun with another plan")
+    refused("", "out%.partial: exists, and no run can go on with it .*of another origin%); remove")
+    os.execute(("mv %s.partial %s/other && ln -s other %s.partial"):format(out, dir, out))
+    refused("", "out%.partial: exists, and no run can go on with it %(it is a link%); remove it")
   end)
 
-  it("refuses a journal with damaged lines", function()
-    for _, line in ipairs { "lost {}", "lost {garbage}", "awq []", "awq [1]", "model" } do
-      cut_off()
-      os.execute(("echo '%s' >>%s.partial/journal"):format(line, out))
-      refused("", "out%.partial/journal: [^\n]*damaged: it cannot be gone on with; remove %S+\n$")
-      os.execute(("rm -r %s.partial"):format(out))
+  it("refuses a journal with a line that is not as it was written", function()
+    cut_off()
+    local journal = out .. ".partial/journal"
+    local text = checkpoint.slurp(journal)
+    local lines = select(2, text:gsub("\n", ""))
+    local function is_refused(damaged, line)
+      checkpoint.spit(journal, damaged)
+      refused("", line == 1 and "its journal is damaged or of another origin%); remove it\n$"
+        or ("out%%.partial/journal: line %d is damaged: it cannot be gone on with; remove %%S+\n$")
+          :format(line))
     end
+    assert.is_true(lines > 3)
+    is_refused(text .. "model-00001-of-00004.safetensors 9999\n", lines + 1)
+    is_refused(text .. "awq [1]\n", lines + 1)
+    is_refused(text:gsub("(safetensors )%d+\n$", "%17\n"), lines)
+    is_refused(text:gsub("\n[^\n]*\n", "\n", 1), 2)
+    is_refused(text:gsub("plan", "plam", 1), 1)
+    checkpoint.spit(journal, text)
+    assert.equal("done\n", child(out))
+    is_whole()
   end)
 
   it("lets one run write at a time", function()
@@ -214,23 +231,6 @@ describe("resume", function()
     end
   end)
 
-  it("can be rehearsed", function()
-    cut_off()
-    local held = contents(out .. ".partial")
-    local o = { source = SOURCE, out = out, recipe = "unsloth", bits = 4, shard_bytes = 150000,
-      resume = true, dry_run = true }
-    local p = assert(quantize(o))
-    assert.same(held, contents(out .. ".partial"))
-    o.out = dir .. "/new"
-    assert.is_true(p.dry_run.needed_bytes < assert(quantize(o)).dry_run.needed_bytes - 140000)
-    o.out, o.resume = out, nil
-    assert.matches("left by a run that was cut off", select(2, quantize(o)))
-    assert.equal("done\n", child(out))
-    is_whole()
-  end)
-
-  it("asks for the space that is missing only", function()
-    cut_off()
   it("goes on after a disk was full, and where OUT had been taken at the end", function()
     for fault, words in pairs {
       ["core.file_write = function() return nil, 'no space', 'io' end"] = "^no space",
@@ -262,6 +262,23 @@ describe("resume", function()
     assert.equal("mine", checkpoint.slurp(out .. ".partial/notes.md"))
   end)
 
+  it("can be rehearsed", function()
+    cut_off()
+    local held = contents(out .. ".partial")
+    local o = { source = SOURCE, out = out, recipe = "unsloth", bits = 4, shard_bytes = 150000,
+      resume = true, dry_run = true }
+    local p = assert(quantize(o))
+    assert.same(held, contents(out .. ".partial"))
+    o.out = dir .. "/new"
+    assert.is_true(p.dry_run.needed_bytes < assert(quantize(o)).dry_run.needed_bytes - 140000)
+    o.out, o.resume = out, nil
+    assert.matches("left by a run that was cut off", select(2, quantize(o)))
+    assert.equal("done\n", child(out))
+    is_whole()
+  end)
+
+  it("asks for the space that is missing only", function()
+    cut_off()
     local free_bytes = core.free_bytes
     finally(function() core.free_bytes = free_bytes end)
     core.free_bytes = function() return 100 end

@@ -125,7 +125,6 @@ local function open_kept(model, list, opts)
     datasets[#datasets + 1] = name
   end
   return kept.open { out = opts.out, hessians = opts.hessians, resume = opts.resume or false,
-    n_layers = model.core:info().config.num_hidden_layers + 1,
     head = { plan = wanted, model = model.dir, datasets = datasets } }
 end
 

@@ -2,7 +2,8 @@
 --
 -- A journal in it says what is to be written (the head, its first line), how many tensors of each
 -- file are on the disk, and what else took long to find out, so that another process can go on
--- where one was cut off. Whoever writes holds the journal's lock.
+-- where one was cut off. Whoever writes holds the journal's lock. Every line begins with a sum over
+-- itself and those before it: a number that was damaged would give wrong weights silently.
 
 local core = require "moonlet.core"
 local json = require "moonlet.json"
@@ -11,6 +12,9 @@ local sys = require "moonlet.sys"
 local partial = {}
 
 local JOURNAL <const> = "journal"
+
+-- Hexadecimal digits of a line's sum.
+local SUM_DIGITS <const> = 16
 
 ---@class moonlet.Partial
 ---@field dir string
@@ -32,10 +36,6 @@ end
 ---@field owns fun(name: string): boolean?  whether a file in it is one of those that are written
 ---@field dir string      OUT.partial; OUT itself where a run was cut off after it had renamed it
 
----Refuses an OUT that is in use, is the source or lies within it.
----@param source string
----@param out string
----@return moonlet.Place? place
 -- What is at OUT: whether a run was cut off after it had renamed it, or why OUT cannot be made. A
 -- link is no directory to rename another onto: the system would say so when all work is done.
 local function look_at(out)
@@ -53,10 +53,14 @@ local function look_at(out)
   return false
 end
 
+---Refuses an OUT that is in use, is the source or lies within it.
+---@param source string
+---@param out string
+---@param owns fun(name: string): boolean?
+---@return moonlet.Place? place
 ---@return string? message
 ---@return string? code
 function partial.place(source, out, owns)
----@param owns fun(name: string): boolean?
   out = #out > 1 and out:gsub("/+$", "") or out
   local renamed, message, code = look_at(out)
   if renamed == nil then return nil, message, code end
@@ -97,46 +101,74 @@ end
 
 local function new(place, journal, head)
   return setmetatable({ place = place, dir = place.dir, journal = journal, head = head,
-    done = {}, kept = {}, noted = false }, Partial)
+    done = {}, kept = {}, noted = false, sum = "" }, Partial)
 end
 
--- The journal's head, how many items of each file are complete, and what was kept; nil with the
--- number of a line that says nothing.
-local function read_journal(text)
-  local first, rest = text:match("^([^\n]*)\n(.*)$")
-  local done, kept, at = {}, {}, 1
-  for line in rest:gmatch("([^\n]*)\n") do
-    local name, value = line:match("^(%S+) (.+)$")
-    local n = name and value:find("^%d+$") and math.tointeger(tonumber(value))
-    local got = n or name and json.decode(value)
-    at = at + 1
+local function sum_of(before, line) return core.sha256(before .. line):sub(1, SUM_DIGITS) end
+
+-- The journal's lines without their sums, and the last of those; nil with the number of a line that
+-- is not as it was written.
+local function read_lines(text)
+  local lines, sum = {}, ""
+  for whole in text:gmatch("([^\n]*)\n") do
+    local line = whole:sub(SUM_DIGITS + 2)
+    sum = sum_of(sum, line)
+    lines[#lines + 1] = line
+    if whole ~= sum .. " " .. line then return nil, #lines end
+  end
+  return lines, sum
+end
+
+-- Takes over what lines say: the head, how many items of each file are complete, what was kept.
+local function take_over(self, lines, sum)
+  self.head, self.sum, self.noted = json.decode(lines[1]), sum, #lines > 1
+  for i = 2, #lines do
+    local name, value = lines[i]:match("^(%S+) (.+)$")
+    local n = value:find("^%d+$") and math.tointeger(tonumber(value))
     if n then
-      done[name] = n
-    elseif type(got) == "table" then
-      kept[name] = kept[name] or {}
-      table.insert(kept[name], got)
+      self.done[name] = n
     else
-      return nil, at
+      self.kept[name] = self.kept[name] or {}
+      table.insert(self.kept[name], json.decode(value))
     end
   end
-  local head = json.decode(first)
-  return type(head) == "table" and head or {}, done, kept
+  return self
 end
 
 -- Whether a journal without a line is one whose first line a death cut off: nothing else is written
 -- before that.
 local function is_begun(tail, files)
-  if tail:sub(1, 2) ~= ('{"'):sub(1, #tail) then return false end
+  local sum, line = tail:sub(1, SUM_DIGITS), tail:sub(SUM_DIGITS + 1, SUM_DIGITS + 3)
+  if sum:find("%X") or line ~= (' {"'):sub(1, #line) then return false end
   local first = next(files)
   return first == JOURNAL and next(files, first) == nil
 end
 
 -- Which part of the plan differs from the one that was begun, or nil.
 local function difference(begun, wanted)
-  if not json.is_object(begun) then return "plan" end
   for _, part in ipairs(json.keys(wanted)) do
     if begun[part] ~= wanted[part] then return part end
   end
+end
+
+-- What a journal says, if a run with this plan can go on with it.
+local function read_journal(place, journal, plan)
+  local text, tail = journal:text()
+  local self = new(place, journal)
+  if text == "" and is_begun(tail, core.list_dir(place.dir) or {}) then return self end
+  local lines, sum = read_lines(text)
+  if text == "" or not lines and sum == 1 then
+    return nil, ("%s: exists, and no run can go on with it (its journal is damaged or of another "
+      .. "origin); remove it"):format(place.dir), "format"
+  elseif not lines then
+    return nil, ("%s/journal: line %d is damaged: it cannot be gone on with; remove %s"):format(
+      place.dir, sum, place.dir), "format"
+  end
+  take_over(self, lines, sum)
+  local differs = difference(self.head.plan, plan)
+  if not differs then return self end
+  return nil, ("%s: begun with another %s; go on as it was begun, or remove it"):format(place.dir,
+    differs), "io"
 end
 
 ---Opens the directory that another run left, if there is one with anything in it, and checks that
@@ -148,6 +180,10 @@ end
 ---@return string? message
 ---@return string? code
 function partial.find(place, plan, resume)
+  if core.file_kind(place.dir) == "link" then
+    return nil, place.dir .. ": exists, and no run can go on with it (it is a link); remove it",
+      "io"
+  end
   local files = core.list_dir(place.dir)
   if files and not next(files) or not core.real_path(place.dir) then return false end
   local journal, message, code = core.journal_open(place.dir .. "/" .. JOURNAL)
@@ -156,34 +192,16 @@ function partial.find(place, plan, resume)
     return nil, ("%s: exists, and no run can go on with it (%s); remove it"):format(place.dir,
       message), code
   end
-  if not resume then
-    journal:close()
-    return nil, place.dir .. ": left by a run that was cut off; resume it (--resume) or remove it",
-      "io"
+  local self
+  if resume then
+    self, message, code = read_journal(place, journal, plan)
+    if self then return self end
+  else
+    message = place.dir .. ": left by a run that was cut off; resume it (--resume) or remove it"
+    code = "io"
   end
-  local text, tail = journal:text()
-  if text == "" then
-    if is_begun(tail, files or {}) then return new(place, journal) end
-    journal:close()
-    return nil, ("%s: exists, and no run can go on with it (its journal is of another origin); "
-      .. "remove it"):format(place.dir), "format"
-  end
-  local head, done, kept = read_journal(text)
-  if not head then
-    journal:close()
-    return nil, ("%s/journal: line %d is damaged: it cannot be gone on with; remove %s"):format(
-      place.dir, done, place.dir), "format"
-  end
-  local differs = difference(head.plan, plan)
-  if differs then
-    journal:close()
-    return nil, ("%s: begun with another %s; go on as it was begun, or remove it"):format(
-      place.dir, differs), "io"
-  end
-  local self = new(place, journal, head)
-  self.done, self.kept = done, kept
-  self.noted = next(done) ~= nil or next(kept) ~= nil
-  return self
+  journal:close()
+  return nil, message, code
 end
 
 ---Begins the directory, or takes what `find` found; from now on it is there to be finished, left
@@ -212,7 +230,7 @@ function partial.begin(place, found, head)
   end
   if self.head then return self end
   self.head = head
-  ok, message, code = self.journal:append(json.encode(head))
+  ok, message, code = self:append(json.encode(head))
   if ok then return self end
   self:remove()
   return nil, message, code
@@ -239,12 +257,20 @@ function Partial:progress(name)
   return files[name .. ".partial"] and self.done[name] or 0
 end
 
+---@private
+function Partial:append(line)
+  local sum = sum_of(self.sum, line)
+  local ok, message, code = self.journal:append(sum .. " " .. line)
+  if ok then self.sum = sum end
+  return ok, message, code
+end
+
 ---The first n items of a file are on the disk.
 ---@param name string
 ---@param n integer
 function Partial:note(name, n)
   self.noted = true
-  return self.journal:append(("%s %d"):format(name, n))
+  return self:append(("%s %d"):format(name, n))
 end
 
 ---Writes a value down for a run that goes on from here.
@@ -252,7 +278,7 @@ end
 ---@param value table
 function Partial:keep(what, value)
   self.noted = true
-  return self.journal:append(("%s %s"):format(what, json.encode(value)))
+  return self:append(("%s %s"):format(what, json.encode(value)))
 end
 
 ---The values that runs before this one wrote down.

@@ -65,8 +65,6 @@ end
 
 local function last_of(list) return list[#list] end
 
-local function is_count(n, limit) return math.type(n) == "integer" and n >= 0 and n <= limit end
-
 -- Whether the file of Hessians has its name: it is the one that was to get it. An older one is not.
 local function has_delivered(self)
   local was = last_of(self.main:recall "delivered")
@@ -74,24 +72,10 @@ local function has_delivered(self)
   return was ~= nil and bytes == was.bytes and changed == was.changed
 end
 
-local function is_result(result)
-  for _, key in ipairs { "matrices", "experts", "never_met", "tokens", "chunks" } do
-    if math.type(result[key]) ~= "integer" then return false end
-  end
-  return true
-end
-
 -- The last border, if all that belongs to it is there; `missing` is a directory that is not.
-function Kept:check(n_layers, missing)
-  local result, last = self:result(), last_of(self.main:recall "border")
-  if result then
-    if is_result(result) then return { layers = 0, stream = 0 } end
-    return nil, self.main.dir .. "/journal: the result is damaged"
-  end
-  if not last then return { layers = 0, stream = 0 } end
-  if not (is_count(last.layers, n_layers) and is_count(last.stream, 1)) then
-    return nil, self.main.dir .. "/journal: a border is damaged"
-  end
+function Kept:check(missing)
+  local last = last_of(self.main:recall "border")
+  if self:result() or not last then return { layers = 0, stream = 0 } end
   if missing then return nil, missing .. ": is missing" end
   local files = core.list_dir(self.main.dir) or {}
   for _, name in ipairs(WORK) do
@@ -106,8 +90,8 @@ function Kept:check(n_layers, missing)
 end
 
 ---Takes the places of the outputs, with what another process left there.
----@param o { out: string?, hessians: string?, head: table, resume: boolean, n_layers: integer }
----  head: with `plan`, what must be the same for the bytes to be the same; n_layers: with the head
+---@param o { out: string?, hessians: string?, head: table, resume: boolean }  head: with `plan`,
+---  what must be the same for the bytes to be the same
 ---@return moonlet.calibrate.Kept? kept
 ---@return string? message
 ---@return string? code
@@ -121,7 +105,7 @@ function kept.open(o)
   local main, last = found[1], { layers = 0, stream = 0 }
   if main then
     local self = new(main, found[2], o)
-    last, message = self:check(o.n_layers, places[2] and not found[2] and places[2].dir)
+    last, message = self:check(places[2] and not found[2] and places[2].dir)
     if not last then
       main:close()
       if found[2] then found[2]:close() end

@@ -254,20 +254,6 @@ local function has_tokenizer(files)
   return false
 end
 
--- What was found is of the form in which it was written down.
-local function is_intact(found)
-  for _, lost in ipairs(found:recall "lost") do
-    if type(lost.name) ~= "string" or math.type(lost.n) ~= "integer" then return false end
-  end
-  for _, results in ipairs(found:recall "awq") do
-    for _, result in ipairs(results) do
-      if type(result) ~= "table" or type(result.name) ~= "string" then return false end
-    end
-    if #results == 0 then return false end
-  end
-  return true
-end
-
 -- Whether the run writes a file of this name.
 function Job:writes(name)
   for _, file in ipairs(self.files) do
@@ -297,10 +283,6 @@ function Job:prepare()
   self.plan = provenance.plan(self.source, self.rule, self.decisions, self.settings)
   self.found, message, code = partial.find(self.place, self.plan, o.resume or false)
   if self.found == nil then return nil, message, code end
-  if self.found and not is_intact(self.found) then
-    return nil, ("%s/journal: is damaged: it cannot be gone on with; remove %s"):format(
-      self.found.dir, self.found.dir), "format"
-  end
   return true
 end
 
