@@ -285,6 +285,11 @@ describe("an agent", function()
       while closing do pcall(function() while true do end end) end
     end)
     assert.equal(1, closed)
+    with(function() coroutine.wrap(function() while true do end end)() end)
+    with(function()
+      local function numbers() while true do pcall(function() repeat until false end) end end
+      while true do pcall(coroutine.wrap(numbers)) end
+    end)
   end)
 
   it("tells a tool all that it wanted to know of its end, also late and after a mistake", function()

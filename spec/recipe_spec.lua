@@ -162,6 +162,12 @@ describe("recipe", function()
         assert.is_nil(d)
         assert.matches("runs too long", message)
       end
+      local function spin() while true do end end
+      for _, own in ipairs { spin, function() coroutine.wrap(spin)() end } do
+        local d, message = assert(recipe.load(own)):decide(tensor())
+        assert.is_nil(d)
+        assert.matches("runs too long", message)
+      end
       assert.is_nil((debug.gethook()))
     end)
 

@@ -127,5 +127,6 @@ void lml_open_sys(lua_State *L);
 void lml_open_tensor(lua_State *L);
 void lml_open_tok(lua_State *L);
 void lml_open_turn(lua_State *L);
+void lml_open_watch(lua_State *L);
 
 #endif

@@ -193,5 +193,6 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_tensor(L);
     lml_open_tok(L);
     lml_open_turn(L);
+    lml_open_watch(L);
     return 1;
 }

@@ -6,6 +6,7 @@
 -- decision that comes out of `recipe:decide` can be carried out.
 
 local core = require "moonlet.core"
+local guard = require "moonlet.guard"
 local options = require "moonlet.options"
 local sandbox = require "moonlet.sandbox"
 local sys = require "moonlet.sys"
@@ -197,10 +198,7 @@ local LIMITS = { instructions = 10000000, memory = 64 << 20, block = 256 << 10 }
 -- true and what f(...) returns, f being a function of the host's; nil, message, code if it raises
 -- or takes too many instructions, as functions of a sandbox have it.
 local function call_own(f, ...)
-  local hook, mask, count = debug.gethook()
-  debug.sethook(function() error("runs too long", 0) end, "", LIMITS.instructions)
-  local ok, result = pcall(f, ...)
-  if hook then debug.sethook(hook, mask, count) else debug.sethook() end
+  local ok, result = guard.call(f, ...)
   if ok then return true, result end
   if type(result) == "string" then return nil, result:match("^[^\n]*"), "format" end
   return nil, ("(error object is a %s value)"):format(type(result)), "format"

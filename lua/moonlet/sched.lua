@@ -10,6 +10,7 @@
 
 local core = require "moonlet.core"
 local options = require "moonlet.options"
+local watch = require "moonlet.watch"
 
 local sched = {}
 
@@ -86,13 +87,13 @@ end
 
 local function resume(self, thread, ...)
   local began = core.seconds()
-  local ok, what = coroutine.resume(thread, ...)
+  local ok, what = watch.resume(thread, ...)
   while ok and what ~= WAITS and coroutine.status(thread) == "suspended" do
     if core.seconds() - began >= self.turn_seconds then
       self.ready_list[#self.ready_list + 1] = { thread = thread, args = { n = 0 } }
       return
     end
-    ok, what = coroutine.resume(thread)
+    ok, what = watch.resume(thread)
   end
   if ok then return end
   local text = debug.traceback(thread, tostring(what))

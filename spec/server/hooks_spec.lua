@@ -62,14 +62,18 @@ describe("hooks of a server", function()
 
   it("end their request when they never end, or give way to nobody", function()
     for problem, given in pairs {
-      ["hook on_request: more than %d+ instructions"] = { on_request = function()
+      ["hook on_request: runs too long: more than %d+ instructions$"] = { on_request = function()
         while true do pcall(string.rep, "x", 10) end
+      end },
+      ["hook on_request: [^\n]*runs too long"] = { on_request = function()
+        local function spin() repeat until false end
+        while true do pcall(coroutine.wrap(function() coroutine.wrap(spin)() end)) end
       end },
       ["hook on_request: coroutine.yield: nobody would go on"] = { on_request = function()
         coroutine.yield()
       end },
       ["hook on_token: coroutine.yield"] = { on_token = function() coroutine.yield("stop") end },
-      ["hook on_response: more than"] = { on_response = function() repeat until false end },
+      ["hook on_response: runs too long"] = { on_response = function() repeat until false end },
     } do
       serve(given)
       local reply = ask()
@@ -103,6 +107,19 @@ describe("hooks of a server", function()
     assert.equal("on_token", reply.json.choices[1].stop_reason)
     local text, reason = streamed()
     assert.same({ "One two", "stop" }, { text, reason })
+  end)
+
+  it("may say nothing else of a token", function()
+    for value, shown in pairs { [7] = "number", [true] = "boolean", go = "string" } do
+      serve { on_token = function() return value end }
+      local reply = ask()
+      assert.same({ 422, "the server's hook on_token failed" },
+        { reply.status, reply.json.error.message })
+      assert.equal('hook on_token: "stop" or nothing expected, got ' .. shown, log[#log])
+      server:close()
+    end
+    serve { on_token = function() return false end }
+    assert.equal("One two three.", text_of(ask()))
   end)
 
   it("may edit an answer, which is then shown when it is complete", function()
@@ -304,10 +321,12 @@ describe("policies of a server", function()
     local log = {}
     local server <close> = serve({ yields = { function() coroutine.yield() end },
       spins = { { apply = function() while true do end end } },
+      wraps = { function() coroutine.wrap(function() while true do end end)() end },
+      makes = function() return coroutine.wrap(function() repeat until false end)() end,
       asks = function() coroutine.yield() end },
       function(text) log[#log + 1] = text end)
-    for name, problem in pairs { yields = "coroutine.yield: nobody", spins = "more than %d+ instr",
-      asks = "coroutine.yield: nobody" } do
+    for name, problem in pairs { yields = "coroutine.yield: nobody", spins = "runs too long",
+      wraps = "runs too long", makes = "runs too long", asks = "coroutine.yield: nobody" } do
       assert.equal(422, ask(server, { policy = name }).status)
       assert.matches(problem, log[#log])
     end
@@ -352,6 +371,23 @@ describe("a file of hooks", function()
     assert.equal("function", type(given.on_token))
     assert.is_nil(given.policies)
     assert.same({ a = {} }, policies)
+  end)
+
+  it("may keep a coroutine, which is counted where it goes on", function()
+    place.write("h.lua", [[
+      local n_seen = coroutine.wrap(function()
+        for n = 1, 2 do coroutine.yield(n) end
+        while true do end
+      end)
+      return { on_request = function(request) request.max_tokens = n_seen() end }]])
+    local log = {}
+    local server <close> = served.replay({ "One two three." }, {
+      hooks = assert(hooks.read(place.path "h.lua")),
+      log = function(text) log[#log + 1] = text end })
+    for _, status in ipairs { 200, 200, 422 } do
+      assert.equal(status, client.ask(server, "POST", CHAT, body()).status)
+    end
+    assert.matches("^hook on_request: [^\n]*runs too long[^\n]*$", log[1])
   end)
 
   it("is refused with one line that names it", function()

@@ -5,10 +5,11 @@ local clip = require "moonlet.clip"
 local json = require "moonlet.json"
 local sys = require "moonlet.sys"
 local validate = require "moonlet.validate"
+local watch = require "moonlet.watch"
 
 local calls = {}
 
-local HOOK_STEPS <const> = 100000 -- of Lua between looks at the clock
+local HOOK_STEPS <const> = 10000 -- of Lua between looks at the clock
 local CLOSING_STEPS <const> = 1000
 local STOP_SECONDS <const> = 3    -- for a tool to stop when nobody waits for it any more
 local GIVEN_UP <const> = setmetatable({}, { __tostring = function() return "given up" end })
@@ -54,27 +55,27 @@ end
 
 -- ---- one tool at work --------------------------------------------------------------------------
 
--- Runs a tool in this coroutine. Lua that never gives way is stopped where it is. Where it catches
--- that, it has some steps to close what it has open; then each further one raises, so that no pcall
--- around the work holds it.
+-- Runs a tool in this coroutine. Lua that never gives way is stopped where it is, in a coroutine of
+-- its own, too. Where it catches that, it has some steps to close what it has open; then each
+-- further one raises, so that no pcall around the work holds it.
 local function work(job, tool, ctx)
-  local steps = CLOSING_STEPS
+  local thread, steps = coroutine.running(), CLOSING_STEPS
   local function look()
-    if not job.deadline or sys.seconds() <= job.deadline then return end
-    debug.sethook(look, "", steps)
+    if not job.deadline or sys.seconds() <= job.deadline then return nil end
+    local given = steps
     steps = 1
-    error(GIVEN_UP, 0)
+    return GIVEN_UP, given
   end
   local function run()
     local returned = table.pack(true, tool.run(ctx.call.arguments, ctx))
-    debug.sethook()
+    watch.set(thread, 0)
     return returned
   end
   local function fail(problem)
-    debug.sethook()
+    watch.set(thread, 0)
     return { false, problem }
   end
-  debug.sethook(look, "", HOOK_STEPS)
+  watch.set(thread, HOOK_STEPS, look)
   job.returned = select(2, xpcall(run, fail))
   job.changed:notify()
 end

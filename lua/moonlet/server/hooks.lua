@@ -5,7 +5,7 @@
 ---     hooks = { on_request = function(request, path) request.temperature = 0 end },
 ---     policies = { careful = { temperature = 0.3, top_p = 0.9 } } }
 
-local guard = require "moonlet.server.guard"
+local guard = require "moonlet.guard"
 local json = require "moonlet.json"
 local options = require "moonlet.options"
 local refusal = require "moonlet.server.refusal"
@@ -46,27 +46,29 @@ local function first_line(problem)
   return (tostring(problem):match("^[^\n]*"))
 end
 
--- A hook that raises ends its request and nothing else. The client is at no fault, and trying again
+-- A hook that fails ends its request and nothing else. The client is at no fault, and trying again
 -- would not help it: 422, which clients do not repeat. What was raised is the operator's to read.
-local function call(self, name, ...)
-  local returned = table.pack(guard.call(self[name], ...))
-  if returned[1] then return returned[2], returned[3] end
-  self.log(("hook %s: %s"):format(name, first_line(returned[2])))
+local function fail(self, name, problem)
+  self.log(("hook %s: %s"):format(name, first_line(problem)))
   refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
 end
 
-local function check_kind(self, name, value)
-  if type(value) == "table" then return value end
-  self.log(("hook %s: a table expected, got %s"):format(name, type(value)))
-  refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
+local function call(self, name, ...)
+  local returned = table.pack(guard.call(self[name], ...))
+  if returned[1] then return returned[2], returned[3] end
+  fail(self, name, returned[2])
+end
+
+local function refuse_kind(self, name, wanted, value)
+  fail(self, name, ("%s expected, got %s"):format(wanted, type(value)))
 end
 
 -- What a hook made of a table: it, changed; another; or a refusal.
 local function changed(self, name, value, ...)
   local other, message = call(self, name, value, ...)
   if other == nil and message ~= nil then refusal.raise(400, tostring(message)) end
-  if other == nil then return value end
-  return check_kind(self, name, other)
+  if type(other or value) ~= "table" then refuse_kind(self, name, "a table", other) end
+  return other or value
 end
 
 ---@param body table
@@ -80,7 +82,11 @@ end
 ---@return boolean ends whether the answer ends in front of this token
 function Hooks:ends(token, request)
   if not self.on_token then return false end
-  return call(self, "on_token", token, request) == "stop"
+  local answer = call(self, "on_token", token, request)
+  if answer and answer ~= "stop" then
+    refuse_kind(self, "on_token", '"stop" or nothing', answer)
+  end
+  return answer == "stop"
 end
 
 ---@param message moonlet.server.Message
@@ -95,7 +101,8 @@ function Hooks:response(message, request)
     fits = fits and type(one) == "table" and type(one.id) == "string"
       and type(one.name) == "string" and type(one.arguments) == "table"
   end
-  return fits and message or check_kind(self, "on_response", nil)
+  if not fits then fail(self, "on_response", "no message is like what it returned") end
+  return message
 end
 
 -- ---- policies ----------------------------------------------------------------------------------
@@ -198,7 +205,7 @@ end
 function hooks.read(path)
   local chunk, message = loadfile(path, "t")
   if not chunk then return nil, at(path, message), "format" end
-  local ok, made = pcall(chunk)
+  local ok, made = guard.load(chunk)
   if not ok then return nil, at(path, made), "format" end
   if type(made) ~= "table" then return nil, at(path, "does not return a table"), "format" end
   local given = {}
