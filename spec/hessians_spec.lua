@@ -280,10 +280,18 @@ describe("a file of Hessians", function()
     end)
     assert.matches("^format: .*tensor layers.1.mixer_in, matrix 0: numbers that no inputs give$",
       failure())
-    write_hessians(path, all, function(tensors)
-      tensors["head_in.counts"].dtype = "F64"
-    end)
-    assert.matches("^format: .*tensor head_in.counts is F64, not I64$", failure())
+    for said, change in pairs {
+      ["F64 %[1%]"] = function(counts) counts.dtype = "F64" end,
+      ["I64 %[0%]"] = function(counts) counts.shape, counts.data = { 0 }, "" end,
+      ["I64 %[1 x 1%]"] = function(counts) counts.shape = { 1, 1 } end,
+      ["I64 %[1100000%]"] = function(counts)
+        counts.shape, counts.data = { 1100000 }, counts.data:rep(1100000)
+      end,
+    } do
+      write_hessians(path, all, function(tensors) change(tensors["head_in.counts"]) end)
+      assert.matches("^format: .*tensor head_in.counts is " .. said .. ", not I64 %[1%]$",
+        failure())
+    end
   end)
 
   it("is part of what a resumed run must find unchanged", function()

@@ -16,18 +16,28 @@ Hessians.__index = Hessians
 
 local hessians = {}
 
+local function shape_text(shape) return table.concat(shape, " x ") end
+
+-- The rows that each of a site's matrices met.
+local function read_counts(self, set, name, info)
+  local n = #info.shape == 2 and 1 or info.shape[1]
+  local counts = set:info(name)
+  if counts.dtype ~= "I64" or #counts.shape ~= 1 or counts.shape[1] ~= n then
+    return nil, ("%s: tensor %s is %s [%s], not I64 [%d]"):format(self.path, name, counts.dtype,
+      shape_text(counts.shape), n), "format"
+  end
+  local bytes, list = set:read(name), {}
+  for i = 1, n do list[i] = string.unpack("<i8", bytes, 8 * i - 7) end
+  return list
+end
+
 local function read_sites(self, set)
   for _, name in ipairs(set:names()) do
-    local info, counts = set:info(name), set:info(name .. ".counts")
-    if counts and #info.shape >= 2 then
-      if counts.dtype ~= "I64" then
-        return nil, ("%s: tensor %s.counts is %s, not I64"):format(self.path, name, counts.dtype),
-          "format"
-      end
-      local bytes = set:read(name .. ".counts")
-      self.shapes[name] = info.shape
-      self.counts[name] = { string.unpack("<" .. ("i8"):rep(#bytes // 8), bytes) }
-      table.remove(self.counts[name]) -- the place behind the last
+    local info = set:info(name)
+    if set:info(name .. ".counts") and #info.shape >= 2 then
+      local counts, message, code = read_counts(self, set, name .. ".counts", info)
+      if not counts then return nil, message, code end
+      self.shapes[name], self.counts[name] = info.shape, counts
     end
   end
   if next(self.shapes) then return true end
@@ -64,8 +74,6 @@ local function same_size(site, shape, tensor)
   if not is_of_experts(site) then return shape[1] * side == tensor.cols end
   return side == tensor.cols and (#tensor.shape == 2 or shape[1] == tensor.shape[1])
 end
-
-local function shape_text(shape) return table.concat(shape, " x ") end
 
 -- Where an item's inputs were looked at; nil for what multiplies nothing: embeddings.
 local function site_of(item) return sites.hessian(gguf_names.bare(item.tensor.name)) end
