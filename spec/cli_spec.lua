@@ -101,6 +101,24 @@ describe("the settings of quickstart", function()
   end)
 end)
 
+describe("a limit on the size of files", function()
+  for _, row in ipairs {
+    { "quantize D/q --recipe uniform", "q%.partial/model%.safetensors%.partial: cannot reserve" },
+    { "imatrix --text LICENSE --chunks 1 -o D/i", "i%.partial/stream%-0: cannot .*reserve" },
+    { "forward --ids 1,2 --out D/f", "f%.partial: cannot reserve" },
+  } do
+    it("fails the work like a full disk: " .. row[1], function()
+      local code, out, err = run(row[1], "ulimit -f 8; ")
+      assert.equal(1, code)
+      assert.equal("", out)
+      assert.matches("^moonlet: [^\n]*" .. row[2] .. "[^\n]*\n$", err)
+      for _, left in ipairs { "q", "i", "f" } do
+        assert.is_nil(io.open(("%s/%s.partial"):format(dir, left)))
+      end
+    end)
+  end
+end)
+
 describe("misuse exits with 2", function()
   for _, row in ipairs {
     { "", 2, "a command is required %(try: moonlet %-%-help%)" },

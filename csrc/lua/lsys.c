@@ -28,9 +28,24 @@ static void on_interrupt(int signal_number)
     atomic_fetch_or(&interrupted, signal_number == SIGINT ? BY_USER : TO_END);
 }
 
+static void ignore(int signal_number)
+{
+    (void)signal_number;
+}
+
+/* A write beyond `ulimit -f` is to fail as one on a full disk does, instead of killing the process
+ * without a word. With a handler, as programs that are started would inherit SIG_IGN. */
+static int outlive_file_limit(void)
+{
+    struct sigaction action = {.sa_handler = ignore, .sa_flags = SA_RESTART}, old;
+    sigemptyset(&action.sa_mask);
+    if (sigaction(SIGXFSZ, NULL, &old) != 0) return -1;
+    return old.sa_handler == SIG_DFL ? sigaction(SIGXFSZ, &action, NULL) : 0;
+}
+
 /* core.catch_interrupt(): from now on Ctrl-C stops computations, which then fail with "cancelled",
  * instead of killing the process at once; so do SIGTERM and SIGHUP, and those stop what begins
- * later as well. */
+ * later as well. Writing too large a file fails, too. */
 static int catch_interrupt(lua_State *L)
 {
     /* A second signal finds the default handler and ends the process. A read that waits for the
@@ -39,6 +54,7 @@ static int catch_interrupt(lua_State *L)
     struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, old;
     sigemptyset(&action.sa_mask);
     atomic_fetch_and(&interrupted, ~BY_USER);
+    if (outlive_file_limit() != 0) return luaL_error(L, "cannot catch signals");
     for (int i = 0; i < 3; i++) {
         /* nohup's programs outlive their terminal. */
         if (numbers[i] == SIGHUP && sigaction(SIGHUP, NULL, &old) == 0 && old.sa_handler == SIG_IGN)
