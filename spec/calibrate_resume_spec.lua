@@ -273,6 +273,14 @@ describe("a calibration", function()
     is_whole(child())
   end)
 
+  it("keeps Hessians that cannot get their name", function()
+    local said = child [[
+      o.on_progress = function() core.make_dir(o.hessians .. ".partial/hessians.safetensors") end]]
+    assert.matches("cannot rename: Is a directory; .*holds what is done, to be resumed", said)
+    assert(os.remove(hessians .. ".partial/hessians.safetensors"))
+    is_whole(child())
+  end)
+
   it("changes no journal of others, and removes no file of theirs", function()
     os.execute(("mkdir %s.partial"):format(out))
     for _, text in ipairs { "mine", "mine\n", "mine\nand yours", "5\n", "" } do

@@ -68,26 +68,28 @@ typedef struct st_entry {
 typedef struct st_writer st_writer;
 
 /* One file, written to `path` + ".partial" (which must be free: see file_claim) and renamed by
- * st_writer_finish after fsync; the header
- * is padded so that data starts at a multiple of 64. Tensors are laid out in the order given, with
- * no gaps: ERR_RANGE for a name that is empty, repeated or has control characters. Disk space is
- * reserved first, so a full disk is reported before any work. Copies what it needs. */
+ * st_writer_finish after fsync; the header is padded so that data starts at a multiple of 64.
+ * Tensors are laid out in the order given, with no gaps: ERR_RANGE for a name that is empty,
+ * repeated or has control characters. Disk space is reserved first, so a full disk is reported
+ * before any work. Copies what it needs. */
 st_writer *st_writer_open(const char *path, const st_entry *entries, int64_t n_entries,
                           const char *const *metadata /* key, value, ..., NULL */, err_info *e);
-/* Goes on with the partial file that st_writer_leave, or a process that died, left behind: its
+/* Goes on with the partial file that a writer told to keep it, or a process that died, left: its
  * first n_done tensors are complete, the others are put again. ERR_FORMAT if it was begun for
- * other tensors; a file that cannot be gone on with stays as it is. */
+ * other tensors. Keeps the file, which stays as it is if it cannot be gone on with. */
 st_writer *st_writer_resume(const char *path, const st_entry *entries, int64_t n_entries,
                             const char *const *metadata, int64_t n_done, err_info *e);
 /* Bytes of tensor i, from byte `at` on; any order, any thread, each byte once. */
 err_code st_writer_put(st_writer *w, int64_t i, int64_t at, const void *data, int64_t n_bytes,
                        err_info *e);
+/* From now on the partial file stays until it is finished, whatever fails. */
+void st_writer_keep(st_writer *w);
 /* ERR_RANGE when bytes of a tensor were not put. Frees w, also on failure, which leaves neither
- * the partial file (unless it was gone on with) nor a changed `path`. */
+ * the partial file (unless it is kept) nor a changed `path`. */
 err_code st_writer_finish(st_writer *w, err_info *e);
 /* What was put so far survives a power cut. */
 err_code st_writer_sync(st_writer *w, err_info *e);
-void st_writer_leave(st_writer *w);                   /* frees w; the partial file stays */
-void st_writer_abort(st_writer *w);                   /* frees w and removes the partial file */
+/* Frees w and removes the partial file, unless it is kept. */
+void st_writer_abort(st_writer *w);
 
 #endif

@@ -306,10 +306,9 @@ err_code st_writer_finish(st_writer *w, err_info *e)
     return code;
 }
 
-void st_writer_leave(st_writer *w)
+void st_writer_keep(st_writer *w)
 {
-    if (w) w->has_partial = 0;
-    st_writer_abort(w);
+    w->has_partial = 0;
 }
 
 void st_writer_abort(st_writer *w)

@@ -36,7 +36,7 @@ static quantizer *check_writing(lua_State *L)
 static int quant_close(lua_State *L)
 {
     quantizer *q = luaL_checkudata(L, 1, QUANT);
-    st_writer_leave(q->writer);
+    st_writer_abort(q->writer);
     pool_close(q->pool);
     views_close(q->views);
     st_close(q->hessians);
@@ -124,6 +124,7 @@ static int quant_create(lua_State *L)
     q->writer = n_done ? st_writer_resume(path, entries, n, metadata, n_done, &e)
                        : st_writer_open(path, entries, n, metadata, &e);
     if (!q->writer) return lml_fail(L, &e);
+    st_writer_keep(q->writer);
     q->n_entries = n;
     lua_pushboolean(L, 1);
     return 1;

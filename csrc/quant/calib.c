@@ -179,7 +179,9 @@ static err_code open_file(calib *c, const calib_options *o, err_info *e)
                              : st_writer_open(o->hessians, entries, n, o->meta, e);
     mem_free(entries);
     mem_free(names);
-    return c->out ? ERR_NONE : e->code;
+    if (!c->out) return e->code;
+    if (c->is_kept) st_writer_keep(c->out);
+    return ERR_NONE;
 }
 
 static err_code write_hessian(calib *c, const calib_site *s, const running *r, err_info *e)
@@ -432,7 +434,7 @@ calib *calib_open(model *m, const int32_t *ids, const int64_t *first, int64_t n_
 void calib_close(calib *c)
 {
     if (!c) return;
-    (c->is_kept ? st_writer_leave : st_writer_abort)(c->out);
+    st_writer_abort(c->out);
     close_layer(c);
     if (c->sums) mem_pages_free(c->sums, c->sum_bytes);
     layers_close(c->run);
