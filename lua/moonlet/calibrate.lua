@@ -42,13 +42,8 @@ local function check_options(opts)
   end
   if opts.file and opts.text then options.misuse("one of file and text expected") end
   if not (opts.out or opts.hessians) then options.misuse("option 'out' or 'hessians' expected") end
-  if opts.out and opts.hessians and outputs.same(opts.out, opts.hessians) then
-    options.misuse("options 'out' and 'hessians' are one file")
-  end
-  if opts.out and opts.hessians and (outputs.within_partial(opts.out, opts.hessians)
-    or outputs.within_partial(opts.hessians, opts.out)) then
-    options.misuse("one of options 'out' and 'hessians' is or lies in the other's .partial")
-  end
+  local clash = outputs.clash(opts.out, opts.hessians, "options 'out' and 'hessians'")
+  if clash then options.misuse(clash) end
   for _, key in ipairs { "chunk", "chunks", "hessian_cols" } do
     local least = key == "chunk" and 2 or 1
     if opts[key] and opts[key] < least then

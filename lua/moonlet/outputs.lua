@@ -82,23 +82,30 @@ function outputs.real(path)
   return parent and parent .. "/" .. name
 end
 
----Whether a path is that of what an output grows in, or lies in it.
----@param path string
----@param out string
----@return boolean
-function outputs.within_partial(path, out)
+-- Whether a path is that of what an output grows in, or lies in it.
+local function within_partial(path, out)
   local real, place = outputs.real(path), outputs.real(out)
   if not real or not place then real, place = path, out end
   place = place .. ".partial"
   return real == place or real:sub(1, #place + 1) == place .. "/"
 end
 
----Whether two paths are of one file, there or not.
----@param a string
----@param b string
----@return boolean
-function outputs.same(a, b)
+-- Whether two paths are of one file, there or not.
+local function same(a, b)
   return a == b or outputs.real(a) ~= nil and outputs.real(a) == outputs.real(b)
+end
+
+---Why two outputs of one run cannot be written, if they cannot.
+---@param a string?
+---@param b string?
+---@param names string  what the user calls them: "options 'a' and 'b'"
+---@return string? message
+function outputs.clash(a, b, names)
+  if not a or not b then return nil end
+  if same(a, b) then return names .. " are one file" end
+  if within_partial(a, b) or within_partial(b, a) then
+    return ("one of %s is or lies in the other's .partial"):format(names)
+  end
 end
 
 return outputs

@@ -245,9 +245,8 @@ local function check_kld(args)
   if args.per_position and (args.save_logits or args.per_tensor) then
     output.misuse("--per-position needs a reference")
   end
-  if args.report and args.report == args.per_position then
-    output.misuse("--report and --per-position are one file")
-  end
+  local clash = outputs.clash(args.report, args.per_position, "--report and --per-position")
+  if clash then output.misuse(clash) end
   if args.report and args.save_logits then output.misuse("--report needs a reference") end
   for _, name in ipairs { "by", "recipe", "bits", "group", "mode", "mxfp", "fit", "imatrix" } do
     if args[name] and not args.per_tensor then

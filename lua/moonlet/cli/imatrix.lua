@@ -1,5 +1,6 @@
 --- moonlet imatrix: what the inputs of a model's matrices look like over a text.
 local output = require "moonlet.cli.output"
+local outputs = require "moonlet.outputs"
 
 local imatrix = {}
 
@@ -29,7 +30,8 @@ end
 local function check(args)
   if not (args.text or args.chat) then output.misuse("give --text or --chat, or both") end
   if not (args.out or args.hessians) then output.misuse("give -o or --hessians, or both") end
-  if args.out == args.hessians then output.misuse("-o and --hessians are one file") end
+  local clash = outputs.clash(args.out, args.hessians, "-o and --hessians")
+  if clash then output.misuse(clash) end
   if (args.chunk or args.chunks) and not args.text then
     output.misuse("--chunk and --chunks belong to --text")
   end
