@@ -9,7 +9,7 @@ local MAY_INCLUDE = {
   text = { "io", "base" },
   model = { "kern", "num", "io", "base" },
   quant = { "model", "kern", "num", "io", "base" },
-  sample = { "text", "base" },
+  sample = { "kern", "base" },
   net = { "base" },
   lua = { "base", "num", "kern", "io", "text", "model", "quant", "sample", "net" },
 }

@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/cpu.h"
+#include "kern/row.h"
 #include "num/fit.h"
 #include "num/matrix.h"
 
@@ -140,6 +141,7 @@ typedef struct kern_ops {
     const kern_int8_ops *int8;
     const kern_attn_ops *attn;
     const num_fit_ops *fit; /* for num_fit_row */
+    const kern_row_ops *row;
 } kern_ops;
 
 /* The table of `level`, or of the best built level below it. Never NULL. */

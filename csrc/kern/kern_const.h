@@ -6,6 +6,7 @@
 #include "kern/kern.h"
 
 extern const kern_ops kern_scalar;
+extern const kern_row_ops kern_plain_row;
 #ifndef MOONLET_SCALAR_ONLY
 extern const kern_ops kern_avx2;
 extern const kern_ops kern_avx512base;
@@ -14,6 +15,8 @@ extern const kern_ops kern_avx512;
 extern const kern_ops kern_amx;
 extern const num_fit_ops kern_avx2_fit;
 extern const num_fit_ops kern_avx512_fit;
+extern const kern_row_ops kern_avx2_row;
+extern const kern_row_ops kern_avx512_row;
 #endif
 
 /* Partial sums of a dot product: one AVX-512 register, two of AVX2. */

@@ -238,4 +238,5 @@ const kern_ops kern_scalar = {
     .int8 = &kern_scalar_int8,
     .attn = &kern_scalar_attn,
     .fit = &num_fit_plain,
+    .row = &kern_plain_row,
 };

@@ -10,6 +10,7 @@
 #include "kern/kern_const.h"
 
 #define V16_FIT kern_avx2_fit
+#define V16_ROW kern_avx2_row
 #define V16_FN  static inline __attribute__((always_inline))
 
 /* 16 registers: 2 x 3 sums are 12 of them. */

@@ -12,6 +12,7 @@
 #include "kern/kern_const.h"
 
 #define V16_FIT kern_avx512_fit
+#define V16_ROW kern_avx512_row
 #define V16_FN  static inline __attribute__((always_inline))
 
 /* Rows x tokens of one register block of `dots`, and rows of a fused product. */

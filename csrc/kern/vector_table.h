@@ -14,5 +14,5 @@
         .silu = silu, .silu_mul = silu_mul, .sigmoid_mul = sigmoid_mul, .axpy = axpy,              \
         .softmax = softmax, .conv_silu = conv_silu, .delta_rule = delta_rule, .attend = attend,    \
         .axpby = axpby, .f16_encode = f16_encode, .f16_decode = f16_decode, .int8 = &int8_,        \
-        .attn = &int_attn_ops, .fit = &V16_FIT,                                                    \
+        .attn = &int_attn_ops, .fit = &V16_FIT, .row = &V16_ROW,                                   \
     }

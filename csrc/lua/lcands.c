@@ -77,7 +77,7 @@ static int l_load(lua_State *L)
     if (n_vocab < n) n = n_vocab;
     err_info e;
     b->loaded = 0;
-    if (cands_load(&b->c, logits, n, &e)) return lml_fail(L, &e);
+    if (cands_load(&b->c, lml_row_ops(L), logits, n, &e)) return lml_fail(L, &e);
     lua_pushvalue(L, 3);
     lua_setiuservalue(L, 1, RNG_SLOT);
     b->loaded = 1;

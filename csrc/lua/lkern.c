@@ -484,6 +484,43 @@ static int run_f16_decode(lua_State *L, const kern_ops *ops)
     return push_floats(L, out, n);
 }
 
+/* -> tops, live, bad */
+static int run_row_scan(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    const float *x = arg_array(L, "x", sizeof *x, &n);
+    int64_t blocks = (n + KERN_ROW_BLOCK - 1) / KERN_ROW_BLOCK;
+    float *tops = guard_new(L, (size_t)blocks * sizeof *tops);
+    kern_row_found found = ops->row->scan(x, n, tops);
+    push_floats(L, tops, blocks);
+    lua_pushinteger(L, found.n_live);
+    lua_pushboolean(L, found.is_bad);
+    return 3;
+}
+
+/* -> sum, weighted, and the sum when nothing else is asked for */
+static int run_row_sums(lua_State *L, const kern_ops *ops)
+{
+    int64_t n;
+    const float *x = arg_array(L, "x", sizeof *x, &n);
+    double top = arg_number(L, "top"), scale = arg_number(L, "scale");
+    double sum = 0, weighted = 0, alone = 0;
+    ops->row->sums(x, n, top, scale, &sum, &weighted);
+    ops->row->sums(x, n, top, scale, &alone, NULL);
+    lua_pushnumber(L, sum);
+    lua_pushnumber(L, weighted);
+    lua_pushnumber(L, alone);
+    return 3;
+}
+
+static int run_row_terms(lua_State *L, const kern_ops *ops)
+{
+    const float *d = arg_floats(L, "x", KERN_ROW_TERMS);
+    float *out = guard_new(L, KERN_ROW_TERMS * sizeof *out);
+    ops->row->terms(d, out);
+    return push_floats(L, out, KERN_ROW_TERMS);
+}
+
 typedef int run_fn(lua_State *L, const kern_ops *ops);
 
 static const struct op {
@@ -504,6 +541,9 @@ static const struct op {
     {"l2_norm", run_l2_norm},
     {"linear", run_linear},
     {"rms_norm", run_rms_norm},
+    {"row_scan", run_row_scan},
+    {"row_sums", run_row_sums},
+    {"row_terms", run_row_terms},
     {"sigmoid_mul", run_sigmoid_mul},
     {"silu", run_silu},
     {"silu_mul", run_silu_mul},
@@ -588,6 +628,20 @@ cpu_level lml_cpu_level(lua_State *L)
 cpu_level lml_kernels_level(lua_State *L, const char *name)
 {
     return kern_at(find(L, name))->level;
+}
+
+const kern_row_ops *lml_row_ops(lua_State *L)
+{
+    static const char key = 0;
+    if (lua_rawgetp(L, LUA_REGISTRYINDEX, &key) == LUA_TNIL) {
+        lua_pop(L, 1);
+        lua_pushlightuserdata(L, (void *)kern_select(lml_cpu_level(L))->row);
+        lua_pushvalue(L, -1);
+        lua_rawsetp(L, LUA_REGISTRYINDEX, &key);
+    }
+    const kern_row_ops *ops = lua_touserdata(L, -1);
+    lua_pop(L, 1);
+    return ops;
 }
 
 /* kern_selected() -> name of the kernels that models use */

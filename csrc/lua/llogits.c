@@ -69,7 +69,7 @@ static int logits_argmax(lua_State *L)
     logits *v = check(L, 1);
     err_info e;
     int32_t id;
-    if (sample_argmax(v->data, v->n, &id, &e)) return lml_fail(L, &e);
+    if (sample_argmax(lml_row_ops(L), v->data, v->n, &id, &e)) return lml_fail(L, &e);
     lua_pushinteger(L, id);
     return 1;
 }
@@ -84,7 +84,7 @@ static int logits_topk(lua_State *L)
     int64_t n;
     cand *list = lua_newuserdatauv(L, (size_t)k * sizeof *list, 0);
     v = check(L, 1);
-    if (sample_topk(v->data, v->n, k, list, &n, &e)) return lml_fail(L, &e);
+    if (sample_topk(lml_row_ops(L), v->data, v->n, k, list, &n, &e)) return lml_fail(L, &e);
     lua_createtable(L, (int)n, 0);
     lua_createtable(L, (int)n, 0);
     for (int64_t i = 0; i < n; i++) {
@@ -102,7 +102,7 @@ static int logits_logprob(lua_State *L)
     int32_t id = (int32_t)check_id(L, 2, v->n);
     err_info e;
     double logprob;
-    if (sample_logprob(v->data, v->n, id, &logprob, &e)) return lml_fail(L, &e);
+    if (sample_logprob(lml_row_ops(L), v->data, v->n, id, &logprob, &e)) return lml_fail(L, &e);
     lua_pushnumber(L, logprob);
     return 1;
 }
@@ -112,7 +112,7 @@ static int logits_entropy(lua_State *L)
     logits *v = check(L, 1);
     err_info e;
     double entropy;
-    if (sample_entropy(v->data, v->n, &entropy, &e)) return lml_fail(L, &e);
+    if (sample_entropy(lml_row_ops(L), v->data, v->n, &entropy, &e)) return lml_fail(L, &e);
     lua_pushnumber(L, entropy);
     return 1;
 }

@@ -84,6 +84,11 @@ cpu_level lml_cpu_level(lua_State *L);
 /* The level of the kernels of that name; raises when there are none here. */
 cpu_level lml_kernels_level(lua_State *L, const char *name);
 
+struct kern_row_ops;
+
+/* What samplers look at logits with: of the level of lml_cpu_level, asked for once. */
+const struct kern_row_ops *lml_row_ops(lua_State *L);
+
 /* The next number in [0, 1) of a generator (class moonlet.rng). */
 double lml_rng_uniform(lua_State *L, int arg);
 

@@ -7,8 +7,13 @@
  *
  * Candidates have positions 0..n-1, best first, equal logits by id. The order is made only as
  * deep as somebody looks: reading a position sorts that far, a vocabulary is never sorted for its
- * 20 best, nor for a stretch of it that only a sum of probabilities is wanted of. cands_set leaves
- * positions as they are until the next other stage, which begins by putting them in order.
+ * 20 best, nor for a stretch of it that only a sum of probabilities is wanted of. Most are not even
+ * looked at one by one: they stay in `rest` until a stage asks for what is above its threshold.
+ * cands_set leaves positions as they are until the next other stage, which begins by putting them
+ * in order.
+ *
+ * Sums of probabilities run in double; of more than KERN_ROW_TERMS candidates the terms are f32,
+ * as the logits are.
  *
  * What the stages mean follows the logits processors of Hugging Face transformers
  * (generation/logits_process.py), presence and frequency penalty OpenAI's formula. A cands
@@ -19,28 +24,31 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kern/row.h"
 #include "sample/heap.h"
+#include "sample/rest.h"
 
-/* Candidates are put into bins by how far they are below the best: so many to a nat, the last one
- * without an end. */
+/* Candidates are put into bins by how far they are from some logit: at first so many to a nat, the
+ * last one without an end. */
 enum { CANDS_BINS = 2048, CANDS_BINS_PER_NAT = 32 };
 
 typedef struct cands {
-    cand *list; /* [n]; the first n_sorted in order, all others not before them */
-    int64_t n, n_sorted, capacity;
-    uint32_t *mark;          /* [capacity] by id; zero between calls */
-    int moved;               /* cands_set was called: the order no longer holds */
-    double divisor;          /* what logits are still to be divided by; does not change the order */
-    int weighed;             /* max, mass and z are those of the list */
-    double max, z;           /* z = sum exp(logit - max) */
-    double mass[CANDS_BINS]; /* of z */
+    cand *list; /* [n_list]; the first n_sorted in order, all other candidates not before them */
+    rest rest;  /* the other candidates */
+    int64_t n, n_list, n_sorted, capacity;
+    uint32_t *mark; /* [capacity] by id; zero between calls */
+    int moved;      /* cands_set was called: the order no longer holds */
+    int weighed;    /* max, z and away are those of the candidates */
+    double max, z;  /* z = sum exp(logit - max) */
+    double away;    /* sum (max - logit) exp(logit - max) */
+    double mass[CANDS_BINS];
 } cands;
 
 /* {0} is a valid, empty workspace. */
 void cands_close(cands *c);
 
 /* All ids below n with a logit above -inf. Fails as sample_check does. */
-err_code cands_load(cands *c, const float *logits, int64_t n, err_info *e);
+err_code cands_load(cands *c, const kern_row_ops *ops, const float *logits, int64_t n, err_info *e);
 
 /* Stages. Each leaves at least one candidate where there was one. */
 void cands_temperature(cands *c, double t); /* logit / t; t = 0: the best alone */

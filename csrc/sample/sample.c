@@ -1,17 +1,13 @@
 #include "sample/sample.h"
 
 #include <math.h>
+#include <stddef.h>
 
-#include "sample/terms.h"
+/* Rows are looked at in stretches, whose blocks' largest fit the stack. */
+enum { BLOCKS = 256, STRETCH = BLOCKS * KERN_ROW_BLOCK };
 
-err_code sample_check(const float *logits, int64_t n, err_info *e)
+err_code sample_refuse(const float *logits, int64_t n, err_info *e)
 {
-    int bad = 0, live = 0; /* no early exit: this way the loop is vectorised */
-    for (int64_t i = 0; i < n; i++) {
-        bad |= !(logits[i] < INFINITY);
-        live |= logits[i] > -INFINITY;
-    }
-    if (!bad && live) return ERR_NONE;
     for (int64_t i = 0; i < n; i++)
         if (!(logits[i] < INFINITY))
             return err_set(e, ERR_RANGE, "logits are %s at id %lld",
@@ -19,95 +15,101 @@ err_code sample_check(const float *logits, int64_t n, err_info *e)
     return err_set(e, ERR_RANGE, n ? "no token is left: all logits are -inf" : "no logits");
 }
 
-/* The maximum in eight chains, then where it is. */
-static int64_t best(const float *logits, int64_t n)
+/* The largest logit, and where the block begins that has it first. */
+static err_code find_top(const kern_row_ops *ops, const float *logits, int64_t n, float *top,
+                         int64_t *block, err_info *e)
 {
-    enum { CHAINS = 8 };
-    float top[CHAINS], max = -INFINITY;
-    int64_t i = 0;
-    for (int j = 0; j < CHAINS; j++) top[j] = -INFINITY;
-    for (; i + CHAINS <= n; i += CHAINS)
-        for (int j = 0; j < CHAINS; j++) top[j] = logits[i + j] > top[j] ? logits[i + j] : top[j];
-    for (int j = 0; j < CHAINS; j++) max = top[j] > max ? top[j] : max;
-    for (; i < n; i++) max = logits[i] > max ? logits[i] : max;
-    for (i = 0; logits[i] != max; i++) continue;
-    return i;
+    float tops[BLOCKS];
+    int64_t n_live = 0;
+    int is_bad = 0;
+    *top = -INFINITY;
+    *block = 0;
+    for (int64_t i = 0; i < n; i += STRETCH) {
+        int64_t m = n - i < STRETCH ? n - i : STRETCH;
+        kern_row_found found = ops->scan(logits + i, m, tops);
+        n_live += found.n_live;
+        is_bad |= found.is_bad;
+        for (int64_t b = 0; b * KERN_ROW_BLOCK < m; b++)
+            if (tops[b] > *top) {
+                *top = tops[b];
+                *block = i + b * KERN_ROW_BLOCK;
+            }
+    }
+    return is_bad || !n_live ? sample_refuse(logits, n, e) : ERR_NONE;
 }
 
-err_code sample_argmax(const float *logits, int64_t n, int32_t *id, err_info *e)
+err_code sample_argmax(const kern_row_ops *ops, const float *logits, int64_t n, int32_t *id,
+                       err_info *e)
 {
-    err_code code = sample_check(logits, n, e);
+    float top;
+    int64_t i;
+    err_code code = find_top(ops, logits, n, &top, &i, e);
     if (code) return code;
-    *id = (int32_t)best(logits, n);
+    while (logits[i] != top) i++;
+    *id = (int32_t)i;
     return ERR_NONE;
 }
 
-err_code sample_topk(const float *logits, int64_t n, int64_t k, cand *list, int64_t *n_found,
-                     err_info *e)
+/* Offers list, a heap once it is full, what is larger than its root; an equal logit has a higher
+ * id. */
+static int64_t offer(cand *list, int64_t m, int64_t k, float logit, int64_t id)
 {
-    *n_found = 0;
-    err_code code = sample_check(logits, n, e);
-    if (code || k <= 0) return code;
+    if (m < k) {
+        list[m++] = (cand){logit, (int32_t)id};
+        if (m == k) heap_make(list, k);
+    } else if (logit > list[0].logit) {
+        list[0] = (cand){logit, (int32_t)id};
+        heap_sift(list, k);
+    }
+    return m;
+}
+
+err_code sample_topk(const kern_row_ops *ops, const float *logits, int64_t n, int64_t k, cand *list,
+                     int64_t *n_found, err_info *e)
+{
+    float tops[BLOCKS];
     int64_t m = 0;
-    for (int64_t i = 0; i < n; i++) {
-        if (logits[i] == -INFINITY) continue;
-        if (m < k) {
-            list[m++] = (cand){logits[i], (int32_t)i};
-            if (m == k) heap_make(list, k);
-        } else if (logits[i] > list[0].logit) { /* an equal one has a higher id: not better */
-            list[0] = (cand){logits[i], (int32_t)i};
-            heap_sift(list, k);
+    int is_bad = 0;
+    *n_found = 0;
+    for (int64_t i = 0; i < n && k > 0; i += STRETCH) {
+        int64_t end = n - i < STRETCH ? n : i + STRETCH;
+        is_bad |= ops->scan(logits + i, end - i, tops).is_bad;
+        for (int64_t at = i, b = 0; at < end; at += KERN_ROW_BLOCK, b++) {
+            if (m == k && !(tops[b] > list[0].logit)) continue;
+            for (int64_t j = at; j < end && j < at + KERN_ROW_BLOCK; j++)
+                if (logits[j] > -INFINITY) m = offer(list, m, k, logits[j], j);
         }
     }
+    if (is_bad || !m) return sample_refuse(logits, n, e);
     if (m < k) heap_make(list, m);
     heap_sort(list, m);
     *n_found = m;
     return ERR_NONE;
 }
 
-/* Distances from max of logits i on, of which n are left. */
-static void distances(const float *logits, int64_t n, float max, float *below)
+err_code sample_logprob(const kern_row_ops *ops, const float *logits, int64_t n, int32_t id,
+                        double *logprob, err_info *e)
 {
-    for (int64_t i = 0; i < TERMS; i++) below[i] = i < n ? terms_below(max - logits[i]) : TERMS_FAR;
-}
-
-/* ln sum exp(l - max). */
-static double log_sum(const float *logits, int64_t n, float max)
-{
+    float top;
+    int64_t block;
     double sum = 0;
-    for (int64_t i = 0; i < n; i += TERMS) {
-        float below[TERMS], terms[TERMS];
-        distances(logits + i, n - i, max, below);
-        terms_of(below, terms);
-        sum += terms_sum(terms);
-    }
-    return log(sum);
-}
-
-err_code sample_logprob(const float *logits, int64_t n, int32_t id, double *logprob, err_info *e)
-{
-    err_code code = sample_check(logits, n, e);
+    err_code code = find_top(ops, logits, n, &top, &block, e);
     if (code) return code;
-    float max = logits[best(logits, n)];
-    /* in this order: max may be too large to add to, or to subtract from in f32 */
-    *logprob = (double)logits[id] - max - log_sum(logits, n, max);
+    ops->sums(logits, n, top, 1, &sum, NULL);
+    /* in this order: top may be too large to add to */
+    *logprob = (double)logits[id] - top - log(sum);
     return ERR_NONE;
 }
 
-err_code sample_entropy(const float *logits, int64_t n, double *entropy, err_info *e)
+err_code sample_entropy(const kern_row_ops *ops, const float *logits, int64_t n, double *entropy,
+                        err_info *e)
 {
-    err_code code = sample_check(logits, n, e);
-    if (code) return code;
-    float max = logits[best(logits, n)];
+    float top;
+    int64_t block;
     double sum = 0, weighted = 0;
-    for (int64_t i = 0; i < n; i += TERMS) {
-        float below[TERMS], terms[TERMS];
-        distances(logits + i, n - i, max, below);
-        terms_of(below, terms);
-        sum += terms_sum(terms);
-        for (int j = 0; j < TERMS; j++) terms[j] *= below[j];
-        weighted += terms_sum(terms);
-    }
-    *entropy = log(sum) + weighted / sum; /* -sum p ln p with ln p = -below - ln sum */
+    err_code code = find_top(ops, logits, n, &top, &block, e);
+    if (code) return code;
+    ops->sums(logits, n, top, 1, &sum, &weighted);
+    *entropy = log(sum) + weighted / sum; /* -sum p ln p with -ln p = d + ln sum */
     return ERR_NONE;
 }

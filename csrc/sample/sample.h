@@ -10,21 +10,26 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "kern/row.h"
 #include "sample/heap.h"
 
-/* ERR_RANGE unless some entry is finite and none is NaN or +inf. */
-err_code sample_check(const float *logits, int64_t n, err_info *e);
+/* ERR_RANGE with the reason why logits, of which some are NaN or +inf or none is finite, are
+ * refused. */
+err_code sample_refuse(const float *logits, int64_t n, err_info *e);
 
-err_code sample_argmax(const float *logits, int64_t n, int32_t *id, err_info *e);
+err_code sample_argmax(const kern_row_ops *ops, const float *logits, int64_t n, int32_t *id,
+                       err_info *e);
 
 /* The best first into list[k]; *n_found <= k counts those that are not ruled out. */
-err_code sample_topk(const float *logits, int64_t n, int64_t k, cand *list, int64_t *n_found,
-                     err_info *e);
+err_code sample_topk(const kern_row_ops *ops, const float *logits, int64_t n, int64_t k, cand *list,
+                     int64_t *n_found, err_info *e);
 
 /* ln softmax(logits)[id]; id < n. */
-err_code sample_logprob(const float *logits, int64_t n, int32_t id, double *logprob, err_info *e);
+err_code sample_logprob(const kern_row_ops *ops, const float *logits, int64_t n, int32_t id,
+                        double *logprob, err_info *e);
 
 /* Of softmax(logits), in nats. */
-err_code sample_entropy(const float *logits, int64_t n, double *entropy, err_info *e);
+err_code sample_entropy(const kern_row_ops *ops, const float *logits, int64_t n, double *entropy,
+                        err_info *e);
 
 #endif

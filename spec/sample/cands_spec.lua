@@ -135,7 +135,179 @@ describe("candidates", function()
     end
   end)
 
-  it("divides once somebody looks, before what needs probabilities", function()
+  -- Stages by their definition: lists of { id =, x = }, sorted again by each.
+  local reference = {}
+
+  local function sorted(list)
+    table.sort(list, function(a, b) return a.x > b.x or (a.x == b.x and a.id < b.id) end)
+    return list
+  end
+
+  local function weights(list)
+    local z, p = 0, {}
+    for i, e in ipairs(list) do
+      p[i] = math.exp(e.x - list[1].x)
+      z = z + p[i]
+    end
+    for i in ipairs(p) do p[i] = p[i] / z end
+    return p
+  end
+
+  local function head(list, keeps)
+    local n = 0
+    while n < #list and keeps(n + 1, list[n + 1]) do n = n + 1 end
+    return table.move(list, 1, n, 1, {})
+  end
+
+  function reference.temperature(list, t)
+    for _, e in ipairs(list) do e.x = e.x / t end
+    return list
+  end
+
+  function reference.top_k(list, k)
+    local last = list[math.min(k, #list)].x
+    return head(list, function(_, e) return e.x >= last end)
+  end
+
+  function reference.top_p(list, p)
+    local mass, w = 0, weights(list)
+    return head(list, function(i)
+      mass = mass + w[i]
+      return mass - w[i] < p
+    end)
+  end
+
+  function reference.min_p(list, p)
+    local floor = list[1].x + math.log(p)
+    return head(list, function(_, e) return e.x >= floor end)
+  end
+
+  function reference.typical_p(list, p)
+    local w, entropy, by_id, mass, last = weights(list), 0, {}, 0, nil
+    for i in ipairs(w) do entropy = entropy - w[i] * math.log(w[i]) end
+    for i, e in ipairs(list) do by_id[e.id] = math.abs(-math.log(w[i]) - entropy) end
+    local near, kept = table.move(list, 1, #list, 1, {}), {}
+    table.sort(near, function(a, b) return by_id[a.id] < by_id[b.id] end)
+    local p_of = {}
+    for i, e in ipairs(list) do p_of[e.id] = w[i] end
+    for _, e in ipairs(near) do
+      if mass >= p and by_id[e.id] > last + 1e-9 then break end
+      mass, last = mass + p_of[e.id], by_id[e.id]
+      kept[#kept + 1] = e
+    end
+    return sorted(kept)
+  end
+
+  local function counts(seen)
+    local n = {}
+    for _, id in ipairs(seen) do n[id] = (n[id] or 0) + 1 end
+    return n
+  end
+
+  function reference.penalty(list, seen, presence, frequency)
+    local n = counts(seen)
+    for _, e in ipairs(list) do
+      if n[e.id] then e.x = e.x - (n[e.id] * frequency + presence) end
+    end
+    return sorted(list)
+  end
+
+  function reference.repetition_penalty(list, r, prompt, output)
+    local n = counts(table.move(output, 1, #output, #prompt + 1,
+      table.move(prompt, 1, #prompt, 1, {})))
+    for _, e in ipairs(list) do
+      if n[e.id] then e.x = e.x > 0 and e.x / r or e.x * r end
+    end
+    return sorted(list)
+  end
+
+  function reference.bias(list, by_id)
+    local kept = {}
+    for _, e in ipairs(list) do
+      e.x = e.x + (by_id[e.id] or 0)
+      if e.x > -inf then kept[#kept + 1] = e end
+    end
+    return sorted(kept)
+  end
+
+  it("narrows many as the definitions do, in any order of stages", function()
+    local rng = core.rng(11)
+    local function draw_ids(n)
+      local out = {}
+      for i = 1, n do out[i] = math.floor(rng:uniform() ^ 3 * 2100) - 20 end
+      return out
+    end
+    local stages = {
+      function() return "temperature", 0.3 + rng:uniform() end,
+      function() return "temperature", 2 + rng:uniform() end,
+      function() return "top_k", 1 + math.floor(1000 ^ rng:uniform()) end,
+      function() return "top_p", 0.5 + rng:uniform() / 2 end,
+      function() return "min_p", 10 ^ (-1 - 3 * rng:uniform()) end,
+      function() return "typical_p", 0.5 + rng:uniform() / 2 end,
+      function() return "penalty", draw_ids(200), 1.5, 0.25 end,
+      function() return "repetition_penalty", 1.3, draw_ids(300), draw_ids(20) end,
+      function() return "bias", { [3] = 8.5, [700] = -inf, [1999] = 0.125, [5000] = 1 } end,
+    }
+    for round = 1, 60 do
+      local values, list = {}, {}
+      local spread, levels = ({ 0.05, 1, 3, 20 })[round % 4 + 1], round % 3 == 0 and 8 or 1e6
+      for i = 1, 2000 do
+        local x = spread * math.log(math.floor(rng:uniform() * levels + 1) / levels)
+        values[i] = rng:uniform() < 0.02 and -inf or string.unpack("<f", string.pack("<f", -x))
+        if values[i] > -inf then list[#list + 1] = { id = i - 1, x = values[i] } end
+      end
+      local c, log = load(values), {}
+      sorted(list)
+      for _ = 1, 1 + round % 5 do
+        local call = table.pack(stages[1 + math.floor(rng:uniform() * #stages)]())
+        log[#log + 1] = call[1]
+        if rng:uniform() < 0.3 then c:id(1 + math.floor(rng:uniform() * #c)) end
+        list = reference[call[1]](list, table.unpack(call, 2, call.n))
+        c[call[1]](c, table.unpack(call, 2, call.n))
+        assert.equal(#list, #c, table.concat(log, " "))
+      end
+      local w, entropy, want = weights(list), 0, {}
+      for i, e in ipairs(list) do
+        want[i] = e.id
+        if w[i] > 0 then entropy = entropy - w[i] * math.log(w[i]) end
+      end
+      assert.near(entropy, c:entropy(), 1e-6, table.concat(log, " "))
+      local u, mass, at = rng:uniform(), 0, 0
+      while mass < u and at < #list do at, mass = at + 1, mass + w[at + 1] end
+      if round % 2 == 0 then assert.same(want, ids(c), table.concat(log, " ")) end
+      assert.equal(list[at].id, c:pick(u), table.concat(log, " "))
+    end
+  end)
+
+  it("keeps all of many that are equally likely, and draws among them by id", function()
+    local values = {}
+    for i = 1, 5000 do values[i] = 2.5 end
+    local c = load(values)
+    c:typical_p(0.3)
+    assert.equal(5000, #c)
+    c:top_p(0.5)
+    assert.equal(2500, #c)
+    c = load(values)
+    c:temperature(0.7)
+    assert.equal(1234, c:pick(1234.5 / 5000))
+  end)
+
+  it("bears any temperature among many", function()
+    local big, values = 3.4028234663852886e38, {}
+    for i = 1, 1000 do values[i] = i % 2 == 0 and -big or big / 3 end
+    values[501] = big
+    for _, t in ipairs{ 0, 1e-90, 1e-3, 1 } do
+      local c = load(values)
+      c:temperature(t)
+      assert.equal(500, (c:pick(0.999)))
+    end
+    local c = load(values)
+    c:temperature(1e90)
+    c:top_p(0.5)
+    assert.equal(500, #c)
+  end)
+
+  it("is divided by one temperature after the other", function()
     local c = load{ 4, 2, 0, -inf }
     c:temperature(2)
     assert.equal(2.0, c:logit(1))
