@@ -150,6 +150,18 @@ describe("moonlet agent", function()
     end
   end)
 
+  it("takes what it runs with it when a second Ctrl-C ends it at once", function()
+    local options = script { call("bash", { command = "trap 'touch asked' TERM; echo $$ >pid; "
+      .. "mv pid ready; while :; do sleep 1000; done" }) }
+    local text = place.run(("cd '%s' && (%slua5.4 bin/moonlet agent --cwd %s %s -p Go --yes & "
+      .. "cd %s; until [ -e ready ]; do sleep 0.02; done; kill -INT $!; "
+      .. "until [ -e asked ]; do sleep 0.02; done; kill -INT $!; wait $!; echo code $?; "
+      .. "read pid <ready; i=0; while [ -s /proc/$pid/cmdline -a $i -lt 500 ]; "
+      .. "do i=$((i + 1)); sleep 0.02; done; [ $i -lt 500 ] && echo gone || kill -9 -$pid)"):format(
+        os.getenv("PWD"), ENV, place.path "work", options, place.path "work"))
+    assert.matches("\ncode 130\ngone\n$", text)
+  end)
+
   for _, row in ipairs { { "INT", "-p Go" }, { "TERM", "-p Go" }, { "TERM", "" } } do
     local signal, way = table.unpack(row)
     it(("ends a task at SIG%s, with what it runs: agent %s"):format(signal, way), function()

@@ -17,7 +17,34 @@ struct process {
     int output, pidfd, poll; /* descriptors, -1 when not open; poll has the other two in it */
     int is_done;
     process_end end;
+    atomic_int *place; /* in the list */
 };
+
+/* A place that is nobody's until the program has its number. */
+enum { TAKEN = -1 };
+
+static atomic_int *take_place(process_list *list)
+{
+    for (int i = 0; i < PROCESS_LISTED; i++) {
+        int none = 0;
+        if (atomic_compare_exchange_strong(&list->group[i], &none, TAKEN)) return &list->group[i];
+    }
+    return NULL;
+}
+
+static void leave_place(process *p)
+{
+    if (p->place) atomic_store(p->place, 0);
+    p->place = NULL;
+}
+
+void process_kill_listed(process_list *list)
+{
+    for (int i = 0; i < PROCESS_LISTED; i++) {
+        int group = atomic_load(&list->group[i]);
+        if (group > 0) kill(-group, SIGKILL);
+    }
+}
 
 static void close_fd(int *fd)
 {
@@ -87,6 +114,7 @@ static int start(process *p, const char *const *argv, const char *cwd)
         errno = error;
         return -1;
     }
+    atomic_store(p->place, (int)p->pid);
     if (fcntl(p->output, F_SETFL, O_NONBLOCK) != 0) return -1;
     p->pidfd = pidfd_open(p->pid, 0);
     p->poll = epoll_create1(EPOLL_CLOEXEC);
@@ -94,11 +122,17 @@ static int start(process *p, const char *const *argv, const char *cwd)
     return watch(p, p->output) == 0 && watch(p, p->pidfd) == 0 ? 0 : -1;
 }
 
-process *process_open(const char *const *argv, const char *cwd, err_info *e)
+process *process_open(const char *const *argv, const char *cwd, process_list *list, err_info *e)
 {
     process *p = mem_array(1, sizeof *p, e);
     if (!p) return NULL;
     p->output = p->pidfd = p->poll = -1;
+    p->place = take_place(list);
+    if (!p->place) {
+        err_set(e, ERR_LIMIT, "cannot run %s: %d programs run", argv[0], PROCESS_LISTED);
+        process_close(p);
+        return NULL;
+    }
     if (start(p, argv, cwd) == 0) return p;
     err_set(e, ERR_IO, "cannot run %s in %s: %s", argv[0], cwd, strerror(errno));
     process_close(p);
@@ -133,8 +167,9 @@ static void reap(process *p, int options)
     int status = 0;
     p->is_done = 1;
     p->end = (process_end){.code = -1};
+    if (got == 0) kill(-p->pid, SIGKILL);
+    leave_place(p);
     if (got != 0) return; /* somebody else has taken it */
-    kill(-p->pid, SIGKILL);
     if (waitpid(p->pid, &status, 0) != p->pid) return;
     if (WIFEXITED(status)) p->end.code = WEXITSTATUS(status);
     if (WIFSIGNALED(status)) p->end.signal = WTERMSIG(status);
@@ -159,6 +194,7 @@ void process_close(process *p)
         kill(-p->pid, SIGKILL);
         reap(p, 0);
     }
+    leave_place(p);
     close_fd(&p->poll);
     close_fd(&p->pidfd);
     close_fd(&p->output);

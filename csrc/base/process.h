@@ -4,19 +4,28 @@
  * input, both outputs in one pipe, no other descriptor of this process, and signals as a new
  * program expects them. What it leaves running in its group is killed when it ends: nobody would
  * read that output. What it has started and has left the group is not looked for: once its parent
- * has ended it is nobody's child, and cannot be told from other programs. Used by one thread;
- * nothing here waits but process_close. */
+ * has ended it is nobody's child, and cannot be told from other programs. Used by one thread, but
+ * for the list; nothing here waits but process_close. */
 #ifndef BASE_PROCESS_H
 #define BASE_PROCESS_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include "base/err.h"
 
 typedef struct process process;
 
-/* Starts argv[0], which is looked for in PATH, in the directory cwd. argv ends with NULL. */
-process *process_open(const char *const *argv, const char *cwd, err_info *e);
+/* The groups of programs that run: a signal from the terminal does not reach them, so whoever ends
+ * this process at a signal ends them first. All zero: none. */
+enum { PROCESS_LISTED = 256 };
+typedef struct process_list {
+    atomic_int group[PROCESS_LISTED]; /* 0: a free place */
+} process_list;
+
+/* Starts argv[0], which is looked for in PATH, in the directory cwd. argv ends with NULL. The
+ * program stands in `list`, which outlives it, while it runs. */
+process *process_open(const char *const *argv, const char *cwd, process_list *list, err_info *e);
 
 /* Readable while there is output, and once the program has ended. */
 int process_fd(const process *p);
@@ -37,5 +46,8 @@ void process_signal(process *p, int number);
 
 /* Kills what still runs, and waits for the program's end. NULL is fine. */
 void process_close(process *p);
+
+/* Kills every group that is listed, whatever goes on meanwhile: for signal handlers. */
+void process_kill_listed(process_list *list);
 
 #endif

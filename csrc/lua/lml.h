@@ -17,6 +17,7 @@
 #include "base/cpu.h"
 #include "base/err.h"
 #include "base/cancel.h"
+#include "base/process.h"
 #include "num/fit.h"
 
 /* nil, text, code name; returns 3. */
@@ -106,6 +107,9 @@ void lml_check_importance(lua_State *L, const float *h, int64_t n);
 
 /* Raised by Ctrl-C once moonlet.core.catch_interrupt() was called; NULL-safe to pass around. */
 cancel_flag *lml_cancel_flag(void);
+
+/* Programs that run: a second Ctrl-C ends them with this process. */
+process_list *lml_programs(void);
 
 /* Each adds its functions and classes to the core table on top of the stack. */
 void lml_open_awq(lua_State *L);

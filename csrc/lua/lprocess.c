@@ -49,7 +49,7 @@ static int open_process(lua_State *L)
     box->p = NULL;
     luaL_setmetatable(L, LPROCESS_CLASS);
     err_info e;
-    box->p = process_open(argv, cwd, &e);
+    box->p = process_open(argv, cwd, lml_programs(), &e);
     return box->p ? 1 : lml_fail(L, &e);
 }
 

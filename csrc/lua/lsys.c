@@ -9,23 +9,35 @@
 
 #include "base/clock.h"
 #include "base/heap.h"
+#include "base/process.h"
 #include "base/secret.h"
 
-/* A signal handler can reach nothing but a global: the one mutable global of moonlet. */
+/* A signal handler can reach nothing but globals: the mutable globals of moonlet. */
 static cancel_flag interrupted;
+static process_list programs;
 
 cancel_flag *lml_cancel_flag(void)
 {
     return &interrupted;
 }
 
-/* What has been raised: Ctrl-C, which asks for the end of a computation; a signal that asks for the
- * end of the process. */
-enum { BY_USER = 1, TO_END = 2 };
+process_list *lml_programs(void)
+{
+    return &programs;
+}
 
+/* What has been raised: Ctrl-C, which asks for the end of a computation; signals that ask for the
+ * end of the process, each for itself, as some who end programs send one after the other. */
+enum { BY_USER = 1, TERMINATED = 2, HUNG_UP = 4 };
+
+/* A second signal of a kind ends the process, and what runs beside it. */
 static void on_interrupt(int signal_number)
 {
-    atomic_fetch_or(&interrupted, signal_number == SIGINT ? BY_USER : TO_END);
+    int kind = signal_number == SIGINT ? BY_USER : signal_number == SIGTERM ? TERMINATED : HUNG_UP;
+    if (!(atomic_fetch_or(&interrupted, kind) & kind)) return;
+    process_kill_listed(&programs);
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
 }
 
 static void ignore(int signal_number)
@@ -48,10 +60,9 @@ static int outlive_file_limit(void)
  * later as well. Writing too large a file fails, too. */
 static int catch_interrupt(lua_State *L)
 {
-    /* A second signal finds the default handler and ends the process. A read that waits for the
-     * user is not restarted, so that it returns at the first one. */
+    /* A read that waits for the user is not restarted, so that it returns at the first signal. */
     static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
-    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND}, old;
+    struct sigaction action = {.sa_handler = on_interrupt}, old;
     sigemptyset(&action.sa_mask);
     atomic_fetch_and(&interrupted, ~BY_USER);
     if (outlive_file_limit() != 0) return luaL_error(L, "cannot catch signals");
