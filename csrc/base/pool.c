@@ -23,10 +23,11 @@ typedef struct worker {
 
 enum { OPEN = 1, ENTRY = 2 };
 
-/* Items of a loop that a worker begins with; whoever takes some moves `next`. */
+/* Pieces of a loop that a worker has before it: the next one, and in the upper half the one behind
+ * the last. The worker takes them from the front; who has none left takes half of them from the
+ * back, so that both go on in order. */
 typedef struct share {
-    _Alignas(64) atomic_llong next;
-    int64_t end;
+    _Alignas(64) atomic_ullong pieces;
 } share;
 
 struct pool {
@@ -37,7 +38,7 @@ struct pool {
 
     pool_fn fn;
     void *ctx;
-    int64_t grain;
+    int64_t n_items, grain;
     share *shares; /* [n_threads] */
 
     /* `epoch` announces a loop. `gate` is OPEN while workers may join, plus ENTRY for each one
@@ -59,17 +60,65 @@ static void cpu_relax(void)
 #endif
 }
 
-/* Piece by piece of the worker's own share, then of the others'. */
+static unsigned long long pack_pieces(int64_t begin, int64_t end)
+{
+    return (unsigned long long)begin | (unsigned long long)end << 32;
+}
+
+static int64_t first_piece(unsigned long long pieces)
+{
+    return (int64_t)(pieces & UINT32_MAX);
+}
+
+static int64_t n_pieces(unsigned long long pieces)
+{
+    return (int64_t)(pieces >> 32) - first_piece(pieces);
+}
+
+static unsigned long long look(share *s)
+{
+    return atomic_load_explicit(&s->pieces, memory_order_relaxed);
+}
+
+static void run_pieces(pool *p, share *own, int index)
+{
+    while (n_pieces(look(own)) > 0) {
+        /* the last one may just have been taken away; then the front passes the end by one */
+        unsigned long long now = atomic_fetch_add_explicit(&own->pieces, 1, memory_order_relaxed);
+        int64_t begin = first_piece(now) * p->grain, left = p->n_items - begin;
+        if (n_pieces(now) > 0)
+            p->fn(p->ctx, begin, begin + (left < p->grain ? left : p->grain), index);
+    }
+}
+
+/* Moves half of what the worker with most has left into a share that has run out. */
+static int find_pieces(pool *p, share *own)
+{
+    for (;;) {
+        share *from = NULL;
+        unsigned long long most = 0;
+        for (share *s = p->shares; s < p->shares + p->n_threads; s++) {
+            unsigned long long now = look(s);
+            if (n_pieces(now) <= 0 || (from && n_pieces(now) <= n_pieces(most))) continue;
+            from = s;
+            most = now;
+        }
+        if (!from) return 0;
+        int64_t begin = first_piece(most), n = n_pieces(most), middle = begin + n / 2;
+        if (!atomic_compare_exchange_strong_explicit(&from->pieces, &most,
+                                                     pack_pieces(begin, middle),
+                                                     memory_order_relaxed, memory_order_relaxed))
+            continue;
+        atomic_store_explicit(&own->pieces, pack_pieces(middle, begin + n), memory_order_relaxed);
+        return 1;
+    }
+}
+
 static void take_items(pool *p, int index)
 {
-    for (int i = 0, n = p->n_threads; i < n; i++) {
-        share *s = &p->shares[index + i < n ? index + i : index + i - n];
-        while (atomic_load_explicit(&s->next, memory_order_relaxed) < s->end) {
-            int64_t begin = atomic_fetch_add_explicit(&s->next, p->grain, memory_order_relaxed);
-            int64_t end = begin + p->grain;
-            if (begin < s->end) p->fn(p->ctx, begin, end < s->end ? end : s->end, index);
-        }
-    }
+    share *own = &p->shares[index];
+    do run_pieces(p, own, index);
+    while (find_pieces(p, own));
 }
 
 /* Returns the epoch once it differs from `seen`. */
@@ -92,8 +141,8 @@ static unsigned wait_for_epoch(pool *p, unsigned seen)
     return now;
 }
 
-/* Entering is what makes fn, ctx, grain and shares readable: they do not change while anybody is
- * inside. That the loop may be a later one than the epoch told of does no harm. */
+/* Entering is what makes fn, ctx, n_items, grain and shares readable: they do not change
+ * while anybody is inside. That the loop may be a later one than the epoch told of does no harm. */
 static int enter(pool *p)
 {
     unsigned g = atomic_load_explicit(&p->gate, memory_order_relaxed);
@@ -206,28 +255,30 @@ int pool_n_threads(const pool *p)
     return p->n_threads;
 }
 
-static void share_out(pool *p, int64_t n_items)
+static void share_out(pool *p, int64_t n_pieces_in_all)
 {
-    int64_t n_pieces = (n_items - 1) / p->grain + 1, n = p->n_threads, begin = 0;
-    for (int64_t i = 0; i < n; i++) {
-        int64_t end = i == n - 1 ? n_items : (n_pieces * (i + 1) / n) * p->grain;
-        atomic_store_explicit(&p->shares[i].next, begin, memory_order_relaxed);
-        p->shares[i].end = begin = end;
+    int64_t begin = 0;
+    for (int i = 0; i < p->n_threads; i++) {
+        int64_t end = n_pieces_in_all * (i + 1) / p->n_threads;
+        atomic_store_explicit(&p->shares[i].pieces, pack_pieces(begin, end), memory_order_relaxed);
+        begin = end;
     }
 }
 
 void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx)
 {
     if (n_items <= 0) return;
-    if (grain < 1) grain = 1;
+    int64_t least = n_items / INT32_MAX + 1; /* pieces are counted in 32 bits */
+    if (grain < least) grain = least;
     if (p->n_threads == 1 || n_items <= grain) {
         fn(ctx, 0, n_items, 0);
         return;
     }
     p->fn = fn;
     p->ctx = ctx;
+    p->n_items = n_items;
     p->grain = grain;
-    share_out(p, n_items);
+    share_out(p, (n_items - 1) / grain + 1);
     atomic_store_explicit(&p->gate, OPEN, memory_order_release);
     announce(p);
     take_items(p, 0);

@@ -29,9 +29,9 @@ int pool_n_threads(const pool *p);
 typedef void (*pool_fn)(void *ctx, int64_t begin, int64_t end, int worker);
 
 /* Runs fn over [0, n_items) in pieces of `grain` (the last may be shorter); returns when all are
- * done. Each worker takes an equal stretch in order, as memory likes to be read, then helps the
- * others: pieces may be small, and small ones even out the end. Small loops run on the calling
- * thread alone. */
+ * done. Each worker takes an equal stretch in order, as memory likes to be read; one that has done
+ * its own goes on with the second half of what another has before it. Pieces may be small, and
+ * small ones even out the end. Small loops run on the calling thread alone. */
 void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx);
 
 #endif
