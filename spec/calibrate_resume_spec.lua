@@ -276,7 +276,7 @@ describe("a calibration", function()
   it("keeps Hessians that cannot get their name", function()
     local said = child [[
       o.on_progress = function() core.make_dir(o.hessians .. ".partial/hessians.safetensors") end]]
-    assert.matches("cannot rename: Is a directory; .*holds what is done, to be resumed", said)
+    assert.matches("cannot replace: Is a directory; .*holds what is done, to be resumed", said)
     assert(os.remove(hessians .. ".partial/hessians.safetensors"))
     is_whole(child())
   end)

@@ -67,6 +67,26 @@ describe("a result", function()
     assert.same({ r = true }, core.list_dir(dir))
   end)
 
+  it("is not what has been put in the place of the file that it grew in", function()
+    local model <close> = assert(moonlet.open(DEMO, { threads = 1, precision = "exact" }))
+    for _, fails in ipairs { false, true } do
+      local ok, result, message = pcall(moonlet.eval.save_logits, model, { out = path,
+        text = "Call me Ishmael.", on_progress = function()
+          os.remove(beside)
+          checkpoint.spit(beside, "another's")
+          if fails then error("no more") end
+        end })
+      assert.equal(fails, not ok)
+      if ok then
+        assert.same({ nil, beside .. ": is not the file that was written there" },
+          { result, message })
+      end
+      assert.equal("another's", checkpoint.slurp(beside))
+      assert.is_nil(core.file_kind(path))
+      os.remove(beside)
+    end
+  end)
+
   it("replaces files and links to files only", function()
     for _, make in ipairs { "mkfifo %s", "ln -s /dev/null %s", "ln -s nowhere %s" } do
       os.execute(make:format(path))

@@ -50,6 +50,27 @@ int file_claim(const char *partial, err_info *e)
     return -1;
 }
 
+static int is_claimed(int fd, const char *partial)
+{
+    struct stat ours, there;
+    return fstat(fd, &ours) == 0 && lstat(partial, &there) == 0 && ours.st_dev == there.st_dev &&
+           ours.st_ino == there.st_ino;
+}
+
+err_code file_settle(int fd, const char *partial, const char *path, err_info *e)
+{
+    if (fsync(fd) != 0) return fail(partial, "sync", e);
+    if (!is_claimed(fd, partial))
+        return err_set(e, ERR_IO, "%s: is not the file that was written there", partial);
+    return rename(partial, path) == 0 ? ERR_NONE : fail(path, "replace", e);
+}
+
+void file_unclaim(int fd, const char *partial)
+{
+    if (is_claimed(fd, partial)) unlink(partial);
+    close(fd);
+}
+
 err_code file_reserve(const char *path, int64_t n_bytes, err_info *e)
 {
     int fd = open(path, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
@@ -93,20 +114,15 @@ err_code file_out_put(file_out *out, const void *data, size_t n_bytes, err_info 
 
 err_code file_out_finish(file_out *out, err_info *e)
 {
-    int fd = out->fd;
-    out->fd = -1;
-    err_code code = fsync(fd) == 0 ? ERR_NONE : fail(out->path, "write", e);
-    if (!code && rename(out->partial, out->path) != 0) code = fail(out->path, "replace", e);
-    if (code) unlink(out->partial);
-    close(fd); /* last: it holds the lock; what it could report, fsync has */
+    err_code code = file_settle(out->fd, out->partial, out->path, e);
+    file_out_abort(out);
     return code;
 }
 
 void file_out_abort(file_out *out)
 {
     if (out->fd < 0) return;
-    unlink(out->partial);
-    close(out->fd);
+    file_unclaim(out->fd, out->partial);
     out->fd = -1;
 }
 

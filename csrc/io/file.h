@@ -15,6 +15,13 @@
  * somebody's. Returns a descriptor, -1 on failure. */
 int file_claim(const char *partial, err_info *e);
 
+/* Syncs a claimed file and gives it its name; ERR_IO, and nothing is renamed, where somebody has
+ * removed it since and another file has the name `partial`. fd stays open: it holds the lock. */
+err_code file_settle(int fd, const char *partial, const char *path, err_info *e);
+
+/* Closes a claimed file and removes it, if it still is what has that name. */
+void file_unclaim(int fd, const char *partial);
+
 /* Whether file_claim(path + ".partial") would find that name free; creates nothing. */
 err_code file_check_free(const char *path, err_info *e);
 

@@ -293,8 +293,8 @@ static err_code commit(st_writer *w, err_info *e)
             return err_set(e, ERR_RANGE, "%s: tensor %s: %lld of %lld bytes were written", w->path,
                            s->name, (long long)s->n_put, (long long)s->n_bytes);
     }
-    if (fsync(w->fd) != 0) return os_error(w, "cannot sync", errno, e);
-    if (rename(w->partial, w->path) != 0) return os_error(w, "cannot rename", errno, e);
+    err_code code = file_settle(w->fd, w->partial, w->path, e);
+    if (code) return code;
     w->has_partial = 0;
     return sync_directory(w, e);
 }
@@ -314,8 +314,10 @@ void st_writer_keep(st_writer *w)
 void st_writer_abort(st_writer *w)
 {
     if (!w) return;
-    if (w->has_partial) unlink(w->partial);
-    if (w->fd >= 0) close(w->fd); /* last: it holds the lock */
+    if (w->has_partial)
+        file_unclaim(w->fd, w->partial);
+    else if (w->fd >= 0)
+        close(w->fd);
     for (int64_t i = 0; i < w->n_slots; i++) mem_free(w->slots[i].name);
     mem_free(w->slots);
     mem_free(w->partial);
