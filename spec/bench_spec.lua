@@ -75,6 +75,29 @@ describe("bench", function()
     end
   end)
 
+  it("says what a token takes beside the forward pass", function()
+    local report = run(model, { prompt = 0, gen = 5, depths = { 0, 3 }, rounds = 1 })
+    local beside, decode = report.beside, report.rows[1]
+    assert.is_true(beside.seconds > 0)
+    assert.near(beside.share,
+      beside.seconds / (beside.seconds + decode.seconds / decode.tokens), 1e-12)
+    assert.is_nil(run(model, { prompt = 2, gen = 0, rounds = 1 }).beside)
+  end)
+
+  it("says what memory holds beside checkpoint, cache and state", function()
+    local session <close> = assert(model:session { ctx = 8 })
+    assert(session:sync { 1, 2, 3, 4 })
+    local stats = session:stats()
+    local memory = run(model, { prompt = 0, gen = 2, rounds = 1 }).memory
+    -- a token ahead of two generated ones
+    assert.equal(stats.state_bytes + stats.kv_bytes // 4 * 3, memory.cache)
+    local checkpoint = 0
+    for _, bytes in pairs(model:info().bytes_by_mode) do checkpoint = checkpoint + bytes end
+    assert.equal(checkpoint, memory.checkpoint)
+    assert.near(memory.own - memory.cache,
+      memory.excess * (memory.checkpoint + memory.cache), 1)
+  end)
+
   it("counts the arithmetic of a prompt", function()
     local c, active, full, linear = model:info().config, 0, 0, 0
     for _, tensor in ipairs(assert(model:tensors())) do
@@ -103,9 +126,9 @@ describe("bench", function()
       last, all, calls = done, total, calls + 1
     end
     run(model, { prompt = 4, gen = 2, depths = { 3 }, rounds = 2, on_progress = on_progress })
-    assert.equal(3 + 4 + 2 * (4 + 2), all) -- filling, the first pass, rounds
+    assert.equal(3 + 4 + 2 * (4 + 2) + 2, all) -- filling, the first pass, rounds, generating
     assert.equal(all, last)
-    assert.equal(6, calls)
+    assert.equal(7, calls)
   end)
 
   it("fails and raises as everything else", function()

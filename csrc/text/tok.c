@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "base/heap.h"
 #include "base/mem.h"
 #include "io/json.h"
 #include "text/tok_impl.h"
@@ -486,6 +487,7 @@ static err_code load_file(loader *l, const char *path,
     err_code c = load(l, json_root(doc));
     if (c) err_prefix(l->e, "%s", path);
     json_close(doc);
+    heap_give_back(); /* a vocabulary in JSON takes a hundred megabytes, in many pieces */
     return c;
 }
 

@@ -6,6 +6,7 @@
 -- the median one is reported as a whole, with its probes and its profile. Token ids are drawn: no
 -- tokenizer is needed, and experts are chosen as variedly as text chooses them.
 local core = require "moonlet.core"
+local generate = require "moonlet.generate"
 local options = require "moonlet.options"
 
 local bench = {}
@@ -92,6 +93,36 @@ local function measure(run, row)
   ok, message, code = append(session, ids, decode)
   if not ok then return nil, message, code end
   return { seconds = core.seconds() - start, profile = session:profile() }
+end
+
+-- What is measured beside the forward pass: a usual policy, always the same draws.
+local POLICY <const> = { temperature = 0.6, top_k = 20, top_p = 0.95, seed = 1 }
+
+-- Seconds per token that a generation takes outside of evaluation: sampling, detokenizing, Lua. The
+-- median of its tokens, at the first depth.
+local function measure_beside(run, depth, tokens)
+  local session = run.session
+  local ok, message, code = session:restore(run.snapshots[depth])
+  if ok then ok, message, code = append(session, { run.draw() }) end
+  if not ok then return nil, message, code end
+  local evaluated, took = 0, {}
+  local timed = setmetatable({ step = function(_, id)
+    local start = core.seconds()
+    local done, why, kind = session:step(id)
+    evaluated = core.seconds() - start
+    return done, why, kind
+  end }, { __index = session })
+  local given = { max_tokens = tokens, stop_ids = {} }
+  for name, value in pairs(POLICY) do given[name] = value end
+  local start = core.seconds()
+  given.on_token = function()
+    took[#took + 1] = core.seconds() - start - evaluated
+    start, evaluated = core.seconds(), 0
+  end
+  ok, message, code = generate.collect(timed, given)
+  if not ok then return nil, message, code end
+  run.progress(tokens)
+  return median(took)
 end
 
 -- ---- all of them --------------------------------------------------------------------------------
@@ -251,7 +282,30 @@ local function run_all(run, opts, rows)
     ok, message, code = run_round(run, rows)
     if not ok then return nil, message, code end
   end
+  if opts.gen == 0 then return true end
+  run.beside, message, code = measure_beside(run, opts.depths[1], opts.gen)
+  if not run.beside then return nil, message, code end
   return true
+end
+
+-- Of the memory of this process, `cache` is what keys, values and states of the session take;
+-- beside them and the checkpoint, whose matrices take `checkpoint` bytes, it should be little.
+local function measure_memory(session, info)
+  local memory, stats = bench.memory(), session:stats()
+  if not memory then return nil end
+  memory.cache, memory.checkpoint = stats.kv_bytes + stats.state_bytes, 0
+  for _, bytes in pairs(info.bytes_by_mode) do memory.checkpoint = memory.checkpoint + bytes end
+  memory.excess = (memory.own - memory.cache) / (memory.checkpoint + memory.cache)
+  return memory
+end
+
+-- The share of a generated token's time that is not the forward pass.
+local function beside(run, rows)
+  if not run.beside then return nil end
+  local decode
+  for _, row in ipairs(rows) do decode = decode or row.kind == "decode" and row end
+  local forward = decode.seconds / decode.tokens
+  return { seconds = run.beside, share = run.beside / (run.beside + forward) }
 end
 
 ---Measures a model. Takes memory for a context of the greatest depth, and that of its probes.
@@ -262,6 +316,7 @@ end
 ---  out
 ---@return table? report machine, threads, precision, kv, memory, kernels and kernels_by and
 ---  kernels_times as Model:info has them,
+---  beside = { seconds, share }: what sampling, detokenizing and Lua take of a generated token,
 ---  bandwidth_bytes_per_second (median of all probes), rows: list of { kind, depth, tokens,
 ---  seconds, fastest_seconds, slowest_seconds, tokens_per_second, bytes_per_token,
 ---  bandwidth_bytes_per_second, bandwidth_share, arithmetic_per_second (of prompts, without the
@@ -273,6 +328,7 @@ function bench.run(model, opts)
   local info, rows = model:info(), list_rows(opts)
   local total, done = opts.depths[#opts.depths] + rows[1].tokens, 0
   for _, row in ipairs(rows) do total = total + row.tokens * opts.rounds end
+  total = total + opts.gen
   local count, message, code = arithmetic(model, info)
   if not count then return nil, message, code end
   local session <close>, why, kind = model:session {
@@ -285,14 +341,15 @@ function bench.run(model, opts)
     end }
   local ok
   ok, message, code = run_all(run, opts, rows)
-  local memory = bench.memory()
   for _, snapshot in pairs(run.snapshots) do snapshot:close() end
   if not ok then return nil, message, code end
+  local memory = measure_memory(session, info)
   local report = { machine = bench.machine(), threads = info.threads, kernels = info.kernels,
     kernels_by = info.kernels_by, kernels_times = info.kernels_times,
     precision = info.precision, kv = session:stats().codec, memory = memory,
     bandwidth_bytes_per_second = median(run.probes), rows = {} }
   for i, row in ipairs(rows) do report.rows[i] = sum_up(row, count) end
+  report.beside = beside(run, report.rows)
   return report
 end
 

@@ -46,6 +46,12 @@ local function print_head(report)
   output.line(("opened in %.2f s%s"):format(report.open_seconds, report.memory
     and ("; %s of memory beside %s of the checkpoint"):format(output.bytes(report.memory.own),
       output.bytes(report.memory.file)) or ""))
+  local memory = report.memory
+  if memory then
+    output.line(("cache and state take %s; the other %s are %.1f %% over those and the checkpoint")
+      :format(output.bytes(memory.cache), output.bytes(memory.own - memory.cache),
+        memory.excess * 100))
+  end
   output.line(("memory reads at %.1f GB/s"):format(report.bandwidth_bytes_per_second / 1e9))
 end
 
@@ -64,6 +70,10 @@ local function print_rows(report)
       row.bandwidth_share * 100, arithmetic and ("%.1f"):format(arithmetic / 1e9) or "",
       marked and " *" or ""))
     unsteady = unsteady or marked
+  end
+  if report.beside then
+    output.line(("sampling, detokenizing and Lua take %.3f ms more per token: %.1f %% of its time")
+      :format(report.beside.seconds * 1e3, report.beside.share * 100))
   end
   if unsteady then
     output.line(("* memory's speed changed by more than %.0f %% during a round: something else "
