@@ -1,8 +1,8 @@
 -- Speed of matrix products and mixers:
 --   lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode, or "mixers"]
 -- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
--- Activations in f32, then in 8 bits for the formats that take them. "memory": products of one
--- token with matrices of 256 MB, beside the speed at which as many threads read memory.
+-- Activations in f32, then in 8 bits or in bf16 for the formats that take them. "memory": products
+-- of one token with matrices of 256 MB, beside the speed at which as many threads read memory.
 
 package.path = "./lua/?.lua;./lua/?/init.lua;" .. package.path
 package.cpath = "./build/?.so;" .. package.cpath
@@ -36,11 +36,13 @@ local function matrix(m)
   return w
 end
 
-local function seconds(w, n_x, int8)
+local FAST <const> = { affine = "int8", mxfp4 = "int8", nvfp4 = "int8", bf16 = "bf16" }
+
+local function seconds(w, n_x, fast)
   local x = string.pack("<f", 0.01):rep(cols * n_x)
   local repeats = variant == "scalar" and 2 or math.max(5, 400000000 // (rows * cols * n_x))
   local _, best = core.kern_run(variant, "linear",
-    { matrix = w, x = x, n_x = n_x, threads = threads, repeats = repeats, int8 = int8 })
+    { matrix = w, x = x, n_x = n_x, threads = threads, repeats = repeats, fast = fast ~= nil })
   return best
 end
 
@@ -49,27 +51,28 @@ if not from_memory then
   print("mode       x     n=1 Gw/s     n=2     n=4     n=8    n=32   n=256 GFLOP/s")
 end
 
-local function report(m, w, int8)
-  local line = { ("%-6s %2d %5s  %7.2f"):format(m.mode, m.bits, int8 and "int8" or "f32",
-    rows * cols / seconds(w, 1, int8) / 1e9) }
+local function report(m, w, fast)
+  local line = { ("%-6s %2d %5s  %7.2f"):format(m.mode, m.bits, fast or "f32",
+    rows * cols / seconds(w, 1, fast) / 1e9) }
   for _, n in ipairs { 2, 4, 8, 32, 256 } do
-    line[#line + 1] = ("%7.1f"):format(2 * rows * cols * n / seconds(w, n, int8) / 1e9)
+    line[#line + 1] = ("%7.1f"):format(2 * rows * cols * n / seconds(w, n, fast) / 1e9)
   end
   print(table.concat(line, " "))
 end
 
-local function report_memory(m, int8)
+local function report_memory(m)
+  local fast = FAST[m.mode]
   rows = (256 << 20) // (cols * m.bits // 8)
   local w = matrix(m)
   local before = bench.bandwidth(threads, 256 << 20)
-  local speed = (#w.codes + #(w.scales or "") + #(w.biases or "")) / seconds(w, 1, int8)
+  local speed = (#w.codes + #(w.scales or "") + #(w.biases or "")) / seconds(w, 1, fast)
   local read = (before + bench.bandwidth(threads, 256 << 20)) / 2
   print(("%-6s %2d %5s %7.1f GB/s of %5.1f: %3.0f %%"):format(m.mode, m.bits,
-    int8 and "int8" or "f32", speed / 1e9, read / 1e9, 100 * speed / read))
+    fast or "f32", speed / 1e9, read / 1e9, 100 * speed / read))
 end
 
 for _, m in ipairs(from_memory and modes or {}) do
-  report_memory(m, m.mode == "affine" or m.mode == "mxfp4" or m.mode == "nvfp4")
+  report_memory(m)
   collectgarbage()
 end
 if from_memory then return end
@@ -77,8 +80,8 @@ if from_memory then return end
 for _, m in ipairs(modes) do
   if not arg[5] or arg[5] == m.mode then
     local w = matrix(m)
-    report(m, w, false)
-    if m.mode == "affine" or m.mode == "mxfp4" or m.mode == "nvfp4" then report(m, w, true) end
+    report(m, w)
+    if FAST[m.mode] then report(m, w, FAST[m.mode]) end
   end
 end
 

@@ -40,7 +40,8 @@ cpu_level cpu_detect(void)
         return CPU_AVX2;
     if (!__builtin_cpu_supports("avx512vnni")) return CPU_AVX512_BASE;
     if (!__builtin_cpu_supports("avx512vbmi")) return CPU_AVX512_VNNI;
-    return has_tiles() ? CPU_AMX : CPU_AVX512;
+    if (!__builtin_cpu_supports("avx512bf16")) return CPU_AVX512;
+    return has_tiles() ? CPU_AMX : CPU_AVX512_BF16;
 }
 #else
 cpu_level cpu_detect(void)
@@ -51,8 +52,8 @@ cpu_level cpu_detect(void)
 
 const char *cpu_level_name(cpu_level level)
 {
-    static const char *const names[CPU_N_LEVELS] = {"scalar",     "avx2",   "avx512base",
-                                                    "avx512vnni", "avx512", "amx"};
+    static const char *const names[CPU_N_LEVELS] = {
+        "scalar", "avx2", "avx512base", "avx512vnni", "avx512", "avx512bf16", "amx"};
     return (unsigned)level < CPU_N_LEVELS ? names[level] : "unknown";
 }
 

@@ -3,4 +3,4 @@
 
 #include "kern/vector_table.h"
 
-const kern_ops kern_avx2 = V16_TABLE("avx2", CPU_AVX2, kern_avx2_int8);
+const kern_ops kern_avx2 = V16_TABLE("avx2", CPU_AVX2, kern_avx2_int8, bf16_ops);

@@ -4,6 +4,9 @@
 #include "kern/vector_table.h"
 
 /* Only products of bytes want more than VNNI. */
-const kern_ops kern_avx512vnni = V16_TABLE("avx512vnni", CPU_AVX512_VNNI, kern_avx512vnni_int8);
-const kern_ops kern_avx512 = V16_TABLE("avx512", CPU_AVX512, kern_avx512_int8);
-const kern_ops kern_amx = V16_TABLE("amx", CPU_AMX, kern_amx_int8);
+const kern_ops kern_avx512vnni =
+    V16_TABLE("avx512vnni", CPU_AVX512_VNNI, kern_avx512vnni_int8, bf16_ops);
+const kern_ops kern_avx512 = V16_TABLE("avx512", CPU_AVX512, kern_avx512_int8, bf16_ops);
+const kern_ops kern_avx512bf16 =
+    V16_TABLE("avx512bf16", CPU_AVX512_BF16, kern_avx512_int8, kern_avx512_bf16);
+const kern_ops kern_amx = V16_TABLE("amx", CPU_AMX, kern_amx_int8, bf16_ops);

@@ -4,4 +4,4 @@
 
 #include "kern/vector_table.h"
 
-const kern_ops kern_avx512base = V16_TABLE("avx512base", CPU_AVX512_BASE, kern_avx2_int8);
+const kern_ops kern_avx512base = V16_TABLE("avx512base", CPU_AVX512_BASE, kern_avx2_int8, bf16_ops);

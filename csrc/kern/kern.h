@@ -35,6 +35,19 @@ typedef struct kern_int8_ops {
                     float *y, int64_t ldy, void *scratch);
 } kern_int8_ops;
 
+/* Products with activations rounded to bf16; see bf16.h for what they compute. */
+typedef struct kern_bf16_ops {
+    int element; /* bytes of a rounded number */
+
+    /* x[cols] into kern_bf16_bytes(ops, cols) bytes. cols is a multiple of 32. */
+    void (*round)(const float *x, int64_t cols, void *row);
+
+    /* y[t*ldy + r] = row (row + r) of w . rounded row t, for r < n_rows and t < n_x. scratch:
+     * floats [n_rows][cols]. */
+    void (*product)(const num_matrix *w, int64_t row, int64_t n_rows, const void *x, int64_t n_x,
+                    float *y, int64_t ldy, void *scratch);
+} kern_bf16_ops;
+
 /* Positions whose keys lie side by side, and positions that share a softmax: what a key or value
  * meets is cut at multiples of KERN_BLOCK, wherever a call begins or ends. */
 enum { KERN_PAGE = 32, KERN_BLOCK = 256, KERN_BLOCK_PAGES = KERN_BLOCK / KERN_PAGE };
@@ -139,6 +152,7 @@ typedef struct kern_ops {
     void (*f16_decode)(const uint16_t *x, float *out, int64_t n);
 
     const kern_int8_ops *int8;
+    const kern_bf16_ops *bf16;
     const kern_attn_ops *attn;
     const num_fit_ops *fit; /* for num_fit_row */
     const kern_row_ops *row;
@@ -187,13 +201,19 @@ void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs,
  * mxfp4, nvfp4, in rows of a multiple of 32. The others hold more than a byte of a weight. */
 int kern_takes_int8(const num_matrix *w);
 
-/* Bytes of a row of x in 8 bits. */
-int64_t kern_int8_bytes(int64_t cols);
+/* Whether products with w are defined for activations in bf16: bf16 in rows of a multiple of 32. */
+int kern_takes_bf16(const num_matrix *w);
 
-/* kern_linear_jobs with activations in 8 bits where the matrix takes them. rows: 64-byte aligned,
- * kern_int8_bytes(cols) for each row of x and for each row that is picked; jobs that follow one
- * another and share x, and what they pick of it, share these. Jobs that pick must take 8 bits. */
-void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *jobs,
+/* Bytes of a row of x in 8 bits, in bf16. */
+int64_t kern_int8_bytes(int64_t cols);
+int64_t kern_bf16_bytes(const kern_ops *ops, int64_t cols);
+
+/* kern_linear_jobs with activations in 8 bits or in bf16 where the matrix takes them. rows: 64-byte
+ * aligned, kern_int8_bytes(cols) for each row of x that meets a matrix which takes 8 bits and for
+ * each row that is picked, kern_bf16_bytes(ops, cols) for each that meets one which takes bf16;
+ * jobs that follow one another and share x, and what they pick of it, share these. Jobs that pick
+ * must take 8 bits. */
+void kern_linear_jobs_fast(struct pool *p, const kern_ops *ops, const kern_job *jobs,
                            int64_t n_jobs, int64_t max_cols, void *scratch, void *rows);
 
 #endif

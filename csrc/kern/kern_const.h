@@ -12,6 +12,7 @@ extern const kern_ops kern_avx2;
 extern const kern_ops kern_avx512base;
 extern const kern_ops kern_avx512vnni;
 extern const kern_ops kern_avx512;
+extern const kern_ops kern_avx512bf16;
 extern const kern_ops kern_amx;
 extern const num_fit_ops kern_avx2_fit;
 extern const num_fit_ops kern_avx512_fit;
@@ -21,6 +22,9 @@ extern const kern_row_ops kern_avx512_row;
 
 /* Partial sums of a dot product: one AVX-512 register, two of AVX2. */
 enum { KERN_LANES = 16 };
+
+/* Tokens that meet a block of decoded rows while both are in the second-level cache. */
+enum { KERN_TOKENS = 32 };
 
 /* Weights are asked for this many bytes before they are read, or as many as are read side by side.
  * The prefetcher of the hardware does not keep up with some twenty instructions per cache line.

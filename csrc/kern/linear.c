@@ -8,7 +8,7 @@
 
 /* A block of decoded rows takes a quarter of a megabyte, so that it and the tokens it meets stay
  * in L2; it is also work enough (some microseconds) to be worth handing to a thread. */
-enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, TOKENS = 32, ITEMS_PER_THREAD = 64, FEW = 4 };
+enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, ITEMS_PER_THREAD = 64, FEW = 4 };
 
 typedef struct work {
     const kern_ops *ops;
@@ -16,12 +16,17 @@ typedef struct work {
     int64_t n_jobs;
     char *scratch;
     int64_t scratch_bytes;
-    char *rows; /* of the jobs' x in 8 bits; NULL in f32 */
+    char *rows; /* of the jobs' x, rounded; NULL in f32 */
 } work;
 
 static int runs_int8(const work *p, const num_matrix *w)
 {
     return p->rows && kern_takes_int8(w);
+}
+
+static int runs_bf16(const work *p, const num_matrix *w)
+{
+    return p->rows && kern_takes_bf16(w);
 }
 
 /* Rows of x that a job and those it shares x with choose from. */
@@ -60,16 +65,29 @@ int64_t kern_scratch_bytes(int64_t max_cols)
     return ((bytes > panel ? bytes : panel) + 63) / 64 * 64;
 }
 
-static void run_block(const work *p, const kern_job *job, const char *rows, int64_t block,
-                      float *scratch)
+/* A job, and where the rounded rows of its x lie, and those it reads in 8 bits: rows of an x in 8
+ * bits are followed by those in bf16 and by what jobs pick of it. NULL where no job wants them. */
+typedef struct place {
+    const work *work;
+    const kern_job *job, *end;
+    char *source, *bf16, *rows, *free;
+} place;
+
+static void run_block(const place *at, int64_t block, float *scratch)
 {
+    const work *p = at->work;
+    const kern_job *job = at->job;
     const kern_ops *ops = p->ops;
     const num_matrix *w = job->w;
     int64_t cols = w->cols, size = block_rows(p, w), first = block * size;
     int64_t n = w->rows - first < size ? w->rows - first : size;
     float *y = job->y + first;
     if (runs_int8(p, w)) {
-        ops->int8->product(w, first, n, rows, job->n_x, y, job->ldy, scratch);
+        ops->int8->product(w, first, n, at->rows, job->n_x, y, job->ldy, scratch);
+        return;
+    }
+    if (runs_bf16(p, w)) {
+        ops->bf16->product(w, first, n, at->bf16, job->n_x, y, job->ldy, scratch);
         return;
     }
     if (job->n_x == 1) {
@@ -77,8 +95,8 @@ static void run_block(const work *p, const kern_job *job, const char *rows, int6
         return;
     }
     for (int64_t r = 0; r < n; r++) ops->decode[w->mode](w, first + r, scratch + r * cols);
-    for (int64_t t = 0; t < job->n_x; t += TOKENS) {
-        int64_t n_t = job->n_x - t < TOKENS ? job->n_x - t : TOKENS;
+    for (int64_t t = 0; t < job->n_x; t += KERN_TOKENS) {
+        int64_t n_t = job->n_x - t < KERN_TOKENS ? job->n_x - t : KERN_TOKENS;
         for (int64_t r = 0; r < n; r += KERN_ROWS)
             ops->dots(scratch + r * cols, cols, (int)(n - r < KERN_ROWS ? n - r : KERN_ROWS),
                       job->x + t * job->ldx, job->ldx, n_t, cols, y + t * job->ldy + r, job->ldy);
@@ -96,13 +114,6 @@ static int same_x(const kern_job *a, const kern_job *b)
     return same_source(a, b) && a->pick == b->pick && a->n_x == b->n_x;
 }
 
-/* A job, and where the 8-bit rows of its x and those it reads lie: rows of an x are followed by
- * what jobs pick of it. */
-typedef struct place {
-    const kern_job *job, *end;
-    char *source, *rows, *free;
-} place;
-
 static void place_rows(place *at)
 {
     at->rows = at->source;
@@ -118,14 +129,22 @@ static void place_rows(place *at)
 
 static void place_source(place *at)
 {
-    at->source = at->free;
-    if (at->source) at->free += n_source_rows(at->job) * kern_int8_bytes(at->job->w->cols);
+    int int8 = 0, bf16 = 0;
+    for (const kern_job *j = at->job; j < at->end && same_source(at->job, j); j++) {
+        int8 |= runs_int8(at->work, j->w);
+        bf16 |= runs_bf16(at->work, j->w);
+    }
+    int64_t n = n_source_rows(at->job), cols = at->job->w->cols;
+    at->source = int8 ? at->free : NULL;
+    at->free += int8 ? n * kern_int8_bytes(cols) : 0;
+    at->bf16 = bf16 ? at->free : NULL;
+    at->free += bf16 ? n * kern_bf16_bytes(at->work->ops, cols) : 0;
     place_rows(at);
 }
 
 static place first_place(const work *p)
 {
-    place at = {.job = p->jobs, .end = p->jobs + p->n_jobs, .free = p->rows};
+    place at = {.work = p, .job = p->jobs, .end = p->jobs + p->n_jobs, .free = p->rows};
     place_source(&at);
     return at;
 }
@@ -163,7 +182,7 @@ static void run_items(void *ctx, int64_t begin, int64_t end, int worker)
         }
         if (i - before == in_job - 1 && at.job + 1 < at.end && at.job->n_x <= FEW)
             prefetch_start(at.job[1].w);
-        run_block(p, at.job, at.rows, i - before, scratch);
+        run_block(&at, i - before, scratch);
     }
 }
 
@@ -189,39 +208,33 @@ void kern_linear(struct pool *p, const kern_ops *ops, const num_matrix *w, const
     kern_linear_jobs(p, ops, &job, 1, w->cols, scratch);
 }
 
-/* ---- activations in 8 bits ------------------------------------------------------------------ */
+/* ---- rounded activations -------------------------------------------------------------------- */
 
-/* Whether one of the jobs from `at` on that share its x wants it in 8 bits; `at` moves behind
- * them. */
-static int pass_source(place *at)
+/* Moves `at` behind the jobs that share its x. */
+static void pass_source(place *at)
 {
     const kern_job *first = at->job;
-    int wanted = 0;
-    while (at->job < at->end && same_source(first, at->job)) {
-        wanted |= kern_takes_int8(at->job->w);
-        next_place(at);
-    }
-    return wanted;
+    while (at->job < at->end && same_source(first, at->job)) next_place(at);
 }
 
 /* Items are the rows of x, of one x after the other. */
-static void quantize_rows(void *ctx, int64_t begin, int64_t end, int worker)
+static void round_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const work *p = ctx;
-    place next = first_place(p), at = next;
-    int wanted = pass_source(&next);
+    const kern_ops *ops = p->ops;
+    place at = first_place(p);
     int64_t before = 0, n_rows = n_source_rows(at.job);
     for (int64_t i = begin; i < end; i++) {
         while (i - before >= n_rows) {
             before += n_rows;
-            at = next;
-            wanted = pass_source(&next);
+            pass_source(&at);
             n_rows = n_source_rows(at.job);
         }
-        if (wanted)
-            p->ops->int8->quantize(at.job->x + (i - before) * at.job->ldx, at.job->w->cols,
-                                   at.source + (i - before) * kern_int8_bytes(at.job->w->cols));
+        int64_t cols = at.job->w->cols, row = i - before;
+        const float *x = at.job->x + row * at.job->ldx;
+        if (at.source) ops->int8->quantize(x, cols, at.source + row * kern_int8_bytes(cols));
+        if (at.bf16) ops->bf16->round(x, cols, at.bf16 + row * kern_bf16_bytes(ops, cols));
     }
 }
 
@@ -243,7 +256,7 @@ static void gather_rows(void *ctx, int64_t begin, int64_t end, int worker)
             gather(&at);
 }
 
-void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *jobs,
+void kern_linear_jobs_fast(struct pool *p, const kern_ops *ops, const kern_job *jobs,
                            int64_t n_jobs, int64_t max_cols, void *scratch, void *rows)
 {
     work w = {ops, jobs, n_jobs, scratch, kern_scratch_bytes(max_cols), rows};
@@ -253,7 +266,7 @@ void kern_linear_jobs_int8(struct pool *p, const kern_ops *ops, const kern_job *
         if (j == 0 || !same_source(&jobs[j - 1], &jobs[j])) n_rows += n_source_rows(&jobs[j]);
         gathers |= is_gathered(&jobs[j]);
     }
-    pool_for(p, n_rows, 16, quantize_rows, &w);
+    pool_for(p, n_rows, 16, round_rows, &w);
     if (gathers) pool_for(p, n_jobs, 8, gather_rows, &w);
     run_work(p, &w);
 }

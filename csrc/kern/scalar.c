@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "kern/kern.h"
+#include "kern/bf16.h"
 #include "kern/int8.h"
 #include "kern/int_attn.h"
 #include "kern/kern_const.h"
@@ -236,6 +237,7 @@ const kern_ops kern_scalar = {
     .f16_encode = f16_encode,
     .f16_decode = f16_decode,
     .int8 = &kern_scalar_int8,
+    .bf16 = &kern_scalar_bf16,
     .attn = &kern_scalar_attn,
     .fit = &num_fit_plain,
     .row = &kern_plain_row,

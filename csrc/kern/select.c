@@ -4,7 +4,7 @@
 static const kern_ops *const tables[] = {
     &kern_scalar,
 #ifndef MOONLET_SCALAR_ONLY
-    &kern_avx2,   &kern_avx512base, &kern_avx512vnni, &kern_avx512, &kern_amx,
+    &kern_avx2,   &kern_avx512base, &kern_avx512vnni, &kern_avx512, &kern_avx512bf16, &kern_amx,
 #endif
 };
 

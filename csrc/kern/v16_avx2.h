@@ -261,6 +261,50 @@ V16_FN v16 v16_from_e4m3(__m128i b)
     return v16_mul(v16_from_f16(_mm256_or_si256(h, nan)), v16_set1(256.0f));
 }
 
+/* ---- bf16 of bf16.h ------------------------------------------------------------------------- */
+
+V16_FN __m256 half_round_bf16(__m256 a)
+{
+    __m256i u = _mm256_castps_si256(a), sign = _mm256_set1_epi32(INT32_MIN);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    __m256i tiny = _mm256_cmpeq_epi32(_mm256_and_si256(u, _mm256_set1_epi32(0x7f800000)),
+                                      _mm256_setzero_si256());
+    r = _mm256_and_si256(r, _mm256_set1_epi32((int)0xffff0000));
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(r, _mm256_and_si256(u, sign), tiny));
+}
+V16_FN v16 v16_round_bf16(v16 a)
+{
+    return v16_if_nan(a, v16_set1(NAN), (v16){half_round_bf16(a.lo), half_round_bf16(a.hi)});
+}
+
+V16_FN __m256 half_in_order(__m256 quarters)
+{
+    return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(quarters), 0xd8));
+}
+V16_FN v16 v16_odd(v16 a, v16 b)
+{
+    return (v16){half_in_order(_mm256_shuffle_ps(a.lo, a.hi, 0xdd)),
+                 half_in_order(_mm256_shuffle_ps(b.lo, b.hi, 0xdd))};
+}
+V16_FN v16 v16_even(v16 a, v16 b)
+{
+    return (v16){half_in_order(_mm256_shuffle_ps(a.lo, a.hi, 0x88)),
+                 half_in_order(_mm256_shuffle_ps(b.lo, b.hi, 0x88))};
+}
+
+V16_FN v16 v16_odd_bf16(v16i pairs)
+{
+    __m256i high = _mm256_set1_epi32((int)0xffff0000);
+    return (v16){_mm256_castsi256_ps(_mm256_and_si256(pairs.lo, high)),
+                 _mm256_castsi256_ps(_mm256_and_si256(pairs.hi, high))};
+}
+V16_FN v16 v16_even_bf16(v16i pairs)
+{
+    return (v16){_mm256_castsi256_ps(_mm256_slli_epi32(pairs.lo, 16)),
+                 _mm256_castsi256_ps(_mm256_slli_epi32(pairs.hi, 16))};
+}
+
 /* ---- packed codes --------------------------------------------------------------------------- */
 
 #define SETR(...) _mm256_setr_epi32(__VA_ARGS__)

@@ -260,6 +260,41 @@ V16_FN v16 v16_from_e4m3(__m128i b)
                               _mm512_set1_ps(256.0f));
 }
 
+/* ---- bf16 of bf16.h ------------------------------------------------------------------------- */
+
+V16_FN v16 v16_round_bf16(v16 a)
+{
+    v16i u = _mm512_castps_si512(a), sign = _mm512_set1_epi32(INT32_MIN);
+    v16i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    v16i r = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    r = _mm512_and_si512(r, _mm512_set1_epi32((int)0xffff0000));
+    r = _mm512_mask_and_epi32(r, _mm512_testn_epi32_mask(u, _mm512_set1_epi32(0x7f800000)), u,
+                              sign);
+    return v16_if_nan(a, v16_set1(NAN), _mm512_castsi512_ps(r));
+}
+
+/* Of 32 numbers those in odd and in even places. */
+V16_FN v16 v16_odd(v16 a, v16 b)
+{
+    return _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31), b);
+}
+V16_FN v16 v16_even(v16 a, v16 b)
+{
+    return _mm512_permutex2var_ps(
+        a, _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30), b);
+}
+
+/* The same of 32 stored bf16 numbers. */
+V16_FN v16 v16_odd_bf16(v16i pairs)
+{
+    return _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32((int)0xffff0000)));
+}
+V16_FN v16 v16_even_bf16(v16i pairs)
+{
+    return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+}
+
 /* ---- packed codes --------------------------------------------------------------------------- */
 
 /* Lane j: the two bytes that hold code j of `bits` <= 7, shifted so that it starts at bit 0. What

@@ -7,15 +7,7 @@
 #include <string.h>
 
 #include "kern/kern_const.h"
-
-/* The tree over lanes: + 8, + 4, + 2, + 1. */
-V16_FN float v16_sum(v16 a)
-{
-    __m256 h = v16_halves(a);
-    __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
-    q = _mm_add_ps(q, _mm_movehl_ps(q, q));
-    return _mm_cvtss_f32(_mm_add_ss(q, _mm_movehdup_ps(q)));
-}
+#include "kern/vector_sum.h"
 
 /* Columns k, k+1, ... of which n >= 1 are left: a whole load where possible. */
 V16_FN v16 v16_load_upto(const float *p, int64_t n)

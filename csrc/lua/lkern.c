@@ -141,14 +141,14 @@ static pool *open_pool(lua_State *L)
     return p;
 }
 
-/* Workspace for n rows of x in 8 bits when args.int8 is set, else NULL. */
-static void *arg_int8_rows(lua_State *L, int64_t n, int64_t cols)
+/* Workspace for n rows of x in 8 bits and in bf16 when args.fast is set, else NULL. */
+static void *arg_rows(lua_State *L, const kern_ops *ops, int64_t n, int64_t cols)
 {
-    if (!lml_opt_bool(L, 3, "int8", 0)) return NULL;
-    return guard_new(L, (size_t)(n * kern_int8_bytes(cols)));
+    if (!lml_opt_bool(L, 3, "fast", 0)) return NULL;
+    return guard_new(L, (size_t)(n * (kern_int8_bytes(cols) + kern_bf16_bytes(ops, cols))));
 }
 
-/* {matrix, x [n_x][cols], n_x, threads, repeats, int8} -> y [n_x][rows], seconds of the fastest
+/* {matrix, x [n_x][cols], n_x, threads, repeats, fast} -> y [n_x][rows], seconds of the fastest
  * run */
 static int run_linear(lua_State *L, const kern_ops *ops)
 {
@@ -159,14 +159,14 @@ static int run_linear(lua_State *L, const kern_ops *ops)
     const float *x = arg_floats(L, "x", n_x * m.cols);
     float *y = guard_new(L, (size_t)(n_x * m.rows) * sizeof *y);
     char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(m.cols)));
-    void *rows = arg_int8_rows(L, n_x, m.cols);
+    void *rows = arg_rows(L, ops, n_x, m.cols);
     kern_job job = {.w = &m, .x = x, .y = y, .ldx = m.cols, .n_x = n_x, .ldy = m.rows};
     pool *p = open_pool(L);
     double best = 0;
     for (int64_t i = 0; i < repeats; i++) {
         double start = clock_seconds();
         if (rows)
-            kern_linear_jobs_int8(p, ops, &job, 1, m.cols, scratch, rows);
+            kern_linear_jobs_fast(p, ops, &job, 1, m.cols, scratch, rows);
         else
             kern_linear(p, ops, &m, x, m.cols, n_x, y, m.rows, scratch);
         double seconds = clock_seconds() - start;
@@ -207,7 +207,7 @@ static void job_rows(lua_State *L, kern_job *jobs, int64_t j, const char **seen)
         luaL_argcheck(L, job->pick[i] >= 0 && job->pick[i] < job->n_from, 3, "picks: no such row");
 }
 
-/* {matrices = {matrix, ...}, xs = {x, ...}, picks = {i32 rows of x or nothing, ...}, threads, int8}
+/* {matrices = {matrix, ...}, xs = {x, ...}, picks = {i32 rows of x or nothing, ...}, threads, fast}
  * -> y of each job, all in one region */
 static int run_jobs(lua_State *L, const kern_ops *ops)
 {
@@ -230,10 +230,10 @@ static int run_jobs(lua_State *L, const kern_ops *ops)
         n_rows += jobs[j].n_x + jobs[j].n_from;
     }
     char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(max_cols)));
-    void *rows = arg_int8_rows(L, n_rows, max_cols);
+    void *rows = arg_rows(L, ops, n_rows, max_cols);
     pool *p = open_pool(L);
     if (rows)
-        kern_linear_jobs_int8(p, ops, jobs, n, max_cols, scratch, rows);
+        kern_linear_jobs_fast(p, ops, jobs, n, max_cols, scratch, rows);
     else
         kern_linear_jobs(p, ops, jobs, n, max_cols, scratch);
     pool_close(p);
@@ -618,7 +618,8 @@ cpu_level lml_cpu_level(lua_State *L)
     while (level < CPU_N_LEVELS && strcmp(wanted, cpu_level_name((cpu_level)level)) != 0) level++;
     if (level == CPU_N_LEVELS)
         luaL_error(L,
-                   "MOONLET_CPU: '%s' is none of scalar, avx2, avx512base, avx512vnni, avx512, amx",
+                   "MOONLET_CPU: '%s' is none of scalar, avx2, avx512base, avx512vnni, avx512, "
+                   "avx512bf16, amx",
                    wanted);
     if (level > (int)best->level)
         luaL_error(L, "MOONLET_CPU: no %s here, the best there is is %s", wanted, best->name);

@@ -17,6 +17,12 @@ typedef struct head { /* a model's logits, KLD_ROWS positions at a time */
     void *scratch, *rows; /* kern_linear's; rows NULL in f32 */
 } head;
 
+static int64_t rounded_row_bytes(const head *h)
+{
+    int64_t int8 = kern_int8_bytes(h->w->cols), bf16 = kern_bf16_bytes(h->m->ops, h->w->cols);
+    return int8 > bf16 ? int8 : bf16;
+}
+
 static err_code head_open(head *h, model *m, int64_t vocab, err_info *e)
 {
     *h = (head){.m = m, .w = m ? &m->weights.lm_head : NULL};
@@ -27,7 +33,7 @@ static err_code head_open(head *h, model *m, int64_t vocab, err_info *e)
                            (size_t)kern_scratch_bytes(m->weights.lm_head.cols), e);
     if (!h->scratch) return ERR_MEMORY;
     if (!m->int8) return ERR_NONE;
-    h->rows = mem_array(KLD_ROWS, (size_t)kern_int8_bytes(h->w->cols), e);
+    h->rows = mem_array(KLD_ROWS, (size_t)rounded_row_bytes(h), e);
     return h->rows ? ERR_NONE : ERR_MEMORY;
 }
 
@@ -43,7 +49,7 @@ static void head_run(const head *h, const float *final, int64_t n)
     const num_matrix *w = h->w;
     kern_job job = {.w = w, .x = final, .y = h->logits, .ldx = w->cols, .n_x = n, .ldy = w->rows};
     if (h->rows)
-        kern_linear_jobs_int8(h->m->pool, h->m->ops, &job, 1, w->cols, h->scratch, h->rows);
+        kern_linear_jobs_fast(h->m->pool, h->m->ops, &job, 1, w->cols, h->scratch, h->rows);
     else
         kern_linear_jobs(h->m->pool, h->m->ops, &job, 1, w->cols, h->scratch);
 }

@@ -37,15 +37,16 @@ static int64_t widest_matrix(const model_config *c)
     return max64(cols, c->shared_intermediate_size);
 }
 
-/* The most rows of 8 bits that one parallel region reads, times their width: inputs of the routed
- * experts and the shared one, or a batch. */
+/* The most rounded rows that one parallel region reads, times their width: inputs of the routed
+ * experts, in 8 bits or in bf16, and a batch that matrices read in both forms. */
 static int64_t kern_rows_bytes(const pass *p)
 {
     const model_config *c = &p->m->config;
     int64_t I = max64(c->moe_intermediate_size, c->shared_intermediate_size);
-    int64_t experts = c->is_moe ? c->n_experts_used + 1 : 0;
-    return SES_BATCH * max64(experts * kern_int8_bytes(max64(c->hidden_size, I)),
-                             kern_int8_bytes(p->kern_cols));
+    int64_t cols = p->kern_cols, widest = max64(c->hidden_size, I);
+    int64_t expert = max64(kern_int8_bytes(widest), kern_bf16_bytes(p->m->ops, widest));
+    int64_t both = kern_int8_bytes(cols) + kern_bf16_bytes(p->m->ops, cols);
+    return SES_BATCH * ((c->is_moe ? c->n_experts_used * expert : 0) + both);
 }
 
 static void lay_out_gdn(pass *p, layout *l)
@@ -231,7 +232,7 @@ void pass_linear_jobs(pass *p, profile_op op, const kern_job *jobs, int64_t n_jo
 {
     int64_t bytes = 0;
     if (p->kern_rows)
-        kern_linear_jobs_int8(p->m->pool, p->m->ops, jobs, n_jobs, p->kern_cols, p->kern,
+        kern_linear_jobs_fast(p->m->pool, p->m->ops, jobs, n_jobs, p->kern_cols, p->kern,
                               p->kern_rows);
     else
         kern_linear_jobs(p->m->pool, p->m->ops, jobs, n_jobs, p->kern_cols, p->kern);

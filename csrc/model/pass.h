@@ -56,7 +56,7 @@ struct pass {
     kern_job *jobs;        /* [2 * (E + 1)] */
     float *mtp_in;         /* [n][2*H] */
     void *kern;            /* kern_linear's, per worker */
-    void *kern_rows;       /* what matrices read, in 8 bits; NULL when the model runs in f32 */
+    void *kern_rows;       /* what matrices read, rounded; NULL when the model runs in f32 */
     char *attn_work;       /* per worker attn_work_bytes */
     float *scored;         /* [SES_SCORE_ROWS][V]; pages, untouched unless wanted */
     float *found;          /* [n_found][Nq/Nkv][D], then tops and sums; pages */

@@ -9,11 +9,14 @@ local version = require "moonlet.version"
 
 local tune = {}
 
--- What models spend their time with: single tokens and prompts, in 8 bits and in f32.
+-- What models spend their time with: single tokens and prompts, in 8 bits, in f32 and in bf16.
 local PRODUCTS <const> = {
-  { n_x = 1, int8 = true, repeats = 8 }, { n_x = 32, int8 = true, repeats = 2 },
-  { n_x = 256, int8 = true, repeats = 1 },
-  { n_x = 1, int8 = false, repeats = 8 }, { n_x = 32, int8 = false, repeats = 1 },
+  { mode = "mxfp4", n_x = 1, fast = true, repeats = 8 },
+  { mode = "mxfp4", n_x = 32, fast = true, repeats = 2 },
+  { mode = "mxfp4", n_x = 256, fast = true, repeats = 1 },
+  { mode = "mxfp4", n_x = 1, fast = false, repeats = 8 },
+  { mode = "mxfp4", n_x = 32, fast = false, repeats = 1 },
+  { mode = "bf16", n_x = 32, fast = true, repeats = 1 },
 }
 local ROWS <const>, COLS <const> = 256, 2048 -- stays in a second-level cache
 local ROUNDS <const>, SECONDS <const> = 5, 0.15
@@ -21,10 +24,13 @@ local ROUNDS <const>, SECONDS <const> = 5, 0.15
 -- What the processor claims to be best is replaced by what is faster by more than noise.
 local MARGIN <const> = 1.05
 
-local function matrix()
+local function matrices()
   local n = ROWS * COLS
-  return { mode = "mxfp4", bits = 4, group = 32, rows = ROWS, cols = COLS,
-    codes = ("\x35\x2a"):rep(n // 4), scales = ("\x78"):rep(n // 32) }
+  return {
+    mxfp4 = { mode = "mxfp4", bits = 4, group = 32, rows = ROWS, cols = COLS,
+      codes = ("\x35\x2a"):rep(n // 4), scales = ("\x78"):rep(n // 32) },
+    bf16 = { mode = "bf16", bits = 16, rows = ROWS, cols = COLS, codes = ("\x2a\x3c"):rep(n) },
+  }
 end
 
 ---Seconds of each kind of product with each of the kernels, measured in turn: of each the fastest
@@ -32,14 +38,14 @@ end
 ---@param names string[]
 ---@return table<string, number[]>
 function tune.measure(names)
-  local w, best, start = matrix(), {}, core.seconds()
+  local all, best, start = matrices(), {}, core.seconds()
   local x = string.pack("<f", 0.01):rep(COLS * 256)
   for _, name in ipairs(names) do best[name] = {} end
   for _ = 1, ROUNDS do
     for i, p in ipairs(PRODUCTS) do
       for _, name in ipairs(names) do
-        local _, seconds = core.kern_run(name, "linear", { matrix = w, n_x = p.n_x, int8 = p.int8,
-          repeats = p.repeats, x = x:sub(1, p.n_x * COLS * 4) })
+        local _, seconds = core.kern_run(name, "linear", { matrix = all[p.mode], n_x = p.n_x,
+          fast = p.fast, repeats = p.repeats, x = x:sub(1, p.n_x * COLS * 4) })
         best[name][i] = math.min(best[name][i] or math.huge, seconds)
       end
     end

@@ -57,7 +57,7 @@ end
 
 local function run(variant, m, x, n_x, threads)
   return (core.kern_run(variant, "linear",
-    { matrix = m, x = x, n_x = n_x, threads = threads, int8 = true }))
+    { matrix = m, x = x, n_x = n_x, threads = threads, fast = true }))
 end
 
 local function compare(m, x, n_x, what)
@@ -203,7 +203,7 @@ describe("int8 products", function()
     for _, variant in ipairs(core.kernels()) do
       for threads = 1, 3 do
         local ys = core.kern_run(variant.name, "jobs",
-          { matrices = matrices, xs = xs, threads = threads, int8 = true })
+          { matrices = matrices, xs = xs, threads = threads, fast = true })
         for i, m in ipairs(matrices) do
           assert.is_nil(numbers.difference(run(variant.name, m, xs[i], #xs[i] // (4 * m.cols)),
             ys[i]))
@@ -241,7 +241,7 @@ describe("int8 products", function()
     for _, variant in ipairs(core.kernels()) do
       for threads = 1, 3 do
         local ys = core.kern_run(variant.name, "jobs",
-          { matrices = matrices, xs = xs, picks = picks, threads = threads, int8 = true })
+          { matrices = matrices, xs = xs, picks = picks, threads = threads, fast = true })
         for i, m in ipairs(matrices) do
           local n_x = #chosen[i] // (4 * m.cols)
           assert.is_nil(numbers.difference(run(variant.name, m, chosen[i], n_x), ys[i]))

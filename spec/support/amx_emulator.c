@@ -1,7 +1,7 @@
 /* AMX for machines without it, linked into the module that specs load from build/amx.
  *
  * The linker hands calls of cpu_detect to __wrap_cpu_detect here, which says that there are tiles
- * where there is AVX-512. Tile instructions then end in SIGILL, whose handler computes what they
+ * where there is AVX-512 with BF16, as all that have tiles do. Tile instructions then end in SIGILL, whose handler computes what they
  * would have and steps over them; what is no tile instruction, or one that the processor would
  * refuse in its state, ends the process as ever.
  *
@@ -226,7 +226,7 @@ cpu_level __wrap_cpu_detect(void)
         fputs("amx_emulator: a product has left its tiles configured\n", stderr);
         abort();
     }
-    if (level != CPU_AVX512) return level;
+    if (level != CPU_AVX512_BF16) return level;
     struct sigaction action = {.sa_sigaction = on_illegal, .sa_flags = SA_SIGINFO};
     return sigaction(SIGILL, &action, NULL) == 0 ? CPU_AMX : level;
 }
