@@ -209,6 +209,19 @@ describe("resume", function()
     assert.matches("out%.partial: another run is writing it", said[2])
   end)
 
+  it("does no work where another run has finished meanwhile", function()
+    local finish = ("cp -r %s/whole %s"):format(dir, out)
+    assert.matches("^%S+/out: holds a complete checkpoint already\n$", child(out, ([[
+      local make_dir = core.make_dir
+      core.make_dir = function(path)
+        os.execute(%q)
+        return make_dir(path)
+      end
+      o.on_progress = function() error("works") end]]):format(finish)))
+    assert.is_nil(core.list_dir(out .. ".partial"))
+    is_whole()
+  end)
+
   it("goes on after a stop, an interrupt and an error of a callback", function()
     for _, stop in ipairs { "return false", "io.popen('kill -INT $PPID'):close()",
         "error('no more')" } do

@@ -34,6 +34,7 @@ end
 ---@field out string      without a slash at its end
 ---@field parent string   directory of `out`
 ---@field owns fun(name: string): boolean?  whether a file in it is one of those that are written
+---@field is_tree boolean?  OUT will be a directory
 ---@field dir string      OUT.partial; OUT itself where a run was cut off after it had renamed it
 
 -- What is at OUT: whether a run was cut off after it had renamed it, or why OUT cannot be made. A
@@ -75,7 +76,8 @@ function partial.place(source, out, owns)
   if (to .. "/"):sub(1, #from + 1) == from .. "/" then
     return nil, ("%s lies in the source %s"):format(out, source), "io"
   end
-  return { out = out, parent = parent, dir = renamed and out or out .. ".partial", owns = owns }
+  return { out = out, parent = parent, dir = renamed and out or out .. ".partial", owns = owns,
+    is_tree = true }
 end
 
 ---The place of an output that is one file, which takes its name with Partial:deliver.
@@ -204,6 +206,28 @@ function partial.find(place, plan, resume)
   return nil, message, code
 end
 
+-- A new directory with a locked journal.
+local function take(place)
+  if not core.list_dir(place.dir) then
+    local ok, message, code = core.make_dir(place.dir)
+    if not ok then return nil, message, code end
+  end
+  local journal, message, code = core.journal_create(place.dir .. "/" .. JOURNAL)
+  if journal then return new(place, journal) end
+  os.remove(place.dir)
+  return nil, message, code
+end
+
+-- Whether OUT is as it was when the run looked first: another may have finished before this one had
+-- the lock.
+local function is_still_free(place)
+  if not place.is_tree then return true end
+  local renamed, message, code = look_at(place.out)
+  if renamed == nil then return nil, message, code end
+  if renamed == (place.dir == place.out) then return true end
+  return nil, place.out .. ": another run is writing it", "busy"
+end
+
 ---Begins the directory, or takes what `find` found; from now on it is there to be finished, left
 ---or removed.
 ---@param place moonlet.Place
@@ -213,26 +237,16 @@ end
 ---@return string? message
 ---@return string? code
 function partial.begin(place, found, head)
-  local self = found
-  local ok, message, code
-  if not self then
-    if not core.list_dir(place.dir) then
-      ok, message, code = core.make_dir(place.dir)
-      if not ok then return nil, message, code end
-    end
-    local journal
-    journal, message, code = core.journal_create(place.dir .. "/" .. JOURNAL)
-    if not journal then
-      os.remove(place.dir)
-      return nil, message, code
-    end
-    self = new(place, journal)
+  local self, problem, kind = found, nil, nil
+  if not self then self, problem, kind = take(place) end
+  if not self then return nil, problem, kind end
+  local ok, message, code = is_still_free(place)
+  if ok and not self.head then
+    self.head = head
+    ok, message, code = self:append(json.encode(head))
   end
-  if self.head then return self end
-  self.head = head
-  ok, message, code = self:append(json.encode(head))
   if ok then return self end
-  self:remove()
+  self:leave()
   return nil, message, code
 end
 
