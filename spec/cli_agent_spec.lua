@@ -156,7 +156,7 @@ describe("moonlet agent", function()
     local text = place.run(("cd '%s' && (%slua5.4 bin/moonlet agent --cwd %s %s -p Go --yes & "
       .. "cd %s; until [ -e ready ]; do sleep 0.02; done; kill -INT $!; "
       .. "until [ -e asked ]; do sleep 0.02; done; kill -INT $!; wait $!; echo code $?; "
-      .. "read pid <ready; i=0; while [ -s /proc/$pid/cmdline -a $i -lt 500 ]; "
+      .. "read pid <ready; i=0; while grep -qs . /proc/$pid/cmdline && [ $i -lt 500 ]; "
       .. "do i=$((i + 1)); sleep 0.02; done; [ $i -lt 500 ] && echo gone || kill -9 -$pid)"):format(
         os.getenv("PWD"), ENV, place.path "work", options, place.path "work"))
     assert.matches("\ncode 130\ngone\n$", text)
