@@ -2,6 +2,7 @@
 --- happens, as the model has to be told.
 
 local clip = require "moonlet.clip"
+local hooks = require "moonlet.agent.hooks"
 local json = require "moonlet.json"
 local sys = require "moonlet.sys"
 local validate = require "moonlet.validate"
@@ -137,17 +138,6 @@ end
 
 -- ---- one call ----------------------------------------------------------------------------------
 
--- A hook's result in a tool's place is the model's next reading: it has to be text.
-local function check_result(hook, result)
-  if type(result) == "table" and type(result.content) == "string" then return result end
-  error(("hook %s: a table with a text as content expected"):format(hook), 0)
-end
-
-local function refused_by(hook, reason)
-  if type(reason) == "string" then return failure(reason) end
-  error(("hook %s: a text as reason expected"):format(hook), 0)
-end
-
 -- What speaks against a call, as its result.
 local function refuse(agent, tool, call)
   if not tool then
@@ -156,15 +146,10 @@ local function refuse(agent, tool, call)
   end
   local ok, message = validate.check(call.arguments, tool.parameters or true, "arguments")
   if not ok then return failure(message) end
-  if agent.before_tool then
-    local allowed, reason = agent.before_tool(call, tool)
-    if allowed == false then return refused_by("before_tool", reason or "the call was refused") end
-    if type(allowed) == "table" then return check_result("before_tool", allowed) end
-  end
-  if tool.ask and agent.ask then
-    local allowed, reason = agent.ask(call, tool)
-    if allowed ~= true then return refused_by("ask", reason or "the user refused this call") end
-  end
+  local result, reason = hooks.before_tool(agent, call, tool)
+  if result then return result end
+  reason = reason or hooks.ask(agent, call, tool)
+  return reason and failure(reason)
 end
 
 -- Answers one call. The call that hooks and tools see is a copy: what was said stays as it was.
@@ -175,8 +160,7 @@ local function answer(batch, part)
     arguments = json.decode(json.encode(part.arguments)) }
   local result = refuse(agent, tool, call) or run_tool(batch, tool, call)
   result.content = clip.text(result.content, batch.most_bytes)
-  if not agent.after_tool then return result end
-  return check_result("after_tool", agent.after_tool(call, result) or result)
+  return hooks.after_tool(agent, call, result)
 end
 
 -- ---- all calls of a turn -----------------------------------------------------------------------

@@ -14,11 +14,22 @@ function failure.check(value, message, code)
   error(setmetatable({ message = message, code = code }, Failure), 0)
 end
 
+-- What the user's functions do wrong.
+local Misuse = { __tostring = Failure.__tostring }
+
+---Raises a message as it is, without the places that it was raised at.
+---@param message string
+function failure.misuse(message)
+  error(setmetatable({ message = message }, Misuse), 0)
+end
+
 ---The results of pcall or xpcall, with a failure as what the function has returned.
 ---@param ok boolean
 function failure.returned(ok, ...)
   local problem = ...
-  if ok or getmetatable(problem) ~= Failure then return ok, ... end
+  local kind = not ok and getmetatable(problem)
+  if kind == Misuse then return ok, problem.message end
+  if kind ~= Failure then return ok, ... end
   return true, nil, problem.message, problem.code
 end
 

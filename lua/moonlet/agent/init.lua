@@ -10,14 +10,13 @@ local calls = require "moonlet.agent.calls"
 local conversation = require "moonlet.agent.conversation"
 local engine = require "moonlet.engine"
 local failure = require "moonlet.agent.failure"
-local json = require "moonlet.json"
 local model = require "moonlet.model"
 local options = require "moonlet.options"
 local prompt = require "moonlet.prompt"
 local replay = require "moonlet.replay"
 local run = require "moonlet.agent.run"
 local sched = require "moonlet.sched"
-local tools = require "moonlet.tools"
+local toolset = require "moonlet.agent.toolset"
 
 local check = failure.check
 
@@ -152,35 +151,11 @@ local function open_engine(self, o)
   end
 end
 
--- The tool that is named or described by the i-th one given.
-local function find_tool(tool, i, dir)
-  if type(tool) == "string" then return check(tools.list({ tool }, dir))[1] end
-  if type(tool) ~= "table" or type(tool.name) ~= "string" or type(tool.run) ~= "function" then
-    options.misuse(("tool %d: a name, or a table with name and run expected"):format(i))
-  end
-  if tool.parameters ~= nil and type(tool.parameters) ~= "table" then
-    options.misuse(("tool %d: parameters: a JSON schema expected"):format(i))
-  end
-  return tool
-end
-
--- Own tools and built-in ones, in the order given; what the template is told of them.
 local function open_tools(self, o)
-  self.tools_by_name, self.tool_names = {}, {}
-  local declared = json.array {}
-  for i, given in ipairs(o.tools or {}) do
-    local tool = find_tool(given, i, o.cwd)
-    if self.tools_by_name[tool.name] then
-      options.misuse(("tool %d: there are two of the name '%s'"):format(i, tool.name))
-    end
-    self.tools_by_name[tool.name], self.tool_names[i] = tool, tool.name
-    declared[i] = json.object({ type = "function", ["function"] = json.object({ name = tool.name,
-      description = tool.description, parameters = tool.parameters },
-      { "name", "description", "parameters" }) }, { "type", "function" })
-  end
-  self.variables = {}
+  local set = toolset.open(o.tools, o.cwd)
+  self.tools_by_name, self.tool_names, self.variables = set.by_name, set.names, {}
   for name, value in pairs(o.template or {}) do self.variables[name] = value end
-  self.variables.tools = #declared > 0 and declared or nil
+  self.variables.tools = set.declared
 end
 
 -- Whether this model's tokens say what a turn was sampled as: another model may have said it.

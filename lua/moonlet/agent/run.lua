@@ -2,13 +2,15 @@
 
 local calls = require "moonlet.agent.calls"
 local failure = require "moonlet.agent.failure"
+local hooks = require "moonlet.agent.hooks"
 local json = require "moonlet.json"
+local trim = require "moonlet.trim"
 local turn = require "moonlet.turn"
 
 local check = failure.check
 
-local UNREAD <const> = "Your last tool call could not be read, and it was not run. "
-  .. "Write the whole call again."
+local UNREAD <const> = "Error: the last tool call could not be read, and it was not run; "
+  .. "write the whole call again"
 
 ---@class moonlet.agent.Run
 ---@field agent moonlet.Agent
@@ -67,12 +69,25 @@ function Run:count(ticket, n_prompt, n)
   self.agent:emit { kind = "usage", usage = usage }
 end
 
--- Samples a turn: { fields, calls, reason, sampled, unfinished }; nothing when it was cancelled.
-function Run:take_turn()
+function Run:make_prompt()
   local agent = self.agent
-  local list = agent.messages
-  if agent.transform_context then list = agent.transform_context(list) or list end
-  local p = check(agent.prompts:make(list, agent.variables))
+  local list, changed = hooks.transform_context(agent)
+  local p, message, code = agent.prompts:make(list, agent.variables)
+  if not p and changed then failure.misuse("hook transform_context: " .. message) end
+  return check(p, message, code)
+end
+
+-- Whether a turn has something in it that was meant as a call.
+local function is_unread(said, reader)
+  if said.unfinished or reader.n_broken > 0 then return true end
+  local text = trim.right(said.content or "")
+  return text:find("<tool_call>", 1, true) and text:find("</tool_call>", -#"</tool_call>", true)
+end
+
+-- Samples a turn: { fields, calls, reason, sampled, unread }; nothing when it was cancelled.
+-- `unread` is an id for a call that could not be read.
+function Run:take_turn()
+  local agent, p = self.agent, self:make_prompt()
   local ticket = check(agent.engine:submit { ids = p.ids, keep_at = p.keep_at,
     options = self:options_of_turn(p) })
   agent.ticket = ticket
@@ -93,7 +108,8 @@ function Run:take_turn()
   end
   take(agent, said, reader:finish(reason == "context" and "length" or reason))
   return { fields = message_of(said), calls = said.calls, reason = reason,
-    sampled = agent.prompts:remember(p, ids, table.concat(pieces)), unfinished = said.unfinished }
+    sampled = agent.prompts:remember(p, ids, table.concat(pieces)),
+    unread = is_unread(said, reader) and reader.new_id() or nil }
 end
 
 -- ---- what follows ------------------------------------------------------------------------------
@@ -110,6 +126,12 @@ function Run:answer_calls(list)
   end
   if problem then error(problem, 0) end
   return results
+end
+
+-- As the result of a call, not as a user's question, before which templates drop thoughts.
+function Run:refuse_unread(id)
+  self.agent:emit { kind = "tool_result", id = id, content = UNREAD, is_error = true }
+  self.agent.conversation:add { role = "tool", tool_call_id = id, content = UNREAD }
 end
 
 function Run:is_spent()
@@ -132,11 +154,11 @@ function Run:take_step()
     calls = said.calls, results = results } then
     return "hook"
   end
-  local is_unread = said.unfinished and (said.reason == "stop" or #said.calls > 0)
-  local goes_on = is_unread or #said.calls > 0
+  local asks_again = said.unread and (said.reason == "stop" or #said.calls > 0)
+  local goes_on = asks_again or #said.calls > 0
   if self:is_spent() and (goes_on or said.reason == "length") then return "tokens" end
   if said.reason == "context" or not goes_on then return said.reason end
-  if is_unread then agent.conversation:add { role = "user", content = UNREAD } end
+  if asks_again then self:refuse_unread(said.unread) end
 end
 
 local run = {}

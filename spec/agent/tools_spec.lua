@@ -1,0 +1,126 @@
+-- What may go wrong with tools and calls, by scripts.
+
+local call = require("spec.support.said").call
+local sys = require "moonlet.sys"
+local scripted = require "spec.support.scripted"
+
+local collect = scripted.collect
+local echo_tool = scripted.echo_tool
+local kinds = scripted.kinds
+local of_kind = scripted.of_kind
+local open = scripted.open
+local result_of = scripted.result_of
+local wait_for_cancel = scripted.wait_for_cancel
+
+describe("an agent", function()
+  setup(scripted.begin)
+  teardown(scripted.finish)
+
+  it("hands out what happens, in order", function()
+    local events, on = collect()
+    local agent <close> = open({ "I look.\n\n" .. call("echo", { text = "hi" }), "It says hi." },
+      { tools = { echo_tool() }, on = on, system = "Be brief." })
+    local result = assert(agent:run("Look"))
+    assert.same({ "content", "tool_call", "usage", "turn", "tool_result", "content", "usage",
+      "turn", "end" }, kinds(events))
+    assert.equal("It says hi.", result.text)
+    assert.equal("stop", result.reason)
+    assert.equal(2, result.steps)
+    assert.same({ "hi" }, of_kind(events, "tool_result", "content"))
+    local roles = {}
+    for i, message in ipairs(agent.messages) do roles[i] = message.role end
+    assert.same({ "system", "user", "assistant", "tool", "assistant" }, roles)
+  end)
+
+  it("goes on with the conversation in the next run", function()
+    local agent <close> = open { "One.", "Two." }
+    assert.equal("One.", agent:run("First").text)
+    assert.equal("Two.", agent:run("Second").text)
+    assert.equal(4, #agent.messages)
+  end)
+
+  it("tells the model of a tool that does not exist", function()
+    assert.equal("Error: there is no tool 'eco'; there are echo",
+      (result_of(call("eco", { text = "hi" }), { tools = { echo_tool() } })))
+  end)
+
+  it("tells the model of arguments that do not fit", function()
+    assert.equal("Error: arguments.text: is missing",
+      (result_of(call("echo", { n = 3 }), { tools = { echo_tool() } })))
+    assert.equal('Error: arguments.n: integer expected, got "many"',
+      (result_of(call("echo", { text = "x", n = "many" }), { tools = { echo_tool() } })))
+  end)
+
+  it("tells the model of a tool that raises, fails, or answers nothing readable", function()
+    local function with(run)
+      return (result_of(call("echo", { text = "hi" }), { tools = { echo_tool { run = run } } }))
+    end
+    assert.matches("^Error: the tool failed: .*boom$", with(function() error("boom") end))
+    assert.equal("Error: no luck", with(function() return nil, "no luck" end))
+    assert.equal("ok", with(function() end))
+    assert.equal("Error: the tool's result is no JSON value",
+      with(function() return { f = print } end))
+    assert.equal("a\u{FFFD}b", with(function() return "a\xFFb" end))
+    assert.equal("3", with(function() return 3 end))
+  end)
+
+  it("gives up a tool that waits for ever, and one that computes for ever", function()
+    local cancelled
+    local function with(run)
+      assert.equal("Error: the tool was given up after 0.01 s",
+        (result_of(call("echo", { text = "hi" }),
+          { tools = { echo_tool { seconds = 0.01, run = run } } })))
+    end
+    with(function(_, ctx)
+      wait_for_cancel(ctx)
+      cancelled = ctx.is_cancelled()
+    end)
+    assert.is_true(cancelled)
+    with(function() while true do end end)
+    local closed = 0
+    with(function()
+      local closing <close> = setmetatable({}, { __close = function() closed = closed + 1 end })
+      while closing do pcall(function() while true do end end) end
+    end)
+    assert.equal(1, closed)
+    with(function() coroutine.wrap(function() while true do end end)() end)
+    with(function()
+      local function numbers() while true do pcall(function() repeat until false end) end end
+      while true do pcall(coroutine.wrap(numbers)) end
+    end)
+  end)
+
+  it("tells a tool all that it wanted to know of its end, also late and after a mistake", function()
+    local told = {}
+    local content = result_of(call("echo", { text = "hi" }), { tools = { echo_tool {
+      seconds = 0.01, run = function(_, ctx)
+        ctx.on_cancel(function() error("no way") end)
+        wait_for_cancel(ctx)
+        told[1] = ctx.is_cancelled()
+        ctx.on_cancel(function() told[2] = true end)
+      end } } })
+    assert.matches("^Error: the tool cannot be stopped: .*no way$", content)
+    assert.same({ true, true }, told)
+  end)
+
+  it("ends though a tool that nobody waits for goes on", function()
+    -- The clock goes on by what is waited for, which takes no time.
+    local core = require "moonlet.core"
+    local seconds, now = core.seconds, 0
+    local function hurry() now = now + 0.1; return now end
+    core.seconds, sys.seconds = hurry, hurry -- luacheck: ignore 122
+    finally(function() core.seconds, sys.seconds = seconds, seconds end) -- luacheck: ignore 122
+    local ended = false
+    local agent = open({ call("echo", { text = "hi" }), "Done." }, { tools = { echo_tool {
+      run = function(_, ctx)
+        ctx.loop:spawn(function()
+          while not ended do ctx.loop:sleep(0) end
+        end)
+        ctx.loop:signal():wait()
+      end } } })
+    assert.equal("Done.", assert(agent:run("Go")).text)
+    assert.equal("Error: the tool was given up after 120 s", agent.messages[3].content)
+    ended = true
+    agent:close()
+  end)
+end)
