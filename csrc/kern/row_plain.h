@@ -32,11 +32,21 @@ static void terms(const float *d, float *out)
     for (int i = 0; i < KERN_ROW_TERMS; i++) out[i] = term(d[i]);
 }
 
-static inline float distance(float x, double top, double scale)
+static inline float within_reach(float d)
 {
-    float d = (float)((top - (double)x) * scale);
     d = d > 0.0f ? d : 0.0f;
     return d < KERN_ROW_FAR ? d : KERN_ROW_FAR;
+}
+
+/* Without a scale a difference of floats in double, rounded, is their difference in f32. */
+static inline void distances(const float *x, int64_t n, double top, double scale, float *d)
+{
+    float near = (float)top;
+    if (scale == 1 && near == top)
+        for (int64_t i = 0; i < n; i++) d[i] = within_reach(near - x[i]);
+    else
+        for (int64_t i = 0; i < n; i++) d[i] = within_reach((float)((top - (double)x[i]) * scale));
+    for (int64_t i = n; i < KERN_ROW_TERMS; i++) d[i] = KERN_ROW_FAR;
 }
 
 /* One sum alone would wait for each addition. */
@@ -53,8 +63,7 @@ static inline void sum_piece(const float *x, int64_t n, double top, double scale
                              double *weighted)
 {
     float d[KERN_ROW_TERMS], t[KERN_ROW_TERMS];
-    for (int64_t i = 0; i < n; i++) d[i] = distance(x[i], top, scale);
-    for (int64_t i = n; i < KERN_ROW_TERMS; i++) d[i] = KERN_ROW_FAR;
+    distances(x, n, top, scale, d);
     terms(d, t);
     *sum += add_up(t);
     if (!weighted) return;
@@ -91,22 +100,34 @@ static inline void tops_of_blocks(const float *x, float *tops)
     }
 }
 
+/* n is small: counters of 32 bits are as wide as the numbers. */
+static inline void count(const float *x, int64_t n, kern_row_found *found)
+{
+    int bad = 0, live = 0;
+    for (int64_t i = 0; i < n; i++) {
+        bad |= !(x[i] < INFINITY);
+        live += x[i] > -INFINITY;
+    }
+    found->is_bad |= bad;
+    found->n_live += live;
+}
+
 static kern_row_found scan(const float *x, int64_t n, float *tops)
 {
     _Static_assert(KERN_ROW_BLOCK == 4 * SCAN_LANES, "lanes of a block");
-    int bad = 0;
-    int64_t live = 0, i = 0;
-    for (int64_t k = 0; k < n; k++) {
-        bad |= !(x[k] < INFINITY);
-        live += x[k] > -INFINITY;
+    kern_row_found found = {0};
+    int64_t i = 0;
+    for (; i + SCAN <= n; i += SCAN) {
+        count(x + i, SCAN, &found);
+        tops_of_blocks(x + i, tops + i / KERN_ROW_BLOCK);
     }
-    for (; i + SCAN <= n; i += SCAN) tops_of_blocks(x + i, tops + i / KERN_ROW_BLOCK);
+    count(x + i, n - i, &found);
     for (; i < n; i += KERN_ROW_BLOCK) {
         float top = x[i];
         for (int64_t k = i + 1; k < n && k < i + KERN_ROW_BLOCK; k++) top = LARGER(x[k], top);
         tops[i / KERN_ROW_BLOCK] = top;
     }
-    return (kern_row_found){.n_live = live, .is_bad = bad};
+    return found;
 }
 
 #undef LARGER
