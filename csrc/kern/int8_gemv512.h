@@ -6,11 +6,12 @@
 
 #include "kern/int8_load512.h"
 
-/* Rows of w side by side, and most tokens at once: above, laying a panel out pays. */
-enum { QUAD = 4, GEMV_TOKENS = 4, STRIP_BLOCKS = 16 };
+/* Rows of w side by side. Most tokens at once, of nibbles and of other codes: above, laying a panel
+ * out pays. */
+enum { QUAD = 4, GEMV_TOKENS = 6, GEMV_WIDE_TOKENS = 4, STRIP_BLOCKS = 16 };
 
 #define EACH_ROW   _Pragma("GCC unroll 4") for (int r = 0; r < QUAD; r++)
-#define EACH_TOKEN _Pragma("GCC unroll 4") for (int t = 0; t < n_tokens; t++)
+#define EACH_TOKEN _Pragma("GCC unroll 6") for (int t = 0; t < n_tokens; t++)
 
 typedef struct gemv {
     const num_matrix *w;
@@ -268,7 +269,7 @@ V16_FN void gemv_tokens(num_mode mode, int bits, int n_tokens, const gemv *v, in
     }
 }
 
-/* y[t*ldy + r] for up to GEMV_TOKENS tokens. */
+/* y[t*ldy + r] for up to GEMV_TOKENS tokens, of wide codes GEMV_WIDE_TOKENS. */
 V16_FN void gemv_run(num_mode mode, int bits, const num_matrix *w, int64_t row, int64_t n_rows,
                      const char *x, int n_x, float *y, int64_t ldy)
 {
@@ -287,7 +288,13 @@ V16_FN void gemv_run(num_mode mode, int bits, const num_matrix *w, int64_t row, 
     case 1: gemv_tokens(mode, bits, 1, &v, row, n_rows, rows, y, ldy); break;
     case 2: gemv_tokens(mode, bits, 2, &v, row, n_rows, rows, y, ldy); break;
     case 3: gemv_tokens(mode, bits, 3, &v, row, n_rows, rows, y, ldy); break;
-    default: gemv_tokens(mode, bits, 4, &v, row, n_rows, rows, y, ldy); break;
+    case 4: gemv_tokens(mode, bits, 4, &v, row, n_rows, rows, y, ldy); break;
+    default:
+        if (!has_nibbles(mode, bits)) break; /* n_x is at most GEMV_WIDE_TOKENS */
+        if (n_x == 5)
+            gemv_tokens(mode, bits, 5, &v, row, n_rows, rows, y, ldy);
+        else
+            gemv_tokens(mode, bits, 6, &v, row, n_rows, rows, y, ldy);
     }
 }
 

@@ -224,8 +224,8 @@ V16_FN void panel_tile(num_mode mode, int split, int shifts, int n_tokens, const
 #define TILE(mode, split, shifts, n)                                                               \
     panel_tile(mode, split, shifts, n, panel, n_blocks, n_rows, x, y, ldy)
 
-/* Panels of one layout, whatever they were decoded from. More than GEMV_TOKENS make tiles of no
- * fewer than three: seven are two of them. */
+/* Panels of one layout, whatever they were decoded from. More than GEMV_WIDE_TOKENS make tiles of
+ * no fewer than three: seven are two of them. */
 #define TILES(name, mode, split, shifts)                                                           \
     static void tile_##name(const char *panel, int64_t n_blocks, int64_t n_rows,                   \
                             const tile_rows *x, int n_tokens, float *y, int64_t ldy)               \
@@ -317,7 +317,7 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
         kern_scalar_int8.product(w, row, n_rows, x, n_x, y, ldy, scratch);
         return;
     }
-    if (n_x <= GEMV_TOKENS) {
+    if (n_x <= (int8_has_nibbles(w) ? GEMV_TOKENS : GEMV_WIDE_TOKENS)) {
         f->gemv(w, row, n_rows, x, (int)n_x, y, ldy);
         return;
     }

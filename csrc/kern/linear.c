@@ -90,8 +90,9 @@ static void run_block(const place *at, int64_t block, float *scratch)
         ops->bf16->product(w, first, n, at->bf16, job->n_x, y, job->ldy, scratch);
         return;
     }
-    if (job->n_x == 1) {
-        ops->product(w, first, n, job->x, y, scratch);
+    if (job->n_x == 1 || (w->bits >= 16 && job->n_x < FEW)) {
+        for (int64_t t = 0; t < job->n_x; t++)
+            ops->product(w, first, n, job->x + t * job->ldx, y + t * job->ldy, scratch);
         return;
     }
     for (int64_t r = 0; r < n; r++) ops->decode[w->mode](w, first + r, scratch + r * cols);

@@ -106,14 +106,20 @@ static void embed(pass *p, int64_t row, const int32_t *ids, int64_t n)
     pass_lap(p, PROFILE_EMBED, n * (num_matrix_bytes(w) / w->rows));
 }
 
+/* Whether a batch is worth saving the states of its sessions for, to be cancelled. */
+static int is_long(int64_t n, int n_spans)
+{
+    return n > n_spans && n > SES_FEW_ROWS;
+}
+
 /* The batch's rows through all layers. False if it was cancelled, and then no session has changed.
- * Single tokens are not worth saving a state for. */
+ */
 static int run_layers(pass *p, int64_t n, const wanted *w, const cancel_flag *cancel)
 {
     const model *m = p->m;
     const model_config *c = &m->config;
 
-    if (n == p->n_spans) cancel = NULL;
+    if (!is_long(n, p->n_spans)) cancel = NULL;
     for (int i = 0; cancel && i < p->n_spans; i++) {
         ses_save_state(p->spans[i].s);
         pass_lap(p, PROFILE_SAVE, 2 * ses_state_bytes(p->spans[i].s));
@@ -248,7 +254,7 @@ err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *c
         spans[i] = (span){parts[i].s, parts[i].s->n_past, n, parts[i].n};
     pass_begin(p, spans, n_parts);
     for (int i = 0; i < n_parts; i++) embed(p, spans[i].first, parts[i].ids, parts[i].n);
-    if (n == n_parts) cancel = NULL; /* single tokens: nothing was saved */
+    if (!is_long(n, n_parts)) cancel = NULL; /* nothing was saved */
     int done = run_layers(p, n, NULL, cancel);
     if (done) {
         read_out_parts(p, n);

@@ -70,6 +70,10 @@ typedef struct ses ses;
  * cancelling is prompt. */
 enum { SES_BATCH = 512 };
 
+/* So many tokens end before anybody waits for it, and saving the states that cancelling them would
+ * take costs a twentieth of two tokens' time. */
+enum { SES_FEW_ROWS = 8 };
+
 typedef struct ses_options {
     int64_t n_ctx; /* tokens it can hold; at least 1 */
     kv_codec codec;
@@ -92,8 +96,9 @@ typedef struct ses_want {
 
 /* Appends n tokens. A token's results are the same bits however the sequence is cut into calls
  * and whatever the number of threads. Fails without effect on ids out of range (ERR_RANGE) and
- * when the context is full (ERR_LIMIT); `cancel` is looked at between layers; the batches of 512
- * tokens that were complete stay (ERR_CANCELLED, ses_n_past tells). want may be NULL. */
+ * when the context is full (ERR_LIMIT); `cancel` is looked at between the layers of more than
+ * SES_FEW_ROWS tokens; the batches of 512 tokens that were complete stay (ERR_CANCELLED, ses_n_past
+ * tells). want may be NULL. */
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e);
 
@@ -120,8 +125,8 @@ typedef struct ses_part {
 /* Appends at most SES_BATCH tokens to several sessions of one model, each weight being read once:
  * decode steps of many, or of some while others read their prompts. Each session ends up with the
  * bits that ses_eval would give it. Fails without effect on any of them, naming the part; when
- * cancelled (looked at unless every part is one token), all are as they were. Scores are the same
- * however a text is cut into pieces. */
+ * cancelled (looked at unless every part is one token or all are few), all are as they were. Scores
+ * are the same however a text is cut into pieces. */
 err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *cancel, err_info *e);
 
 /* Whether ses_eval would take the n ids after the first `past` tokens; nothing changes. */

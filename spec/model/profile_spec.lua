@@ -50,18 +50,20 @@ describe("profile", function()
     for i = 1, 256 do ids[i] = i end
     long:profile(true)
     assert(long:sync(ids))
-    ids[257] = 1
-    assert(long:sync(ids))
+    for _, n in ipairs { 1, 8, 9 } do
+      for i = #ids + 1, #ids + n do ids[i] = i end
+      assert(long:sync(ids))
+    end
     local profile = long:profile()
     local rows, n = by_op(profile), kinds.linear_attention + kinds.full_attention
-    assert.same({ 2, 257 }, { profile.batches, profile.tokens })
+    assert.same({ 4, 274 }, { profile.batches, profile.tokens })
     for op, calls in pairs { embed = 1, qkv_proj = kinds.full_attention, gate_up = n, down = n,
       attend = kinds.full_attention, conv = kinds.linear_attention,
       delta = kinds.linear_attention } do
-      assert.equal(2 * calls, rows[op].calls, op)
+      assert.equal(4 * calls, rows[op].calls, op)
     end
-    assert.equal(2, rows.lm_head.calls)
-    assert.equal(1, rows.save.calls) -- a batch of one token is not cancelled
+    assert.equal(4, rows.lm_head.calls)
+    assert.equal(2, rows.save.calls) -- batches of up to eight tokens are not cancelled
     for _, row in ipairs(profile) do assert.is_true(row.seconds >= 0, row.op) end
   end)
 
