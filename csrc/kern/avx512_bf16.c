@@ -15,17 +15,120 @@ typedef struct weights {
     int64_t stride, ahead; /* bytes from row to row, and to what is asked for */
 } weights;
 
-V16_FN __m512bh load_pairs(const uint8_t *p)
-{
-    return (__m512bh)_mm512_loadu_si512(p);
-}
-
 static void round_row(const float *x, int64_t cols, void *row)
 {
     uint8_t *out = row;
     for (int64_t k = 0; k < cols; k += BF16_STEP)
         _mm512_storeu_si512(out + 2 * k, (__m512i)_mm512_cvtne2ps_pbh(v16_load(x + k + KERN_LANES),
                                                                       v16_load(x + k)));
+}
+
+/* ---- E4M3 ----------------------------------------------------------------------------------- */
+
+/* The bytes of bf16 numbers by the low seven bits of an E4M3 code. */
+typedef struct e4m3_table {
+    __m512i low[2], high[2];
+} e4m3_table;
+
+/* 16 c + m for the exponents' last bits and mantissas m, and the bytes above: codes 0 to 7 are
+ * multiples of 2^-9, 127 is NaN. */
+#define UPPER_LOW 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0
+#define LOWER_LOW 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70
+#define EIGHT(b)  b, b, b, b, b, b, b, b
+
+static e4m3_table load_table(void)
+{
+    static const uint8_t low[128] = {
+        0x00,      0x00,      0x80,      0xc0,      0x00,      0x20,      0x40,      0x60,
+        UPPER_LOW, LOWER_LOW, UPPER_LOW, LOWER_LOW, UPPER_LOW, LOWER_LOW, UPPER_LOW, LOWER_LOW,
+        UPPER_LOW, LOWER_LOW, UPPER_LOW, LOWER_LOW, UPPER_LOW, LOWER_LOW, 0x80,      0x90,
+        0xa0,      0xb0,      0xc0,      0xd0,      0xe0,      0xc0};
+    static const uint8_t high[128] = {
+        0x00,        0x3b,        0x3b,        0x3b,        0x3c,        0x3c,
+        0x3c,        0x3c,        EIGHT(0x3c), EIGHT(0x3d), EIGHT(0x3d), EIGHT(0x3e),
+        EIGHT(0x3e), EIGHT(0x3f), EIGHT(0x3f), EIGHT(0x40), EIGHT(0x40), EIGHT(0x41),
+        EIGHT(0x41), EIGHT(0x42), EIGHT(0x42), EIGHT(0x43), 0x43,        0x43,
+        0x43,        0x43,        0x43,        0x43,        0x43,        0x7f};
+    return (e4m3_table){{_mm512_loadu_si512(low), _mm512_loadu_si512(low + 64)},
+                        {_mm512_loadu_si512(high), _mm512_loadu_si512(high + 64)}};
+}
+
+/* 64 codes as bf16, in order; `most` keeps the largest upper byte without its sign. */
+V16_FN void from_e4m3(const e4m3_table *table, __m512i codes, __m512i out[2], __m512i *most)
+{
+    /* unpacking takes eight bytes of each quarter */
+    codes = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), codes);
+    __m512i low = _mm512_permutex2var_epi8(table->low[0], codes, table->low[1]);
+    __m512i high = _mm512_permutex2var_epi8(table->high[0], codes, table->high[1]);
+    *most = _mm512_max_epu8(*most, high);
+    /* high | codes & 0x80 */
+    high = _mm512_ternarylogic_epi32(high, codes, _mm512_set1_epi8(INT8_MIN), 0xf8);
+    out[0] = _mm512_unpacklo_epi8(low, high);
+    out[1] = _mm512_unpackhi_epi8(low, high);
+}
+
+/* Adds a power of two in both halves of `shift` to the exponents of what is not zero. */
+V16_FN __m512bh scaled(__m512i numbers, int32_t shift)
+{
+    __mmask32 some = _mm512_test_epi16_mask(numbers, _mm512_set1_epi16(INT16_MAX));
+    return (__m512bh)_mm512_mask_add_epi16(numbers, some, numbers, _mm512_set1_epi32(shift));
+}
+
+enum { STRIP = 16 };
+
+/* Powers of two of n <= STRIP scales as `scaled` takes them. 0 where exponents of some codes would
+ * not be those of normal numbers: hardly ever. */
+V16_FN int load_shifts(const uint8_t *scales, int64_t n, int32_t shifts[STRIP])
+{
+    enum { LEAST = 10, MOST = 246 }; /* codes are 2^-9 to 448 */
+    __mmask16 there = (__mmask16)((1u << n) - 1);
+    __m128i e = _mm_maskz_loadu_epi8(there, scales);
+    __m512i shift = _mm512_sub_epi32(_mm512_cvtepu8_epi32(e), _mm512_set1_epi32(127));
+    shift = _mm512_and_si512(_mm512_slli_epi32(shift, 7), _mm512_set1_epi32(0xffff));
+    _mm512_storeu_si512(shifts, _mm512_or_si512(shift, _mm512_slli_epi32(shift, 16)));
+    return !_mm_mask_cmpgt_epu8_mask(there, _mm_sub_epi8(e, _mm_set1_epi8(LEAST)),
+                                     _mm_set1_epi8((char)(MOST - LEAST)));
+}
+
+V16_FN int has_nan(__m512i most)
+{
+    return _mm512_cmpge_epu8_mask(most, _mm512_set1_epi8(INT8_MAX)) != 0;
+}
+
+V16_FN __mmask64 first_bytes(int64_t n)
+{
+    return n >= 64 ? ~(__mmask64)0 : ((__mmask64)1 << n) - 1;
+}
+
+/* A row as bf16 in place of its f32: with scales and codes of every kind. */
+static __attribute__((noinline)) void lay_any(const num_matrix *w, int64_t row, float *f32)
+{
+    kern_avx512.decode[w->mode](w, row, f32);
+    round_row(f32, w->cols, f32);
+}
+
+static int lay_row(const e4m3_table *table, const num_matrix *w, int64_t row, uint8_t *out)
+{
+    const uint8_t *codes = w->codes + row * w->row_bytes;
+    const uint8_t *scales = w->scales + row * (w->cols / BF16_STEP);
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t k = 0; k < w->cols; k += 2 * BF16_STEP) {
+        int32_t shifts[STRIP];
+        int64_t n = w->cols - k;
+        __m512i pair[2];
+        if (!load_shifts(scales + k / BF16_STEP, n > BF16_STEP ? 2 : 1, shifts)) return 0;
+        from_e4m3(table, _mm512_maskz_loadu_epi8(first_bytes(n), codes + k), pair, &most);
+        for (int i = 0; i < 2 && i * BF16_STEP < n; i++)
+            _mm512_storeu_si512(out + 2 * k + 64 * i, (__m512i)scaled(pair[i], shifts[i]));
+    }
+    return !has_nan(most);
+}
+
+/* ---- products ------------------------------------------------------------------------------- */
+
+V16_FN __m512bh load_pairs(const uint8_t *p)
+{
+    return (__m512bh)_mm512_loadu_si512(p);
 }
 
 /* n_rows x n_tokens, both constants: all sums stay in registers. */
@@ -74,13 +177,90 @@ static __attribute__((noinline)) void dots(weights w, int64_t n_rows, const uint
     for (; r < n_rows; r++, w.codes += w.stride) dot_rows(w, 1, x, ldx, n_x, cols, y + r, ldy);
 }
 
+typedef struct mxfp8 {
+    const uint8_t *codes, *scales; /* of the first row */
+    int64_t stride, n_groups, ahead;
+} mxfp8;
+
+/* `n` <= STRIP groups from `strip` on: a constant for all but a ragged end. 0 when `scaled` would
+ * not do. */
+V16_FN int mxfp8_strip(const e4m3_table *table, mxfp8 w, int n_rows, int64_t strip, int64_t n,
+                       const uint8_t *x, v16 *sum, __m512i *most)
+{
+    int32_t shifts[ROWS][STRIP];
+    EACH_ROW if (!load_shifts(w.scales + r * w.n_groups + strip, n, shifts[r])) return 0;
+    for (int64_t i = 0; i < n; i += 2) {
+        int64_t k = (strip + i) * BF16_STEP;
+        __m512bh x0 = load_pairs(x + 2 * k), x1 = x0;
+        if (i + 1 < n) x1 = load_pairs(x + 2 * k + 64);
+        EACH_ROW
+        {
+            const uint8_t *p = w.codes + r * w.stride + k;
+            __m512i pair[2];
+            kern_prefetch(p + w.ahead);
+            from_e4m3(table, _mm512_maskz_loadu_epi8(first_bytes((n - i) * BF16_STEP), p), pair,
+                      most);
+            sum[r] = _mm512_dpbf16_ps(sum[r], scaled(pair[0], shifts[r][i]), x0);
+            if (i + 1 < n) sum[r] = _mm512_dpbf16_ps(sum[r], scaled(pair[1], shifts[r][i + 1]), x1);
+        }
+    }
+    return 1;
+}
+
+/* n_rows rows of mxfp8, a constant, straight from the file. */
+V16_FN int mxfp8_rows(const e4m3_table *table, const num_matrix *w, int64_t row, int n_rows,
+                      const uint8_t *x, float *y)
+{
+    int64_t n_groups = w->cols / BF16_STEP, g = 0;
+    mxfp8 at = {w->codes + row * w->row_bytes, w->scales + row * n_groups, w->row_bytes, n_groups,
+                kern_ahead(w, row, n_rows)};
+    __m512i most = _mm512_setzero_si512();
+    v16 sum[ROWS];
+    int ok = 1;
+    EACH_ROW sum[r] = v16_zero();
+    for (; g + STRIP <= n_groups; g += STRIP)
+        ok &= mxfp8_strip(table, at, n_rows, g, STRIP, x, sum, &most);
+    if (g < n_groups) ok &= mxfp8_strip(table, at, n_rows, g, n_groups - g, x, sum, &most);
+    EACH_ROW y[r] = v16_sum(sum[r]);
+    return ok && !has_nan(most);
+}
+
+static __attribute__((noinline)) int mxfp8_gemv(const num_matrix *w, int64_t row, int64_t n_rows,
+                                                const uint8_t *x, float *y)
+{
+    e4m3_table table = load_table();
+    int ok = 1;
+    int64_t r = 0;
+    for (; r + ROWS <= n_rows; r += ROWS) ok &= mxfp8_rows(&table, w, row + r, ROWS, x, y + r);
+    for (; r < n_rows; r++) ok &= mxfp8_rows(&table, w, row + r, 1, x, y + r);
+    return ok;
+}
+
+/* n_rows rows of mxfp8 as bf16 at the beginning of scratch, where they take half of it. */
+static weights lay_rows(const num_matrix *w, int64_t row, int64_t n_rows, float *scratch)
+{
+    weights all = {(const uint8_t *)scratch, 2 * w->cols, 0};
+    e4m3_table table = load_table();
+    for (int64_t r = 0; r < n_rows; r++) {
+        float *out = scratch + r * w->cols / 2;
+        if (!lay_row(&table, w, row + r, (uint8_t *)out)) BF16_FLUSHED(lay_any(w, row + r, out));
+    }
+    return all;
+}
+
 static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void *x, int64_t n_x,
                     float *y, int64_t ldy, void *scratch)
 {
-    (void)scratch;
     int64_t ldx = kern_bf16_bytes(&kern_avx512bf16, w->cols);
     weights all = {w->codes + row * w->row_bytes, w->row_bytes, 0};
-    if (n_x <= TOKENS) all.ahead = kern_ahead(w, row, ROWS);
+    if (w->mode == NUM_BF16) {
+        if (n_x <= TOKENS) all.ahead = kern_ahead(w, row, ROWS);
+    } else {
+        int ok = 0;
+        if (n_x == 1) BF16_FLUSHED(ok = mxfp8_gemv(w, row, n_rows, x, y));
+        if (ok) return;
+        all = lay_rows(w, row, n_rows, scratch);
+    }
     for (int64_t t = 0; t < n_x; t += KERN_TOKENS) {
         int64_t n = n_x - t < KERN_TOKENS ? n_x - t : KERN_TOKENS;
         const uint8_t *from = (const uint8_t *)x + t * ldx;

@@ -8,7 +8,7 @@
 
 int kern_takes_bf16(const num_matrix *w)
 {
-    return w->mode == NUM_BF16 && w->cols % BF16_STEP == 0;
+    return (w->mode == NUM_BF16 || w->mode == NUM_MXFP8) && w->cols % BF16_STEP == 0;
 }
 
 /* Rows of a multiple of 4096 bytes would all begin in the same set of a first-level cache. */
@@ -51,12 +51,22 @@ static float dot(const float *w, const float *x, int64_t cols)
     return lane[0];
 }
 
+/* The row with subnormal scales taken for zeros. */
+static void decode(const num_matrix *w, int64_t row, float *out)
+{
+    num_row_decode(w, row, out);
+    if (w->mode != NUM_MXFP8) return;
+    const uint8_t *scales = w->scales + row * (w->cols / w->group);
+    for (int64_t i = 0; i < w->cols; i++)
+        if (scales[i / w->group] == 0) out[i] *= 0.0f;
+}
+
 static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void *x, int64_t n_x,
                     float *y, int64_t ldy, void *scratch)
 {
     int64_t stride = kern_bf16_bytes(&kern_scalar, w->cols);
     for (int64_t r = 0; r < n_rows; r++) {
-        num_row_decode(w, row + r, scratch);
+        decode(w, row + r, scratch);
         for (int64_t t = 0; t < n_x; t++)
             y[t * ldy + r] =
                 dot(scratch, (const float *)(const void *)((const char *)x + t * stride), w->cols);

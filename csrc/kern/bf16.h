@@ -1,7 +1,8 @@
 /* bf16: products whose activations are rounded to bf16; the definition.
  *
  * Numbers of x are rounded to even, after subnormal ones became zeros of their sign. Weights are
- * those of num_row_decode, which are exact in bf16 here. A product has 16 partial sums; of 32
+ * those of num_row_decode, which are exact in bf16 here (mxfp8: E4M3 times a power of two, 0 where
+ * that is subnormal). A product has 16 partial sums; of 32
  * columns after the other, lane j adds column 2j + 1 and then column 2j:
  *   sum = fma(w[2j + 1], x[2j + 1], sum);  sum = fma(w[2j], x[2j], sum)
  * and the lanes are added as the tree of kern.h. In all of this subnormal numbers are taken for

@@ -201,7 +201,8 @@ void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs,
  * mxfp4, nvfp4, in rows of a multiple of 32. The others hold more than a byte of a weight. */
 int kern_takes_int8(const num_matrix *w);
 
-/* Whether products with w are defined for activations in bf16: bf16 in rows of a multiple of 32. */
+/* Whether products with w are defined for activations in bf16: bf16 and mxfp8 in rows of a multiple
+ * of 32. */
 int kern_takes_bf16(const num_matrix *w);
 
 /* Bytes of a row of x in 8 bits, in bf16. */

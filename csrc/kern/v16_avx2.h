@@ -252,13 +252,16 @@ V16_FN v16 v16_from_e8m0(__m128i b)
     return (v16){half_from_e8m0(b), half_from_e8m0(_mm_srli_si128(b, 8))};
 }
 
-V16_FN v16 v16_from_e4m3(__m128i b)
+V16_FN v16 v16_from_e4m3_f16(__m256i h)
 {
-    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7),
-                                 _mm256_set1_epi16((short)0xbfff));
     __m256i nan = _mm256_cmpeq_epi16(_mm256_or_si256(h, _mm256_set1_epi16(INT16_MIN)),
                                      _mm256_set1_epi16((short)0xbf80));
     return v16_mul(v16_from_f16(_mm256_or_si256(h, nan)), v16_set1(256.0f));
+}
+V16_FN v16 v16_from_e4m3(__m128i b)
+{
+    return v16_from_e4m3_f16(_mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7),
+                                              _mm256_set1_epi16((short)0xbfff)));
 }
 
 /* ---- bf16 of bf16.h ------------------------------------------------------------------------- */
@@ -303,6 +306,16 @@ V16_FN v16 v16_even_bf16(v16i pairs)
 {
     return (v16){_mm256_castsi256_ps(_mm256_slli_epi32(pairs.lo, 16)),
                  _mm256_castsi256_ps(_mm256_slli_epi32(pairs.hi, 16))};
+}
+
+V16_FN v16 v16_odd_e4m3(__m256i pairs)
+{
+    return v16_from_e4m3_f16(
+        _mm256_and_si256(_mm256_srai_epi16(pairs, 1), _mm256_set1_epi16((short)0xbf80)));
+}
+V16_FN v16 v16_even_e4m3(__m256i pairs)
+{
+    return v16_odd_e4m3(_mm256_slli_epi16(pairs, 8));
 }
 
 /* ---- packed codes --------------------------------------------------------------------------- */

@@ -247,17 +247,18 @@ V16_FN v16 v16_from_e8m0(__m128i b)
 
 /* E4M3 passes through the f16 of the same sign, exponent and mantissa bits, which is 2^-8 of the
  * value, subnormals included; only the two NaNs are none there. */
-V16_FN __m256i f16_from_e4m3(__m128i b)
+V16_FN v16 v16_from_e4m3_f16(__m256i h, __mmask16 numbers)
 {
-    return _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7),
-                            _mm256_set1_epi16((short)0xbfff));
+    return _mm512_mask_mul_ps(_mm512_set1_ps(NAN), numbers, _mm512_cvtph_ps(h),
+                              _mm512_set1_ps(256.0f));
 }
 V16_FN v16 v16_from_e4m3(__m128i b)
 {
     __mmask16 numbers =
         _mm_cmpneq_epi8_mask(_mm_or_si128(b, _mm_set1_epi8(INT8_MIN)), _mm_set1_epi8(-1));
-    return _mm512_mask_mul_ps(_mm512_set1_ps(NAN), numbers, _mm512_cvtph_ps(f16_from_e4m3(b)),
-                              _mm512_set1_ps(256.0f));
+    __m256i h = _mm256_and_si256(_mm256_slli_epi16(_mm256_cvtepi8_epi16(b), 7),
+                                 _mm256_set1_epi16((short)0xbfff));
+    return v16_from_e4m3_f16(h, numbers);
 }
 
 /* ---- bf16 of bf16.h ------------------------------------------------------------------------- */
@@ -293,6 +294,19 @@ V16_FN v16 v16_odd_bf16(v16i pairs)
 V16_FN v16 v16_even_bf16(v16i pairs)
 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+}
+
+/* The upper bytes of 16 pairs of E4M3 codes, and the lower ones. */
+V16_FN v16 v16_odd_e4m3(__m256i pairs)
+{
+    __m256i code = _mm256_set1_epi16(0x7f00);
+    __mmask16 numbers = _mm256_cmpneq_epi16_mask(_mm256_and_si256(pairs, code), code);
+    __m256i h = _mm256_and_si256(_mm256_srai_epi16(pairs, 1), _mm256_set1_epi16((short)0xbf80));
+    return v16_from_e4m3_f16(h, numbers);
+}
+V16_FN v16 v16_even_e4m3(__m256i pairs)
+{
+    return v16_odd_e4m3(_mm256_slli_epi16(pairs, 8));
 }
 
 /* ---- packed codes --------------------------------------------------------------------------- */

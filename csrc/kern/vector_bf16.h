@@ -18,27 +18,67 @@ static void bf16_round(const float *x, int64_t cols, void *row)
     }
 }
 
-static void bf16_lay_row(const num_matrix *w, int64_t row, float *out)
+/* 32 columns that lie at p: those in odd and in even places. */
+V16_FN void bf16_apart(num_mode mode, const uint8_t *p, v16_group g, v16 *odd, v16 *even)
+{
+    if (mode == NUM_BF16) {
+        v16i pairs = v16i_load(p);
+        *odd = v16_odd_bf16(pairs);
+        *even = v16_even_bf16(pairs);
+        return;
+    }
+    __m256i pairs = _mm256_loadu_si256((const void *)p);
+    *odd = v16_scaled(v16_odd_e4m3(pairs), g);
+    *even = v16_scaled(v16_even_e4m3(pairs), g);
+}
+
+/* Scales of rows from column k on, where a strip of them begins there. */
+V16_FN void bf16_scales(num_mode mode, const num_matrix *w, int64_t row, int n_rows, int64_t k,
+                        strip *s)
+{
+    int64_t g = k / BF16_STEP, n = least(w->cols / BF16_STEP - g, STRIP);
+    if (mode == NUM_MXFP8 && g % STRIP == 0)
+        EACH_ROW load_strip(mode, w, row_at(mode, w, row + r), g, n, &s[r]);
+}
+
+V16_FN void bf16_lay_row(num_mode mode, const num_matrix *w, int64_t row, float *out)
 {
     const uint8_t *codes = w->codes + row * w->row_bytes;
+    strip s = {{0}, {0}};
     for (int64_t k = 0; k < w->cols; k += BF16_STEP) {
-        v16i pairs = v16i_load(codes + 2 * k);
-        v16_store(out + k, v16_odd_bf16(pairs));
-        v16_store(out + k + KERN_LANES, v16_even_bf16(pairs));
+        v16 odd, even;
+        bf16_scales(mode, w, row, 1, k, &s);
+        v16_group g = make_group(mode, w->bits, &s, k / BF16_STEP % STRIP);
+        bf16_apart(mode, codes + k * w->bits / 8, g, &odd, &even);
+        v16_store(out + k, odd);
+        v16_store(out + k + KERN_LANES, even);
     }
+}
+
+static __attribute__((noinline)) void bf16_lay(const num_matrix *w, int64_t row, int64_t n_rows,
+                                               float *out)
+{
+    for (int64_t r = 0; r < n_rows; r++, out += w->cols)
+        if (w->mode == NUM_BF16)
+            bf16_lay_row(NUM_BF16, w, row + r, out);
+        else
+            bf16_lay_row(NUM_MXFP8, w, row + r, out);
 }
 
 #define EACH_TOKEN _Pragma("GCC unroll 4") for (int t = 0; t < n_tokens; t++)
 
 /* n_rows rows straight from the file times n_tokens, both constants. */
-V16_FN void bf16_few_rows(const num_matrix *w, int64_t row, int n_rows, const float *x, int64_t ldx,
-                          int n_tokens, float *y, int64_t ldy)
+V16_FN void bf16_few_rows(num_mode mode, const num_matrix *w, int64_t row, int n_rows,
+                          const float *x, int64_t ldx, int n_tokens, float *y, int64_t ldy)
 {
+    const int bytes = mode == NUM_BF16 ? 2 : 1;
     const uint8_t *codes = w->codes + row * w->row_bytes;
     int64_t ahead = kern_ahead(w, row, n_rows), stride = w->row_bytes;
     v16 sum[V16_FUSED_ROWS][V16_DOT_TOKENS];
+    strip s[V16_FUSED_ROWS];
     EACH_ROW EACH_TOKEN sum[r][t] = v16_zero();
     for (int64_t k = 0; k < w->cols; k += BF16_STEP) {
+        bf16_scales(mode, w, row, n_rows, k, s);
         v16 odd[V16_DOT_TOKENS], even[V16_DOT_TOKENS];
         EACH_TOKEN
         {
@@ -47,36 +87,41 @@ V16_FN void bf16_few_rows(const num_matrix *w, int64_t row, int n_rows, const fl
         }
         EACH_ROW
         {
-            const uint8_t *p = codes + r * stride + 2 * k;
-            kern_prefetch(p + ahead);
-            v16i pairs = v16i_load(p);
-            v16 a = v16_odd_bf16(pairs), b = v16_even_bf16(pairs);
+            const uint8_t *p = codes + r * stride + bytes * k;
+            if (bytes * k % 64 == 0) kern_prefetch(p + ahead);
+            v16_group g = make_group(mode, 8 * bytes, &s[r], k / BF16_STEP % STRIP);
+            v16 a, b;
+            bf16_apart(mode, p, g, &a, &b);
             EACH_TOKEN sum[r][t] = v16_fma(b, even[t], v16_fma(a, odd[t], sum[r][t]));
         }
     }
     EACH_TOKEN EACH_ROW y[t * ldy + r] = v16_sum(sum[r][t]);
 }
 
-V16_FN void bf16_few_tokens(const num_matrix *w, int64_t row, int64_t n_rows, const float *x,
-                            int64_t ldx, int n_tokens, float *y, int64_t ldy)
+V16_FN void bf16_few_tokens(num_mode mode, const num_matrix *w, int64_t row, int64_t n_rows,
+                            const float *x, int64_t ldx, int n_tokens, float *y, int64_t ldy)
 {
     int64_t r = 0;
     for (; r + V16_FUSED_ROWS <= n_rows; r += V16_FUSED_ROWS)
-        bf16_few_rows(w, row + r, V16_FUSED_ROWS, x, ldx, n_tokens, y + r, ldy);
-    for (; r < n_rows; r++) bf16_few_rows(w, row + r, 1, x, ldx, n_tokens, y + r, ldy);
+        bf16_few_rows(mode, w, row + r, V16_FUSED_ROWS, x, ldx, n_tokens, y + r, ldy);
+    for (; r < n_rows; r++) bf16_few_rows(mode, w, row + r, 1, x, ldx, n_tokens, y + r, ldy);
 }
 
-static __attribute__((noinline)) void bf16_few(const num_matrix *w, int64_t row, int64_t n_rows,
-                                               const float *x, int64_t ldx, int64_t n_x, float *y,
-                                               int64_t ldy)
-{
-    switch (n_x) {
-    case 1: bf16_few_tokens(w, row, n_rows, x, ldx, 1, y, ldy); break;
-    case 2: bf16_few_tokens(w, row, n_rows, x, ldx, 2, y, ldy); break;
-    case 3: bf16_few_tokens(w, row, n_rows, x, ldx, 3, y, ldy); break;
-    case 4: bf16_few_tokens(w, row, n_rows, x, ldx, V16_DOT_TOKENS, y, ldy); break;
+#define BF16_FEW(name, mode)                                                                       \
+    static __attribute__((noinline)) void bf16_few_##name(                                         \
+        const num_matrix *w, int64_t row, int64_t n_rows, const float *x, int64_t ldx,             \
+        int64_t n_x, float *y, int64_t ldy)                                                        \
+    {                                                                                              \
+        switch (n_x) {                                                                             \
+        case 1: bf16_few_tokens(mode, w, row, n_rows, x, ldx, 1, y, ldy); break;                   \
+        case 2: bf16_few_tokens(mode, w, row, n_rows, x, ldx, 2, y, ldy); break;                   \
+        case 3: bf16_few_tokens(mode, w, row, n_rows, x, ldx, 3, y, ldy); break;                   \
+        case 4: bf16_few_tokens(mode, w, row, n_rows, x, ldx, V16_DOT_TOKENS, y, ldy); break;      \
+        }                                                                                          \
     }
-}
+
+BF16_FEW(dense, NUM_BF16)
+BF16_FEW(mxfp8, NUM_MXFP8)
 
 static __attribute__((noinline)) void bf16_dots(const float *w, int64_t n_rows, const float *x,
                                                 int64_t ldx, int64_t n_x, int64_t cols, float *y,
@@ -93,11 +138,14 @@ static void bf16_product(const num_matrix *w, int64_t row, int64_t n_rows, const
 {
     int64_t cols = w->cols, ldx = cols + 64 / (int64_t)sizeof(float);
     if (n_x <= V16_DOT_TOKENS) {
-        BF16_FLUSHED(bf16_few(w, row, n_rows, x, ldx, n_x, y, ldy));
+        if (w->mode == NUM_BF16)
+            BF16_FLUSHED(bf16_few_dense(w, row, n_rows, x, ldx, n_x, y, ldy));
+        else
+            BF16_FLUSHED(bf16_few_mxfp8(w, row, n_rows, x, ldx, n_x, y, ldy));
         return;
     }
     float *rows = scratch;
-    for (int64_t r = 0; r < n_rows; r++) bf16_lay_row(w, row + r, rows + r * cols);
+    BF16_FLUSHED(bf16_lay(w, row, n_rows, rows));
     BF16_FLUSHED(bf16_dots(rows, n_rows, x, ldx, n_x, cols, y, ldy));
 }
 

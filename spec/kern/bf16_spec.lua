@@ -45,6 +45,17 @@ local function any(rng)
   return function() return math.floor(rng.uniform() * 65536) end
 end
 
+--- mxfp8 of any codes but NaN; scales in [least, most].
+local function mxfp8(rng, rows, cols, least, most)
+  local scales = {}
+  for i = 1, rows * cols // 32 do
+    scales[i] = string.char(least + math.floor(rng.uniform() * (most - least + 1)))
+  end
+  local codes = rng.bytes(rows * cols):gsub("[\x7f\xff]", "\x08")
+  return { mode = "mxfp8", bits = 8, group = 32, rows = rows, cols = cols, codes = codes,
+    scales = table.concat(scales) }
+end
+
 local function run(variant, m, x, n_x, threads)
   return (core.kern_run(variant, "linear",
     { matrix = m, x = x, n_x = n_x, threads = threads, fast = true }))
@@ -110,6 +121,19 @@ describe("bf16 products", function()
     end)
   end)
 
+  it("have the weights of mxfp8 in them", function()
+    local rng = numbers.rng(45)
+    each_shape(function(rows, cols)
+      local m = mxfp8(rng, rows, cols, 127, 127)
+      local x = {}
+      for k = 1, cols do x[k] = (math.floor(rng.uniform() * 64) - 32) / 32 end
+      local w, decoded = {}, numbers.unpack(core.decode_rows(m))
+      for i = 1, #decoded do w[i - 1] = decoded[i] end
+      local y = numbers.unpack(run("scalar", m, numbers.pack(x), 1))
+      for r = 0, rows - 1 do assert.equal(defined(w, x, r * cols, cols), y[r + 1]) end
+    end)
+  end)
+
   it("round x to even and take what is subnormal for zero", function()
     local m = matrix(1, 32, function() return 0 end)
     m.codes = u16 { 0x3f80 } .. m.codes:sub(3)
@@ -148,6 +172,22 @@ describe("bf16 products", function()
           compare(m, numbers.pack(rng.floats(n_x * cols)), n_x, name)
           compare(m, numbers.pack(rng.floats(n_x * cols, 0x1p-63)), n_x, name .. ", small")
           compare(m, numbers.pack(rng.awkward(n_x * cols, 200)), n_x, name .. ", awkward")
+        end
+      end
+    end)
+  end)
+
+  it("have the same bits of mxfp8 in every variant, whatever scales and codes", function()
+    local rng = numbers.rng(46)
+    local ranges = { { 120, 130 }, { 10, 246 }, { 0, 12 }, { 244, 254 }, { 254, 255 }, { 60, 66 } }
+    each_shape(function(rows, cols)
+      for i, range in ipairs(ranges) do
+        local m = mxfp8(rng, rows, cols, range[1], range[2])
+        if i == 2 then m.codes = rng.bytes(rows * cols) end
+        for _, n_x in ipairs { 1, 2, 4, 7, 35 } do
+          compare(m, numbers.pack(rng.floats(n_x * cols)), n_x, "mxfp8 " .. i)
+          compare(m, numbers.pack(rng.floats(n_x * cols, 0x1p-60)), n_x, "mxfp8, small " .. i)
+          compare(m, numbers.pack(rng.awkward(n_x * cols, 200)), n_x, "mxfp8, awkward " .. i)
         end
       end
     end)
