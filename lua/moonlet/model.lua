@@ -104,6 +104,26 @@ function Model.open_texts(dir)
   return self
 end
 
+---A model for conversations, which take a tokenizer and a chat template.
+---@param given string|moonlet.Model a directory to open, or a model
+---@param opts? { threads?: integer, precision?: string }
+---@param texts_only? boolean open_texts is enough
+---@return moonlet.Model? model
+---@return boolean|string is_opened whether it is the caller's to close; a message
+---@return string? code
+function Model.for_chat(given, opts, texts_only)
+  local is_opened, self, message, code = type(given) ~= "table", given, nil, nil
+  if is_opened and texts_only then
+    self, message, code = Model.open_texts(given)
+  elseif is_opened then
+    self, message, code = Model.open(given, opts)
+  end
+  if not self then return nil, message, code end
+  if self.tokenizer and self.template then return self, is_opened end
+  if is_opened then self:close() end
+  return nil, self.dir .. " has no tokenizer or no chat template", "unsupported"
+end
+
 ---Frees the model. Sessions still open on it become unusable.
 function Model:close()
   if self.core then self.core:close() end

@@ -65,14 +65,7 @@ describe("/v1/chat/completions", function()
   local server
   after_each(function() if server then server:close() end end)
 
-  local function ask(more) return client.ask(server, "POST", PATH, body_of(more)) end
-  local function stream(more)
-    more = more or {}
-    more.stream = true
-    local reply = ask(more)
-    assert.equal(200, reply.status, reply.body)
-    return client.events(reply), reply
-  end
+  local ask, stream = client.dialect(PATH, body_of, function() return server end)
 
   it("answers a message", function()
     server = served.replay { "Paris is the capital." }
@@ -344,13 +337,6 @@ describe("/v1/chat/completions", function()
       { events[#events - 1].error.message, events[#events - 1].error.type })
     local whole = ask {}
     assert.same({ 500, "bad weight" }, { whole.status, whole.json.error.message })
-  end)
-
-  it("sends the queue's end away with a time to come back", function()
-    server = served.replay({ "never" }, { queue = 0 })
-    local reply = ask()
-    assert.same({ 429, "rate_limit_error" }, { reply.status, reply.json.error.type })
-    assert.matches("^%d+$", reply.fields["retry-after"])
   end)
 
   it("names reasoning as it is told, or hides it", function()

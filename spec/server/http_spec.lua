@@ -186,6 +186,17 @@ describe("server", function()
     assert.equal(204, status_of("OPTIONS", "/v1/models"))
   end)
 
+  it("sends the queue's end away with a time to come back, and who has no key before", function()
+    server = served.replay({ "never" }, { queue = 0, api_keys = { "k" } })
+    for path, body in pairs { ["/v1/chat/completions"] = HELLO, ["/v1/messages"] = HELLO,
+      ["/v1/completions"] = { prompt = "x" }, ["/v1/responses"] = { input = "x" } } do
+      assert.equal(401, status_of("POST", path, body))
+      local reply = client.ask(server, "POST", path, body, { Authorization = "Bearer k" })
+      assert.same({ 429, "rate_limit_error" }, { reply.status, reply.json.error.type })
+      assert.matches("^%d+$", reply.fields["retry-after"])
+    end
+  end)
+
   it("finds a key in time that grows with the header", function()
     server = served.replay({ "x" }, { api_keys = { "k" } })
     local function line(n) return "Bearer a" .. (" "):rep(n) .. "b" end

@@ -85,16 +85,7 @@ describe("/v1/messages", function()
   local server
   after_each(function() if server then server:close() end end)
 
-  local function ask(more, fields)
-    return client.ask(server, "POST", PATH, body_of(more), fields)
-  end
-  local function stream(more)
-    more = more or {}
-    more.stream = true
-    local reply = ask(more)
-    assert.equal(200, reply.status, reply.body)
-    return client.events(reply), reply
-  end
+  local ask, stream = client.dialect(PATH, body_of, function() return server end)
 
   -- The text of the prompt that a request becomes.
   local function prompt_of(more)
@@ -387,13 +378,6 @@ describe("/v1/messages", function()
     end
     assert.is_true(comments >= 1 and pings >= 1, comments .. " " .. pings)
     assert.equal("tool_use", assemble(events).stop_reason)
-  end)
-
-  it("sends the queue's end away with a time to come back", function()
-    server = served.replay({ "never" }, { queue = 0 })
-    local reply = ask()
-    assert.same({ 429, "rate_limit_error" }, { reply.status, reply.json.error.type })
-    assert.matches("^%d+$", reply.fields["retry-after"])
   end)
 end)
 

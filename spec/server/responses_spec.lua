@@ -96,16 +96,7 @@ describe("/v1/responses", function()
   local server
   after_each(function() if server then server:close() end end)
 
-  local function ask(more, fields)
-    return client.ask(server, "POST", PATH, body_of(more), fields)
-  end
-  local function stream(more)
-    more = more or {}
-    more.stream = true
-    local reply = ask(more)
-    assert.equal(200, reply.status, reply.body)
-    return client.events(reply), reply
-  end
+  local ask, stream = client.dialect(PATH, body_of, function() return server end)
 
   it("answers a text", function()
     server = served.replay { "Paris is the capital." }
@@ -349,16 +340,7 @@ describe("/v1/responses", function()
     end
     assert.is_true(comments >= 1 and repeated >= 1, comments .. " " .. repeated)
     assert.equal("completed", assemble(events).status)
-  end)
-
-  it("asks for a key, and sends the queue's end away with a time to come back", function()
-    server = served.replay({ "never" }, { queue = 0, api_keys = { "k" } })
-    assert.equal(401, ask().status)
-    local reply = ask({}, { Authorization = "Bearer k" })
-    assert.same({ 429, "rate_limit_error" }, { reply.status, reply.json.error.type })
-    assert.matches("^%d+$", reply.fields["retry-after"])
-  end)
-end)
+  end)end)
 
 describe("a dialogue over /v1/responses", function()
   local model

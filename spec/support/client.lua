@@ -172,4 +172,20 @@ function client.ask(server, method, path, ...)
   return checked(server, method, path, client.parse(c.output()))
 end
 
+-- Two functions that post to a path of the server at hand what body_of makes of more fields: one
+-- for the reply, one for the events of a stream, and its reply.
+function client.dialect(path, body_of, server_at_hand)
+  local function ask(more, fields)
+    return client.ask(server_at_hand(), "POST", path, body_of(more), fields)
+  end
+  local function stream(more)
+    more = more or {}
+    more.stream = true
+    local reply = ask(more)
+    assert(reply.status == 200, reply.body)
+    return client.events(reply), reply
+  end
+  return ask, stream
+end
+
 return client

@@ -1,121 +1,58 @@
--- Whether values are as JSON schemas say: the words that moonlet.server.openapi uses, any other
--- word raises. Objects whose members are listed have no others.
+-- Whether values and replies are as an OpenAPI document says. Objects whose members are listed have
+-- no others.
 
 local json = require "moonlet.json"
+local validate = require "moonlet.validate"
 
 local conforms = {}
 
+-- The words of schemas that moonlet.server.openapi uses, any other raises; those whose values are
+-- schemas, or tables of them.
 local WORDS <const> = {}
 for word in ([[$ref additionalProperties anyOf const contentEncoding description enum format items
   maxItems maximum minItems minLength minimum properties required type]]):gmatch("%S+") do
   WORDS[word] = true
 end
+local SCHEMA <const> = { additionalProperties = true, items = true }
+local SCHEMAS <const> = { anyOf = true, properties = true }
 
-local function type_of(value)
-  if value == json.null then return "null" end
-  if type(value) == "boolean" or type(value) == "string" then return type(value) end
-  if type(value) == "number" then return math.tointeger(value) and "integer" or "number" end
-  return json.is_array(value) and "array" or "object"
+local prepared
+
+local function all_prepared(schemas, is_closed)
+  local made = {}
+  for key, schema in pairs(schemas) do made[key] = prepared(schema, is_closed) end
+  return made
 end
 
-local function is_of_type(value, name)
-  local kind = type_of(value)
-  return kind == name or kind == "integer" and name == "number"
+-- A schema as validate has it; closed, it lets no members pass that are not listed.
+function prepared(schema, is_closed)
+  if type(schema) ~= "table" then return schema end
+  local made = {}
+  for word, value in pairs(schema) do
+    assert(WORDS[word], "a schema says " .. word)
+    made[word] = SCHEMA[word] and prepared(value, is_closed)
+      or SCHEMAS[word] and all_prepared(value, is_closed) or value
+  end
+  if is_closed and made.properties and made.additionalProperties == nil then
+    made.additionalProperties = false
+  end
+  return made
 end
 
-local check
+local components = { [true] = setmetatable({}, { __mode = "k" }),
+  [false] = setmetatable({}, { __mode = "k" }) } -- by document
 
-local function fail(place, what, ...)
-  return false, (place == "" and "value" or place) .. ": " .. what:format(...)
-end
-
-local function check_type(value, schema, place)
-  local names = type(schema.type) == "string" and { schema.type } or schema.type
-  for _, name in ipairs(names) do
-    if is_of_type(value, name) then return true end
-  end
-  return fail(place, "%s instead of %s", type_of(value), table.concat(names, " or "))
-end
-
-local function is_among(value, list)
-  for _, other in ipairs(list) do
-    if other == value then return true end
-  end
-  return false
-end
-
-local function check_any(value, schema, place, o)
-  local reasons = {}
-  for i, branch in ipairs(schema.anyOf) do
-    local ok, why = check(value, branch, place, o)
-    if ok then return true end
-    reasons[i] = why
-  end
-  return fail(place, "fits nothing: (%s)", table.concat(reasons, "; "))
-end
-
-local function check_number(value, schema, place)
-  if schema.minimum and value < schema.minimum then return fail(place, "%s is too small", value) end
-  if schema.maximum and value > schema.maximum then return fail(place, "%s is too large", value) end
-  return true
-end
-
-local function check_array(value, schema, place, o)
-  if #value < (schema.minItems or 0) or #value > (schema.maxItems or math.huge) then
-    return fail(place, "%d items", #value)
-  end
-  for i, item in ipairs(schema.items and value or {}) do
-    local ok, why = check(item, schema.items, ("%s[%d]"):format(place, i - 1), o)
-    if not ok then return false, why end
-  end
-  return true
-end
-
-local function check_object(value, schema, place, o)
-  for _, name in ipairs(schema.required or {}) do
-    if value[name] == nil then return fail(place, "no %s", name) end
-  end
-  for _, name in ipairs(json.keys(value)) do
-    local member = schema.properties and schema.properties[name] or schema.additionalProperties
-    if member then
-      local ok, why = check(value[name], member, place .. "." .. name, o)
-      if not ok then return false, why end
-    elseif schema.properties and o.closed then
-      return fail(place, "%s is not described", name)
-    end
-  end
-  return true
-end
-
-function check(value, schema, place, o)
-  for word in pairs(schema) do assert(WORDS[word], "a schema says " .. word) end
-  if schema["$ref"] then
-    local name = schema["$ref"]:match("^#/components/schemas/(.*)$")
-    return check(value, assert(o.document.components.schemas[name], name), place, o)
-  end
-  if schema.anyOf then return check_any(value, schema, place, o) end
-  if schema.type then
-    local ok, why = check_type(value, schema, place)
-    if not ok then return false, why end
-  end
-  if schema.enum and not is_among(value, schema.enum) then
-    return fail(place, "%s is none of those there are", json.encode(value))
-  end
-  if schema.const ~= nil and value ~= schema.const then
-    return fail(place, "%s expected", json.encode(schema.const))
-  end
-  local kind = type_of(value)
-  if kind == "integer" or kind == "number" then return check_number(value, schema, place) end
-  if kind == "array" then return check_array(value, schema, place, o) end
-  if kind == "object" then return check_object(value, schema, place, o) end
-  if kind == "string" and #value < (schema.minLength or 0) then return fail(place, "too short") end
-  return true
-end
-
--- A value, as moonlet.json has them, against a schema of an OpenAPI document. With `closed` objects
--- have no members but those that are described.
-function conforms.check(value, schema, document, closed)
-  return check(value, schema, "", { document = document, closed = closed })
+-- A value, as moonlet.json has them, against a schema of an OpenAPI document. With `is_closed`
+-- objects have no members but those that are described.
+function conforms.check(value, schema, document, is_closed)
+  is_closed = is_closed or false
+  local known = components[is_closed]
+  known[document] = known[document]
+    or { schemas = all_prepared(document.components.schemas, is_closed) }
+  local whole = prepared(schema, is_closed)
+  whole.components = known[document]
+  local ok, why = validate.check(value, whole, "value")
+  return ok or false, why
 end
 
 -- ---- replies -----------------------------------------------------------------------------------

@@ -119,19 +119,11 @@ local function check_options(o)
 end
 
 local function open_model(self, o)
-  if o.engine then
-    self.model = o.engine.model
-  elseif o.session then
-    self.model = o.session.model
-  elseif type(o.model) == "table" then
-    self.model = o.model
-  else
-    self.model = check((o.replay and model.open_texts or model.open)(o.model))
-    self.owns_model = true
-  end
-  if not self.model.tokenizer or not self.model.template then
-    check(nil, self.model.dir .. " has no tokenizer or no chat template", "unsupported")
-  end
+  local shared = o.engine or o.session
+  local opened, owned, code = model.for_chat(shared and shared.model or o.model, nil,
+    o.replay ~= nil)
+  self.model = check(opened, owned, code)
+  self.owns_model = owned
 end
 
 local function open_engine(self, o)

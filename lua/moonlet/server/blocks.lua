@@ -1,7 +1,6 @@
 --- An answer as blocks, which is how Anthropic's messages and OpenAI's responses have it: each a
 --- stretch of reasoning or text, or a call, that begins, grows and ends before the next begins.
 
-local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
 
 local blocks = {}
@@ -81,17 +80,12 @@ end
 ---@param run moonlet.server.Run
 ---@param handler moonlet.server.BlockHandler
 ---@param idle? fun(): number see Run:each
----@return moonlet.server.Block[]? list nil when the client has left
+---@return moonlet.server.Block[]? list nil when the client has gone
 ---@return table ended the part of kind "end"; a failure is raised
 function blocks.run(exchange, run, handler, idle)
   local self = setmetatable({ handler = handler, list = {} }, Builder)
-  run:each(function(_, part) TAKE[part.kind](self, part) end, idle)
-  local ended = run.choices[1].ended
-  if exchange:is_over() then return nil, ended end
-  if ended.reason == "error" then
-    generation.raise_failure(ended, exchange.server.is_closing)
-  end
-  return self.list, ended
+  local is_read = run:answer(exchange, function(_, part) TAKE[part.kind](self, part) end, idle)
+  return is_read and self.list or nil, run.choices[1].ended
 end
 
 local function nothing() end

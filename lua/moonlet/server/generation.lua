@@ -260,7 +260,7 @@ end
 ---@return moonlet.server.Run
 function generation.serve(exchange, list)
   -- Its text may have taken long to tokenize. Nobody reads the answer.
-  if exchange:is_over() then refusal.raise(499, "the client has left") end
+  if exchange:is_gone() then refusal.raise(499, "the client has left") end
   local run = generation.begin(exchange.server, list)
   exchange.on_gone = function() run:cancel() end
   return run
@@ -328,6 +328,30 @@ function Run:each(emit_part, idle)
   if self.problem then error(self.problem, 0) end
 end
 
+-- The failure of a choice, as a refusal unless it is the server's own.
+local function raise_failure(ended, is_closing)
+  if is_closing then refusal.raise(503, "the server is shutting down") end
+  if ended.code == "hook_failed" then refusal.raise(422, ended.message, { code = ended.code }) end
+  if ended.code == "raised" then error(ended.message, 0) end
+  refusal.raise(500, ended.message)
+end
+
+---Runs until every choice has ended, and raises the failure of one.
+---@param exchange moonlet.server.Exchange
+---@param emit_part fun(choice: moonlet.server.Choice, part: table)
+---@param idle? fun(): number see each
+---@return boolean is_read false when the client has gone
+function Run:answer(exchange, emit_part, idle)
+  self:each(emit_part, idle)
+  if exchange:is_gone() then return false end
+  for _, choice in ipairs(self.choices) do
+    if choice.ended.reason == "error" then
+      raise_failure(choice.ended, self.server.is_closing)
+    end
+  end
+  return true
+end
+
 ---Ends everything; what was evaluated stays for the next request that begins alike.
 function Run:cancel()
   self.cancelled = true
@@ -335,16 +359,6 @@ function Run:cancel()
     if choice.ticket then choice.ticket:cancel() end
   end
   self.changed:notify()
-end
-
----The failure of a choice, as a refusal unless it is the server's own.
----@param part table of kind "end"
----@param is_closing boolean
-function generation.raise_failure(part, is_closing)
-  if is_closing then refusal.raise(503, "the server is shutting down") end
-  if part.code == "hook_failed" then refusal.raise(422, part.message, { code = part.code }) end
-  if part.code == "raised" then error(part.message, 0) end
-  refusal.raise(500, part.message)
 end
 
 ---An id that no other reply has.

@@ -48,7 +48,7 @@ end
 ---Answers with an error, in a stream that has begun as its last event.
 ---@param r moonlet.server.Refusal
 function Exchange:refuse(r)
-  if self:is_over() then return end
+  if self:is_gone() then return end
   local body = (self.route and self.route.error_body or http.openai_error)(r)
   if not self.stream then return self:reply(r.status, body, r.fields) end
   if self.end_stream then
@@ -91,8 +91,8 @@ function Exchange:gone()
   if self.on_gone then self.on_gone() end
 end
 
----@return boolean
-function Exchange:is_over()
+---@return boolean whether the client has
+function Exchange:is_gone()
   return self.request:is_over()
 end
 

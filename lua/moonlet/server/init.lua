@@ -116,19 +116,11 @@ local function check_address(self, o)
 end
 
 local function open_model(self, o)
-  if type(o.model) == "table" then
-    self.model = o.model
-    return true
-  end
-  local message, code
-  if o.replay then
-    self.model, message, code = model.open_texts(o.model)
-  else
-    self.model, message, code = model.open(o.model, { threads = o.threads,
-      precision = o.precision })
-  end
-  self.owns_model = self.model ~= nil
-  return self.model, message, code
+  local opened, owned, code = model.for_chat(o.model, { threads = o.threads,
+    precision = o.precision }, o.replay ~= nil)
+  if not opened then return nil, owned, code end
+  self.model, self.owns_model = opened, owned
+  return true
 end
 
 local function open_engine(self, o)
@@ -181,9 +173,6 @@ local function open_parts(self, o, transport)
   if not ok then return nil, message, code end
   ok, message, code = open_model(self, o)
   if not ok then return nil, message, code end
-  if not self.model.tokenizer or not self.model.template then
-    return nil, self.model.dir .. " has no tokenizer or no chat template", "unsupported"
-  end
   self.name = o.name or self.model.dir:match("([^/]+)/*$") or self.model.dir
   self.loop, message, code = sched.open(transport)
   if not self.loop then return nil, message, code end

@@ -32,6 +32,19 @@ function openai.stream_options(f)
   return stream, o:boolean("include_usage") or false, o:boolean("continuous_usage_stats") or false
 end
 
+---Ends a stream.
+---@param stream moonlet.server.Events
+---@param run moonlet.server.Run
+---@param last table? the chunk that has the usage, where it is asked for
+function openai.end_stream(stream, run, last)
+  if last then
+    last.usage = openai.usage(run:usage())
+    stream:data(last)
+  end
+  stream:data("[DONE]")
+  stream:finish()
+end
+
 -- One prompt: a text, or token ids.
 local function read_prompt(f, name, given, server)
   if type(given) == "string" then
@@ -106,7 +119,7 @@ end
 ---@param exchange moonlet.server.Exchange
 ---@param ids integer[]
 ---@param n_top integer
----@return table? list nil when the client has left
+---@return table? list nil when the client has gone
 function openai.prompt_logprobs(exchange, ids, n_top)
   local scores = scoring.logprobs(exchange, ids, n_top)
   return scores and openai.list_prompt(exchange.server, ids, scores, n_top)

@@ -205,37 +205,31 @@ local function message_of(collected, r)
     tool_calls = collected.tool_calls }, { "role", "content", r.reasoning_field, "tool_calls" })
 end
 
+local function whole_choice(choice, ended, message, r, tokenizer)
+  return json.object({ index = choice.index, message = message_of(message, r),
+    logprobs = take_logprobs(choice, tokenizer), finish_reason = finish_reason(choice, ended),
+    stop_reason = ended.stop_reason, token_ids = r.token_ids and json.array(choice.ids) or nil },
+    { "index", "message", "logprobs", "finish_reason", "stop_reason", "token_ids" })
+end
+
 local function reply_whole(exchange, run, r)
   local prompt_logprobs
   if r.prompt_logprobs then
     prompt_logprobs = openai.prompt_logprobs(exchange, r.wanted.prompt.ids, r.prompt_logprobs)
     if not prompt_logprobs then return end
   end
-  local tokenizer, collected, choices = exchange.server.model.tokenizer, {}, json.array {}
-  for i = 1, #run.choices do collected[i] = { content = r.echo } end
-  local states = {}
-  run:each(function(choice, part)
+  local tokenizer, choices = exchange.server.model.tokenizer, json.array {}
+  local messages, states = {}, {}
+  for i = 1, #run.choices do messages[i], states[i] = { content = r.echo }, {} end
+  local is_read = run:answer(exchange, function(choice, part)
     local at = choice.index + 1
     if part.kind == "end" then
-      if part.reason == "error" then return end
-      choices[at] = json.object({ index = choice.index,
-        message = message_of(collected[at], r), logprobs = take_logprobs(choice, tokenizer),
-        finish_reason = finish_reason(choice, part), stop_reason = part.stop_reason,
-        token_ids = r.token_ids and json.array(choice.ids) or nil },
-        { "index", "message", "logprobs", "finish_reason", "stop_reason", "token_ids" })
+      choices[at] = whole_choice(choice, part, messages[at], r, tokenizer)
       return
     end
-    states[at] = states[at] or {}
-    for _, delta in ipairs(DELTAS[part.kind](part, states[at], r)) do
-      merge(collected[at], delta)
-    end
+    for _, delta in ipairs(DELTAS[part.kind](part, states[at], r)) do merge(messages[at], delta) end
   end)
-  if exchange:is_over() then return end
-  for _, choice in ipairs(run.choices) do
-    if choice.ended.reason == "error" then
-      generation.raise_failure(choice.ended, exchange.server.is_closing)
-    end
-  end
+  if not is_read then return end
   exchange:reply(200, json.object({ id = r.id, object = "chat.completion", created = r.created,
     model = r.model, choices = choices, usage = openai.usage(run:usage()),
     system_fingerprint = FINGERPRINT, prompt_logprobs = prompt_logprobs,
@@ -257,48 +251,51 @@ local function choice_chunk(r, index, delta, logprobs, reason)
     { "index", "delta", "logprobs", "finish_reason" }) })
 end
 
+-- The chunks that a choice begins with.
+local function first_chunks(r, choice)
+  local role = json.object({ role = "assistant", content = "" }, { "role", "content" })
+  local chunks = { choice_chunk(r, choice.index, role, json.null) }
+  if r.echo then chunks[2] = choice_chunk(r, choice.index, { content = r.echo }, json.null) end
+  return chunks
+end
+
+-- The chunks of a part of a choice.
+local function chunks_of(r, choice, part, state, tokenizer)
+  if part.kind == "end" then
+    local last = choice_chunk(r, choice.index, {}, take_logprobs(choice, tokenizer),
+      finish_reason(choice, part))
+    last.choices[1].stop_reason = part.stop_reason
+    if r.token_ids then last.choices[1].token_ids = json.array(choice.ids) end
+    return { last }
+  end
+  local chunks = {}
+  for i, delta in ipairs(DELTAS[part.kind](part, state, r)) do
+    chunks[i] = choice_chunk(r, choice.index, delta, take_logprobs(choice, tokenizer))
+  end
+  return chunks
+end
+
 local function reply_stream(exchange, run, r)
-  local stream, tokenizer = exchange:events(), exchange.server.model.tokenizer
-  local states, failure = {}, nil
-  local function send(value)
-    if r.continuous then value.usage = openai.usage(run:usage()) end
-    stream:data(value)
-  end
-  for _, choice in ipairs(run.choices) do
-    states[choice.index] = {}
-    send(choice_chunk(r, choice.index, json.object({ role = "assistant", content = "" },
-      { "role", "content" }), json.null))
-    if r.echo then send(choice_chunk(r, choice.index, { content = r.echo }, json.null)) end
-  end
-  run:each(function(choice, part)
-    if part.kind == "end" then
-      if part.reason == "error" then
-        failure = failure or part
-        return
-      end
-      local last = choice_chunk(r, choice.index, {}, take_logprobs(choice, tokenizer),
-        finish_reason(choice, part))
-      last.choices[1].stop_reason = part.stop_reason
-      if r.token_ids then last.choices[1].token_ids = json.array(choice.ids) end
-      return send(last)
+  local stream, tokenizer, states = exchange:events(), exchange.server.model.tokenizer, {}
+  local function send(chunks)
+    for _, one in ipairs(chunks) do
+      if r.continuous then one.usage = openai.usage(run:usage()) end
+      stream:data(one)
     end
-    for _, delta in ipairs(DELTAS[part.kind](part, states[choice.index], r)) do
-      send(choice_chunk(r, choice.index, delta, take_logprobs(choice, tokenizer)))
-    end
+  end
+  for i, choice in ipairs(run.choices) do
+    states[i] = {}
+    send(first_chunks(r, choice))
+  end
+  local is_read = run:answer(exchange, function(choice, part)
+    if part.reason == "error" then return end
+    send(chunks_of(r, choice, part, states[choice.index + 1], tokenizer))
   end, function()
     return stream:beat(exchange.server.heartbeat, function()
       stream:data(choice_chunk(r, 0, { content = "" }, json.null))
     end)
   end)
-  if exchange:is_over() then return end
-  if failure then generation.raise_failure(failure, exchange.server.is_closing) end
-  if r.include_usage then
-    local last = chunk(r, {})
-    last.usage = openai.usage(run:usage())
-    stream:data(last)
-  end
-  stream:data("[DONE]")
-  stream:finish()
+  if is_read then openai.end_stream(stream, run, r.include_usage and chunk(r, {}) or nil) end
 end
 
 ---@param exchange moonlet.server.Exchange

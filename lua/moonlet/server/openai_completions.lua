@@ -145,10 +145,11 @@ local function reply_of(r, choices)
     { "id", "object", "created", "model", "choices", "usage" })
 end
 
--- Hands out pieces { text =, logprobs =, ... } of every choice, the last one with a reason.
+-- Hands out pieces { text =, logprobs =, ... } of every choice, the last one with a reason. True
+-- unless the client has gone.
 local function each_piece(exchange, run, r, idle, emit)
   local heads = beside(exchange.server.loop, idle, score_prompts, exchange, r)
-  if not heads then return end
+  if not heads then return false end
   local tokenizer, states = r.server.model.tokenizer, {}
   for i, head in ipairs(heads) do
     for k = 1, r.n do
@@ -160,24 +161,17 @@ local function each_piece(exchange, run, r, idle, emit)
         finish_reason = not r.generates and "length" or nil })
     end
   end
-  local failure
-  run:each(function(choice, part)
+  return run:answer(exchange, function(choice, part)
+    if part.reason == "error" then return end
     local state = states[choice.index]
     local piece = { text = part.text or "",
       logprobs = r.logprobs and list_tokens(state, tokenizer, choice:take_entries()) or nil }
     if part.kind == "end" then
-      if part.reason == "error" then
-        failure = failure or part
-        return
-      end
       piece.finish_reason, piece.stop_reason = part.reason, part.stop_reason
       piece.token_ids = r.token_ids and json.array(choice.ids) or nil
     end
     emit(choice.index, piece)
   end, idle)
-  if failure and not exchange:is_over() then
-    generation.raise_failure(failure, exchange.server.is_closing)
-  end
 end
 
 local function merge(whole, piece)
@@ -196,11 +190,11 @@ end
 
 local function reply_whole(exchange, run, r)
   local wholes, choices = {}, {}
-  each_piece(exchange, run, r, nil, function(index, piece)
+  local is_read = each_piece(exchange, run, r, nil, function(index, piece)
     wholes[index] = wholes[index] or { text = "" }
     merge(wholes[index], piece)
   end)
-  if exchange:is_over() then return end
+  if not is_read then return end
   for index = 0, #r.wanted * r.n - 1 do
     choices[index + 1] = choice_of(index, wholes[index])
   end
@@ -216,7 +210,7 @@ end
 
 local function reply_stream(exchange, run, r)
   local stream = exchange:events()
-  each_piece(exchange, run, r, function()
+  local is_read = each_piece(exchange, run, r, function()
     return stream:beat(exchange.server.heartbeat, function()
       stream:data(reply_of(r, { choice_of(0, { text = "" }) }))
     end)
@@ -226,14 +220,7 @@ local function reply_stream(exchange, run, r)
     if r.continuous then chunk.usage = openai.usage(run:usage()) end
     stream:data(chunk)
   end)
-  if exchange:is_over() then return end
-  if r.include_usage then
-    local last = reply_of(r, {})
-    last.usage = openai.usage(run:usage())
-    stream:data(last)
-  end
-  stream:data("[DONE]")
-  stream:finish()
+  if is_read then openai.end_stream(stream, run, r.include_usage and reply_of(r, {}) or nil) end
 end
 
 ---@param exchange moonlet.server.Exchange

@@ -21,7 +21,7 @@ local function read(exchange, ids, options)
   end
   ticket:wait()
   exchange.on_gone = gone
-  if exchange:is_over() then return nil end
+  if exchange:is_gone() then return nil end
   if ticket.finish_reason == "stop" then return score end
   if server.is_closing then refusal.raise(503, "the server is shutting down") end
   return refusal.raise(500, ticket.message or "the reading was ended")
