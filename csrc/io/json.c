@@ -14,6 +14,7 @@ enum { FILE_DEPTH = 200 };
 struct json_doc {
     json_value *root;
     char *repeated; /* owned; see json_repeated_key */
+    map_file text;  /* of parts that are set apart */
 };
 
 json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth,
@@ -22,8 +23,8 @@ json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max
     return json_parse_some(text, n_bytes, name, max_depth, SIZE_MAX, e);
 }
 
-json_doc *json_parse_some(const char *text, size_t n_bytes, const char *name, int max_depth,
-                          size_t max_values, err_info *e)
+static json_doc *parse(const char *text, size_t n_bytes, const char *name, int max_depth,
+                       size_t max_values, const char *const *apart, err_info *e)
 {
     json_facts facts;
     if (json_check(text, n_bytes, name, max_depth, max_values, &facts, e)) return NULL;
@@ -34,12 +35,18 @@ json_doc *json_parse_some(const char *text, size_t n_bytes, const char *name, in
     }
     json_doc *doc = mem_array(1, sizeof *doc, e);
     if (!doc) return NULL;
-    if (json_build(text, n_bytes, &facts, &doc->root, &doc->repeated)) {
+    if (json_build(text, n_bytes, &facts, apart, &doc->root, &doc->repeated)) {
         err_set(e, ERR_MEMORY, "%s: not enough memory for the JSON values", name);
         json_close(doc);
         return NULL;
     }
     return doc;
+}
+
+json_doc *json_parse_some(const char *text, size_t n_bytes, const char *name, int max_depth,
+                          size_t max_values, err_info *e)
+{
+    return parse(text, n_bytes, name, max_depth, max_values, NULL, e);
 }
 
 json_doc *json_read_file(const char *path, err_info *e)
@@ -51,11 +58,24 @@ json_doc *json_read_file(const char *path, err_info *e)
     return doc;
 }
 
+json_doc *json_read_file_apart(const char *path, const char *const *apart, err_info *e)
+{
+    map_file m;
+    if (map_open(&m, path, e)) return NULL;
+    json_doc *doc = parse((const char *)m.data, m.n_bytes, path, FILE_DEPTH, SIZE_MAX, apart, e);
+    if (doc)
+        doc->text = m;
+    else
+        map_close(&m);
+    return doc;
+}
+
 void json_close(json_doc *doc)
 {
     if (!doc) return;
     json_object_put(doc->root);
     mem_free(doc->repeated);
+    map_close(&doc->text);
     mem_free(doc);
 }
 

@@ -27,6 +27,10 @@ json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max
 json_doc *json_parse_some(const char *text, size_t n_bytes, const char *name, int max_depth,
                           size_t max_values, err_info *e);
 json_doc *json_read_file(const char *path, err_info *e);
+/* The same, but of objects and arrays of these names (ended by NULL) that are members of a member
+ * of the root no values are built: they look empty and are read by json_each_apart. For parts of
+ * hundreds of thousands of values, which would take more time and memory than all else. */
+json_doc *json_read_file_apart(const char *path, const char *const *apart, err_info *e);
 void json_close(json_doc *doc);
 json_value *json_root(const json_doc *doc);
 
@@ -58,6 +62,14 @@ const char *json_string(const json_value *v, size_t *n_bytes); /* NULL if no str
 /* Calls fn for each member in order; stops when it returns non-zero and returns that. */
 int json_each(const json_value *object,
               int (*fn)(void *ctx, const char *key, size_t key_bytes, json_value *v), void *ctx);
+
+/* What an object or array holds that was set apart: how many members or elements, and each in order
+ * (without a key in an array), made for the call of fn. Stops and returns as json_each, or fails
+ * with ERR_MEMORY. Of equal keys all come. */
+size_t json_apart_length(const json_value *apart);
+int json_each_apart(const json_value *apart,
+                    int (*fn)(void *ctx, const char *key, size_t key_bytes, json_value *v),
+                    void *ctx, err_info *e);
 
 /* ---- writing ---------------------------------------------------------------------------- */
 

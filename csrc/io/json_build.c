@@ -14,6 +14,8 @@ typedef struct builder {
     locale_t plain; /* "C", in which numbers are written */
     int depth;
     char *repeated;
+    const char *const *apart;
+    size_t longest_leaf;
 } builder;
 
 static void skip_space(builder *b)
@@ -99,6 +101,68 @@ static json_value *build_number(builder *b)
     return json_object_new_double(strtod_l(b->leaf, NULL, b->plain));
 }
 
+/* ---- parts that are set apart -------------------------------------------------------------- */
+
+/* The text of an object or array that looks empty: its user data. */
+typedef struct part {
+    const uint8_t *p, *end;
+    size_t n, longest_leaf;
+} part;
+
+static void free_part(json_value *v, void *p)
+{
+    (void)v;
+    mem_free(p);
+}
+
+static void skip_string(builder *b)
+{
+    for (b->p++; *b->p != '"'; b->p++) b->p += *b->p == '\\';
+    b->p++;
+}
+
+/* Behind the object or array at p; returns how many members or elements it has. */
+static size_t skip_counting(builder *b)
+{
+    size_t n_commas = 0;
+    int depth = 1;
+    b->p++;
+    skip_space(b);
+    int is_empty = *b->p == '}' || *b->p == ']';
+    while (depth > 0) {
+        uint8_t c = *b->p;
+        if (c == '"') {
+            skip_string(b);
+            continue;
+        }
+        depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+        n_commas += c == ',' && depth == 1;
+        b->p++;
+    }
+    return is_empty ? 0 : n_commas + 1;
+}
+
+static int is_apart(const builder *b)
+{
+    const char *const *name = b->depth == 2 && (*b->p == '{' || *b->p == '[') ? b->apart : NULL;
+    while (name && *name && strcmp(*name, b->leaf) != 0) name++;
+    return name && *name;
+}
+
+static json_value *build_apart(builder *b)
+{
+    json_value *v = *b->p == '{' ? json_object_new_object() : json_object_new_array_ext(1);
+    part *made = v ? mem_array(1, sizeof *made, NULL) : NULL;
+    if (!made) {
+        json_object_put(v);
+        return NULL;
+    }
+    *made = (part){.p = b->p, .end = b->end, .longest_leaf = b->longest_leaf};
+    made->n = skip_counting(b);
+    json_object_set_userdata(v, made, free_part);
+    return v;
+}
+
 /* ---- values ----------------------------------------------------------------------------- */
 
 static err_code build_value(builder *b, json_value **v);
@@ -143,7 +207,9 @@ static err_code fill_object(builder *b, json_value *object)
         skip_space(b);
         b->p++;
         skip_space(b);
-        err_code code = build_value(b, &v);
+        int apart = is_apart(b);
+        if (apart) v = build_apart(b);
+        err_code code = apart ? (v ? ERR_NONE : ERR_MEMORY) : build_value(b, &v);
         /* the key is read now because the value has used the scratch, too */
         const uint8_t *behind = b->p;
         b->p = key;
@@ -194,16 +260,74 @@ static err_code build_value(builder *b, json_value **v)
     return code;
 }
 
-err_code json_build(const char *text, size_t n_bytes, const json_facts *facts, json_value **root,
-                    char **repeated)
+/* Room for strings and numbers, of which there are two at once where members are read. */
+static err_code open_builder(builder *b, size_t longest_leaf)
+{
+    b->longest_leaf = longest_leaf;
+    b->leaf = mem_array(2, longest_leaf + 1, NULL);
+    b->plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
+    return b->leaf && b->plain ? ERR_NONE : ERR_MEMORY;
+}
+
+static void close_builder(builder *b, char *leaf)
+{
+    if (b->plain) freelocale(b->plain);
+    mem_free(leaf);
+}
+
+err_code json_build(const char *text, size_t n_bytes, const json_facts *facts,
+                    const char *const *apart, json_value **root, char **repeated)
 {
     const uint8_t *begin = (const uint8_t *)text;
-    builder b = {.p = begin + facts->begin, .end = begin + n_bytes};
-    b.leaf = mem_array(facts->longest_leaf + 1, 1, NULL);
-    b.plain = newlocale(LC_ALL_MASK, "C", (locale_t)0);
-    err_code code = b.leaf && b.plain ? build_value(&b, root) : ERR_MEMORY;
-    if (b.plain) freelocale(b.plain);
-    mem_free(b.leaf);
+    builder b = {.p = begin + facts->begin, .end = begin + n_bytes, .apart = apart};
+    err_code code = open_builder(&b, facts->longest_leaf);
+    if (!code) code = build_value(&b, root);
+    close_builder(&b, b.leaf);
     *repeated = b.repeated;
     return code;
+}
+
+size_t json_apart_length(const json_value *apart)
+{
+    const part *p = json_object_get_userdata((json_value *)(uintptr_t)apart);
+    return p ? p->n : 0;
+}
+
+/* The value at p, behind its key and what stands between them. */
+static err_code next_apart(builder *b, char *key, char *leaf, size_t *key_bytes, json_value **v)
+{
+    *key_bytes = 0;
+    skip_space(b);
+    if (*b->p == ',') b->p++;
+    skip_space(b);
+    if (key) {
+        b->leaf = key;
+        *key_bytes = take_string(b);
+        skip_space(b);
+        b->p++;
+        skip_space(b);
+    }
+    b->leaf = leaf;
+    return build_value(b, v);
+}
+
+int json_each_apart(const json_value *apart,
+                    int (*fn)(void *ctx, const char *key, size_t key_bytes, json_value *v),
+                    void *ctx, err_info *e)
+{
+    const part *from = json_object_get_userdata((json_value *)(uintptr_t)apart);
+    if (!from) return 0;
+    int stop = 0;
+    builder b = {.p = from->p + 1, .end = from->end};
+    err_code code = open_builder(&b, from->longest_leaf);
+    char *scratch = b.leaf, *key = *from->p == '{' ? scratch : NULL;
+    for (size_t i = 0; i < from->n && !code && !stop; i++) {
+        size_t n;
+        json_value *v;
+        code = next_apart(&b, key, scratch + from->longest_leaf + 1, &n, &v);
+        if (!code) stop = fn(ctx, key, n, v);
+        json_object_put(v);
+    }
+    close_builder(&b, scratch);
+    return code ? (int)err_set(e, code, "not enough memory for a JSON value") : stop;
 }

@@ -11,8 +11,9 @@
 
 /* The value into *root (NULL is JSON null) and the first key that the root object repeats into
  * *repeated (else NULL); both the caller's, also on failure, which is always ERR_MEMORY. `facts`
- * are those of the text. */
-err_code json_build(const char *text, size_t n_bytes, const json_facts *facts, json_value **root,
-                    char **repeated);
+ * are those of the text. apart: see json_read_file_apart, or NULL; the text then has to outlive the
+ * values. */
+err_code json_build(const char *text, size_t n_bytes, const json_facts *facts,
+                    const char *const *apart, json_value **root, char **repeated);
 
 #endif

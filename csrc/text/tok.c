@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "base/heap.h"
 #include "base/mem.h"
 #include "io/json.h"
 #include "text/tok_impl.h"
@@ -23,7 +22,7 @@ typedef struct loader {
     tok *t;
     buf spelled; /* scratch: bytes of the entry at hand */
     const char *where;
-    size_t n_entries;
+    uint32_t n_merges;
     int64_t top; /* highest id seen */
     err_info *e;
 } loader;
@@ -243,7 +242,6 @@ static int measure_entry(void *ctx, const char *key, size_t n, json_value *v)
 {
     loader *l = ctx;
     int64_t id;
-    l->n_entries++;
     return (int)check_id(l, quote(key, n), v, &id);
 }
 
@@ -254,6 +252,9 @@ static int load_entry(void *ctx, const char *key, size_t n, json_value *v)
     l->spelled.n = 0;
     err_code c = vocab_unspell(key, n, &l->spelled, l->e);
     if (c) return (int)err_prefix(l->e, "%s: entry '%s'", l->where, quote(key, n).text);
+    /* of equal keys the last counts */
+    int32_t before = vocab_find(&l->t->vocab, l->spelled.data, l->spelled.n);
+    if (before >= 0) l->t->vocab.entries[before].flags = 0;
     if (tok_has(l->t, id))
         return (int)err_set(l->e, ERR_FORMAT, "%s: id %d of '%s' is taken already", l->where,
                             (int)id, quote(key, n).text);
@@ -265,9 +266,9 @@ static err_code load_vocab(loader *l, const json_value *v)
     l->where = "model.vocab";
     if (json_type_of(v) != JSON_OBJECT)
         return err_set(l->e, ERR_FORMAT, "model.vocab: object expected");
-    err_code c = (err_code)json_each(v, measure_entry, l);
-    if (!c) c = vocab_init(&l->t->vocab, (int32_t)(l->top + 1), l->n_entries, l->e);
-    if (!c) c = (err_code)json_each(v, load_entry, l);
+    err_code c = (err_code)json_each_apart(v, measure_entry, l, l->e);
+    if (!c) c = vocab_init(&l->t->vocab, (int32_t)(l->top + 1), json_apart_length(v), l->e);
+    if (!c) c = (err_code)json_each_apart(v, load_entry, l, l->e);
     return c;
 }
 
@@ -290,7 +291,7 @@ static int merge_sides(const json_value *v, const char *s[2], size_t n[2])
     return 1;
 }
 
-static err_code load_merge(loader *l, const json_value *v, uint32_t rank)
+static err_code add_merge(loader *l, const json_value *v, uint32_t rank)
 {
     const char *s[2];
     size_t n[2];
@@ -315,20 +316,27 @@ static err_code load_merge(loader *l, const json_value *v, uint32_t rank)
     return ERR_NONE;
 }
 
+static int load_merge(void *ctx, const char *key, size_t n, json_value *v)
+{
+    loader *l = ctx;
+    (void)key;
+    (void)n;
+    err_code c = add_merge(l, v, l->n_merges);
+    if (c) err_prefix(l->e, "model.merges, entry %u", (unsigned)l->n_merges);
+    l->n_merges++;
+    return (int)c;
+}
+
 static err_code load_merges(loader *l, const json_value *v)
 {
     if (json_type_of(v) != JSON_ARRAY)
         return err_set(l->e, ERR_FORMAT, "model.merges: array expected");
-    size_t n = json_length(v);
+    size_t n = json_apart_length(v);
     if (n > VOCAB_MOST_IDS)
         return err_set(l->e, ERR_LIMIT, "model.merges: %zu entries, at most %d", n,
                        VOCAB_MOST_IDS);
     err_code c = bpe_init(&l->t->bpe, n, l->e);
-    for (size_t i = 0; i < n && !c; i++) {
-        c = load_merge(l, json_at(v, i), (uint32_t)i);
-        if (c) err_prefix(l->e, "model.merges, entry %zu", i);
-    }
-    return c;
+    return c ? c : (err_code)json_each_apart(v, load_merge, l, l->e);
 }
 
 static err_code load_model(loader *l, const json_value *v)
@@ -482,12 +490,12 @@ static err_code check_added(loader *l)
 static err_code load_file(loader *l, const char *path,
                           err_code (*load)(loader *l, const json_value *root))
 {
-    json_doc *doc = json_read_file(path, l->e);
+    static const char *const large[] = {"vocab", "merges", NULL};
+    json_doc *doc = json_read_file_apart(path, large, l->e);
     if (!doc) return l->e->code;
     err_code c = load(l, json_root(doc));
     if (c) err_prefix(l->e, "%s", path);
     json_close(doc);
-    heap_give_back(); /* a vocabulary in JSON takes a hundred megabytes, in many pieces */
     return c;
 }
 

@@ -48,6 +48,24 @@ describe("a tokenizer.json", function()
     assert.equal("257", encode({ merge_list = '["a b","ab c"]' }, "abc"))
   end)
 
+  it("is the same however its JSON is spaced and spelled", function()
+    local spelled = {
+      vocab = '{ "[":91 ,\n\t"\\u007b" : 123, "\\"":34 , "\\\\":92,"]":93,"[{":256, "\\"]" :257 }',
+      merge_list = ' [ [ "[","{" ] ,\n"\\" ]" ] ',
+    }
+    assert.equal("256 257 92", encode(spelled, '[{"]\\'))
+    assert.equal("97", encode({ vocab = '{"a":97}', merge_list = " [ ] " }, "a"))
+    assert.equal("", encode({ vocab = "{ }", merge_list = "[]" }, "a"))
+  end)
+
+  it("gives an entry that comes twice its last id", function()
+    local tok <close> = assert(open { ["tokenizer.json"] = tiny.json {
+      vocab = '{"a":1,"b":5,"a":3,"b":5}', merge_list = "[]" } })
+    assert.same({ 3, 5 }, tok:encode("ab"))
+    assert.equal("a", tok:decode { 3 })
+    assert.is_nil((tok:decode { 1 }))
+  end)
+
   it("may go without normalizer, split or both", function()
     assert.equal("101 204 129", encode({ normalizer = "null" }, "e\u{301}"))
     assert.equal("195 169", encode({}, "e\u{301}"))
