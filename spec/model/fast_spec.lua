@@ -14,13 +14,14 @@ def mean(values):
     return sum(values) / len(values)
 ]]
 
--- Mean KLD of fast against exact over TEXT, 1e-4 nats: 4.5, 3.1, 3.9, 2.9, 4.2.
+-- Mean KLD of fast against exact over TEXT, 1e-4 nats: 4.5, 3.1, 3.9, 2.9, 3.5, 0.4.
 local FORMATS <const> = {
   { recipe = "uniform", mode = "mxfp4" },
   { recipe = "uniform", mode = "nvfp4" },
   { recipe = "uniform", bits = 4, group = 64 },
   { recipe = "uniform", bits = 8, group = 32 },
   { recipe = "mixed_3_6" },
+  { recipe = "uniform", mode = "mxfp8" },
 }
 local LIMIT <const> = 1e-3
 -- Where no matrix is quantized, activations are rounded to bf16, and attention: 0.4 to 0.5.
