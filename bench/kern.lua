@@ -37,7 +37,7 @@ local function matrix(m)
 end
 
 local FAST <const> = { affine = "int8", mxfp4 = "int8", nvfp4 = "int8", bf16 = "bf16",
-  mxfp8 = "bf16" }
+  mxfp8 = "bf16", fp8 = "bf16" }
 
 local function seconds(w, n_x, fast)
   local x = string.pack("<f", 0.01):rep(cols * n_x)

@@ -9,10 +9,13 @@ enum { ROWS = 4, TOKENS = 4 };
 #define EACH_ROW   _Pragma("GCC unroll 4") for (int r = 0; r < n_rows; r++)
 #define EACH_TOKEN _Pragma("GCC unroll 4") for (int t = 0; t < n_tokens; t++)
 
-/* Weights as they lie in the file, or decoded. */
+/* Weights as they lie in the file, or decoded; scales of groups of columns where n_groups is not 0.
+ */
 typedef struct weights {
     const uint8_t *codes;
     int64_t stride, ahead; /* bytes from row to row, and to what is asked for */
+    const float *scales;   /* [row][n_groups] */
+    int64_t n_groups, group;
 } weights;
 
 static void round_row(const float *x, int64_t cols, void *row)
@@ -107,6 +110,20 @@ static __attribute__((noinline)) void lay_any(const num_matrix *w, int64_t row, 
     round_row(f32, w->cols, f32);
 }
 
+/* A row without scales. */
+static void lay_codes(const e4m3_table *table, const num_matrix *w, int64_t row, uint8_t *out)
+{
+    const uint8_t *codes = w->codes + row * w->row_bytes;
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t k = 0; k < w->cols; k += 2 * BF16_STEP) {
+        int64_t n = w->cols - k;
+        __m512i pair[2];
+        from_e4m3(table, _mm512_maskz_loadu_epi8(first_bytes(n), codes + k), pair, &most);
+        for (int i = 0; i < 2 && i * BF16_STEP < n; i++)
+            _mm512_storeu_si512(out + 2 * k + 64 * i, pair[i]);
+    }
+}
+
 static int lay_row(const e4m3_table *table, const num_matrix *w, int64_t row, uint8_t *out)
 {
     const uint8_t *codes = w->codes + row * w->row_bytes;
@@ -131,39 +148,65 @@ V16_FN __m512bh load_pairs(const uint8_t *p)
     return (__m512bh)_mm512_loadu_si512(p);
 }
 
-/* n_rows x n_tokens, both constants: all sums stay in registers. */
-V16_FN void dot_block(weights w, int n_rows, const uint8_t *x, int64_t ldx, int n_tokens,
-                      int64_t cols, float *y, int64_t ldy)
+/* n_rows x n_tokens, both constants: all sums stay in registers. With scales, `is_scaled` is set.
+ */
+V16_FN void dot_block(weights w, int is_scaled, int n_rows, const uint8_t *x, int64_t ldx,
+                      int n_tokens, int64_t cols, float *y, int64_t ldy)
 {
-    v16 sum[ROWS][TOKENS];
+    v16 sum[ROWS][TOKENS], part[ROWS][TOKENS];
     __m512bh a[ROWS];
     EACH_ROW EACH_TOKEN sum[r][t] = v16_zero();
-    for (int64_t at = 0; at < 2 * cols; at += 2 * BF16_STEP) {
-        EACH_ROW
-        {
-            if (w.ahead) kern_prefetch(w.codes + r * w.stride + at + w.ahead);
-            a[r] = load_pairs(w.codes + r * w.stride + at);
+    for (int64_t g = 0, k = 0; k < cols; g++) {
+        EACH_ROW EACH_TOKEN part[r][t] = v16_zero();
+        for (int64_t end = is_scaled && k + w.group < cols ? k + w.group : cols; k < end;
+             k += BF16_STEP) {
+            EACH_ROW
+            {
+                const uint8_t *p = w.codes + r * w.stride + 2 * k;
+                if (w.ahead) kern_prefetch(p + w.ahead);
+                a[r] = load_pairs(p);
+            }
+            EACH_TOKEN
+            {
+                __m512bh b = load_pairs(x + t * ldx + 2 * k);
+                EACH_ROW part[r][t] = _mm512_dpbf16_ps(part[r][t], a[r], b);
+            }
         }
-        EACH_TOKEN
-        {
-            __m512bh b = load_pairs(x + t * ldx + at);
-            EACH_ROW sum[r][t] = _mm512_dpbf16_ps(sum[r][t], a[r], b);
-        }
+        EACH_ROW EACH_TOKEN sum[r][t] =
+            is_scaled ? v16_fma(v16_set1(w.scales[r * w.n_groups + g]), part[r][t], sum[r][t])
+                      : part[r][t];
     }
     EACH_TOKEN EACH_ROW y[t * ldy + r] = v16_sum(sum[r][t]);
 }
 
-V16_FN void dot_rows(weights w, int n_rows, const uint8_t *x, int64_t ldx, int64_t n_x,
-                     int64_t cols, float *y, int64_t ldy)
+V16_FN void dot_rows(weights w, int is_scaled, int n_rows, const uint8_t *x, int64_t ldx,
+                     int64_t n_x, int64_t cols, float *y, int64_t ldy)
 {
     int64_t t = 0;
     for (; t + TOKENS <= n_x; t += TOKENS)
-        dot_block(w, n_rows, x + t * ldx, ldx, TOKENS, cols, y + t * ldy, ldy);
+        dot_block(w, is_scaled, n_rows, x + t * ldx, ldx, TOKENS, cols, y + t * ldy, ldy);
     const uint8_t *rest = x + t * ldx;
+    y += t * ldy;
     switch (n_x - t) {
-    case 3: dot_block(w, n_rows, rest, ldx, 3, cols, y + t * ldy, ldy); break;
-    case 2: dot_block(w, n_rows, rest, ldx, 2, cols, y + t * ldy, ldy); break;
-    case 1: dot_block(w, n_rows, rest, ldx, 1, cols, y + t * ldy, ldy); break;
+    case 3: dot_block(w, is_scaled, n_rows, rest, ldx, 3, cols, y, ldy); break;
+    case 2: dot_block(w, is_scaled, n_rows, rest, ldx, 2, cols, y, ldy); break;
+    case 1: dot_block(w, is_scaled, n_rows, rest, ldx, 1, cols, y, ldy); break;
+    }
+}
+
+V16_FN void dots_of(weights w, int is_scaled, int64_t n_rows, const uint8_t *x, int64_t ldx,
+                    int64_t n_x, int64_t cols, float *y, int64_t ldy)
+{
+    int64_t r = 0;
+    for (; r + ROWS <= n_rows; r += ROWS) {
+        dot_rows(w, is_scaled, ROWS, x, ldx, n_x, cols, y + r, ldy);
+        w.codes += ROWS * w.stride;
+        w.scales += ROWS * w.n_groups;
+    }
+    for (; r < n_rows; r++) {
+        dot_rows(w, is_scaled, 1, x, ldx, n_x, cols, y + r, ldy);
+        w.codes += w.stride;
+        w.scales += w.n_groups;
     }
 }
 
@@ -171,10 +214,10 @@ V16_FN void dot_rows(weights w, int n_rows, const uint8_t *x, int64_t ldx, int64
 static __attribute__((noinline)) void dots(weights w, int64_t n_rows, const uint8_t *x, int64_t ldx,
                                            int64_t n_x, int64_t cols, float *y, int64_t ldy)
 {
-    int64_t r = 0;
-    for (; r + ROWS <= n_rows; r += ROWS, w.codes += ROWS * w.stride)
-        dot_rows(w, ROWS, x, ldx, n_x, cols, y + r, ldy);
-    for (; r < n_rows; r++, w.codes += w.stride) dot_rows(w, 1, x, ldx, n_x, cols, y + r, ldy);
+    if (w.n_groups)
+        dots_of(w, 1, n_rows, x, ldx, n_x, cols, y, ldy);
+    else
+        dots_of(w, 0, n_rows, x, ldx, n_x, cols, y, ldy);
 }
 
 typedef struct mxfp8 {
@@ -236,15 +279,79 @@ static __attribute__((noinline)) int mxfp8_gemv(const num_matrix *w, int64_t row
     return ok;
 }
 
-/* n_rows rows of mxfp8 as bf16 at the beginning of scratch, where they take half of it. */
+/* n_rows rows of fp8, a constant, straight from the file. */
+V16_FN void fp8_rows(const e4m3_table *table, const num_matrix *w, int64_t row, int n_rows,
+                     const float *scales, const uint8_t *x, float *y)
+{
+    int64_t cols = w->cols, n_groups = (cols + w->group - 1) / w->group, k = 0;
+    int64_t ahead = kern_ahead(w, row, n_rows);
+    const uint8_t *codes = w->codes + row * w->row_bytes;
+    v16 sum[ROWS], part[ROWS];
+    __m512i most = _mm512_setzero_si512();
+    EACH_ROW sum[r] = v16_zero();
+    for (int64_t g = 0; g < n_groups; g++) {
+        int64_t end = k + w->group < cols ? k + w->group : cols;
+        EACH_ROW part[r] = v16_zero();
+        for (; k < end; k += 2 * BF16_STEP) {
+            int is_pair = end - k > BF16_STEP;
+            __mmask64 there = first_bytes(end - k);
+            __m512bh x0 = load_pairs(x + 2 * k), x1 = x0;
+            if (is_pair) x1 = load_pairs(x + 2 * k + 64);
+            EACH_ROW
+            {
+                const uint8_t *p = codes + r * w->row_bytes + k;
+                __m512i pair[2];
+                kern_prefetch(p + ahead);
+                from_e4m3(table, _mm512_maskz_loadu_epi8(there, p), pair, &most);
+                part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)pair[0], x0);
+                if (is_pair) part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)pair[1], x1);
+            }
+        }
+        k = end;
+        EACH_ROW sum[r] = v16_fma(v16_set1(scales[r * n_groups + g]), part[r], sum[r]);
+    }
+    EACH_ROW y[r] = v16_sum(sum[r]);
+}
+
+static __attribute__((noinline)) void fp8_gemv(const num_matrix *w, int64_t row, int64_t n_rows,
+                                               const float *scales, const uint8_t *x, float *y)
+{
+    e4m3_table table = load_table();
+    int64_t r = 0, n_groups = (w->cols + w->group - 1) / w->group;
+    for (; r + ROWS <= n_rows; r += ROWS)
+        fp8_rows(&table, w, row + r, ROWS, scales + r * n_groups, x, y + r);
+    for (; r < n_rows; r++) fp8_rows(&table, w, row + r, 1, scales + r * n_groups, x, y + r);
+}
+
+/* n_rows rows of mxfp8 or fp8 as bf16 at the beginning of scratch, where they take half of it. */
 static weights lay_rows(const num_matrix *w, int64_t row, int64_t n_rows, float *scratch)
 {
-    weights all = {(const uint8_t *)scratch, 2 * w->cols, 0};
+    weights all = {.codes = (const uint8_t *)scratch, .stride = 2 * w->cols};
     e4m3_table table = load_table();
     for (int64_t r = 0; r < n_rows; r++) {
         float *out = scratch + r * w->cols / 2;
-        if (!lay_row(&table, w, row + r, (uint8_t *)out)) BF16_FLUSHED(lay_any(w, row + r, out));
+        if (w->mode == NUM_FP8)
+            lay_codes(&table, w, row + r, (uint8_t *)out);
+        else if (!lay_row(&table, w, row + r, (uint8_t *)out))
+            BF16_FLUSHED(lay_any(w, row + r, out));
     }
+    return all;
+}
+
+/* What dots read, for more than one token of what has to be decoded. */
+static weights weights_of(const num_matrix *w, int64_t row, int64_t n_rows, int64_t n_x,
+                          float *scratch, const float *scales)
+{
+    if (w->mode == NUM_BF16) {
+        int64_t ahead = n_x <= TOKENS ? kern_ahead(w, row, ROWS) : 0;
+        return (weights){
+            .codes = w->codes + row * w->row_bytes, .stride = w->row_bytes, .ahead = ahead};
+    }
+    weights all = lay_rows(w, row, n_rows, scratch);
+    if (w->mode != NUM_FP8) return all;
+    all.scales = scales;
+    all.group = w->group;
+    all.n_groups = (w->cols + w->group - 1) / w->group;
     return all;
 }
 
@@ -252,15 +359,17 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
                     float *y, int64_t ldy, void *scratch)
 {
     int64_t ldx = kern_bf16_bytes(&kern_avx512bf16, w->cols);
-    weights all = {w->codes + row * w->row_bytes, w->row_bytes, 0};
-    if (w->mode == NUM_BF16) {
-        if (n_x <= TOKENS) all.ahead = kern_ahead(w, row, ROWS);
-    } else {
-        int ok = 0;
-        if (n_x == 1) BF16_FLUSHED(ok = mxfp8_gemv(w, row, n_rows, x, y));
-        if (ok) return;
-        all = lay_rows(w, row, n_rows, scratch);
+    float *scales = (float *)scratch + n_rows * w->cols;
+    int is_done = 0;
+    if (w->mode == NUM_FP8) kern_avx512_scales(w, row, n_rows, scales);
+    if (w->mode == NUM_FP8 && n_x == 1) {
+        BF16_FLUSHED(fp8_gemv(w, row, n_rows, scales, x, y));
+        is_done = 1;
+    } else if (w->mode == NUM_MXFP8 && n_x == 1) {
+        BF16_FLUSHED(is_done = mxfp8_gemv(w, row, n_rows, x, y));
     }
+    if (is_done) return;
+    weights all = weights_of(w, row, n_rows, n_x, scratch, scales);
     for (int64_t t = 0; t < n_x; t += KERN_TOKENS) {
         int64_t n = n_x - t < KERN_TOKENS ? n_x - t : KERN_TOKENS;
         const uint8_t *from = (const uint8_t *)x + t * ldx;

@@ -5,9 +5,10 @@
  * that is subnormal). A product has 16 partial sums; of 32
  * columns after the other, lane j adds column 2j + 1 and then column 2j:
  *   sum = fma(w[2j + 1], x[2j + 1], sum);  sum = fma(w[2j], x[2j], sum)
- * and the lanes are added as the tree of kern.h. In all of this subnormal numbers are taken for
- * zeros, and results that would be subnormal, judged after rounding with any exponent, become
- * zeros of their sign.
+ * and the lanes are added as the tree of kern.h. fp8 begins anew with every group of columns, with
+ * codes for weights, and adds what lanes come to by sum = fma(scale, group's sum, sum), groups
+ * rising. In all of this subnormal numbers are taken for zeros, and results that would be
+ * subnormal, judged after rounding with any exponent, become zeros of their sign.
  *
  * That is what VDPBF16PS computes (Intel SDM volume 2, which fixes order, rounding and zeros), at
  * twice the rate of f32 on Zen 4 and at half of it on Sapphire Rapids. Two fused multiply-adds give
@@ -23,6 +24,9 @@ enum { BF16_STEP = 32 };
 extern const kern_bf16_ops kern_scalar_bf16;
 #ifndef MOONLET_SCALAR_ONLY
 extern const kern_bf16_ops kern_avx512_bf16;
+
+/* Scales of n_rows rows of fp8 as f32, [n_rows][groups]. */
+void kern_avx512_scales(const num_matrix *w, int64_t row, int64_t n_rows, float *out);
 
 #include <immintrin.h>
 

@@ -43,7 +43,7 @@ typedef struct kern_bf16_ops {
     void (*round)(const float *x, int64_t cols, void *row);
 
     /* y[t*ldy + r] = row (row + r) of w . rounded row t, for r < n_rows and t < n_x. scratch:
-     * floats [n_rows][cols]. */
+     * floats [n_rows][cols], then [n_rows][cols / 32]. */
     void (*product)(const num_matrix *w, int64_t row, int64_t n_rows, const void *x, int64_t n_x,
                     float *y, int64_t ldy, void *scratch);
 } kern_bf16_ops;
@@ -201,8 +201,8 @@ void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs,
  * mxfp4, nvfp4, in rows of a multiple of 32. The others hold more than a byte of a weight. */
 int kern_takes_int8(const num_matrix *w);
 
-/* Whether products with w are defined for activations in bf16: bf16 and mxfp8 in rows of a multiple
- * of 32. */
+/* Whether products with w are defined for activations in bf16: bf16, mxfp8 and fp8 (groups of a
+ * multiple of 32) in rows of a multiple of 32. */
 int kern_takes_bf16(const num_matrix *w);
 
 /* Bytes of a row of x in 8 bits, in bf16. */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "base/pool.h"
+#include "kern/bf16.h"
 #include "kern/int8.h"
 #include "kern/kern_const.h"
 
@@ -60,7 +61,7 @@ int64_t kern_scratch_bytes(int64_t max_cols)
 {
     int64_t widest = KERN_ROWS * max_cols; /* a block wider than BLOCK_FLOATS */
     int64_t floats = widest > BLOCK_FLOATS ? widest : BLOCK_FLOATS;
-    int64_t bytes = floats * (int64_t)sizeof(float);
+    int64_t bytes = (floats + floats / BF16_STEP) * (int64_t)sizeof(float);
     int64_t panel = int8_n_blocks(max_cols) * INT8_PANEL_BYTES;
     return ((bytes > panel ? bytes : panel) + 63) / 64 * 64;
 }

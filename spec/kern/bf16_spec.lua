@@ -56,6 +56,19 @@ local function mxfp8(rng, rows, cols, least, most)
     scales = table.concat(scales) }
 end
 
+--- fp8 of any codes, tiles of some rows and a group of columns, scales of every dtype.
+local function fp8(rng, rows, cols, group, tile_rows, dtype, any_scale)
+  local n, scales = (rows + tile_rows - 1) // tile_rows * ((cols + group - 1) // group), {}
+  for i = 1, n do
+    local x = any_scale and rng.awkward(1, 2)[1] or rng.uniform() / 64
+    scales[i] = dtype == "f32" and string.pack("<f", x) or u16 { code_of(x) }
+  end
+  local codes = rng.bytes(rows * cols)
+  return { mode = "fp8", bits = 8, group = group, tile_rows = tile_rows, rows = rows, cols = cols,
+    codes = any_scale and codes or codes:gsub("[\x7f\xff]", "\x08"), scale_dtype = dtype,
+    scales = table.concat(scales) }
+end
+
 local function run(variant, m, x, n_x, threads)
   return (core.kern_run(variant, "linear",
     { matrix = m, x = x, n_x = n_x, threads = threads, fast = true }))
@@ -134,6 +147,24 @@ describe("bf16 products", function()
     end)
   end)
 
+  it("scale what groups of fp8 come to", function()
+    local rng = numbers.rng(47)
+    each_shape(function(rows, cols)
+      local m, x = fp8(rng, rows, cols, 64, 2, "bf16"), {}
+      for k = 1, cols do x[k] = (math.floor(rng.uniform() * 64) - 32) / 32 end
+      local decoded = numbers.unpack(core.decode_rows(m))
+      local y = numbers.unpack(run("scalar", m, numbers.pack(x), 1))
+      for r = 0, rows - 1 do
+        local sum, size = 0, 0
+        for k = 1, cols do
+          sum = sum + decoded[r * cols + k] * x[k]
+          size = size + math.abs(decoded[r * cols + k] * x[k])
+        end
+        assert.near(sum, y[r + 1], size * 0x1p-20)
+      end
+    end)
+  end)
+
   it("round x to even and take what is subnormal for zero", function()
     local m = matrix(1, 32, function() return 0 end)
     m.codes = u16 { 0x3f80 } .. m.codes:sub(3)
@@ -188,6 +219,21 @@ describe("bf16 products", function()
           compare(m, numbers.pack(rng.floats(n_x * cols)), n_x, "mxfp8 " .. i)
           compare(m, numbers.pack(rng.floats(n_x * cols, 0x1p-60)), n_x, "mxfp8, small " .. i)
           compare(m, numbers.pack(rng.awkward(n_x * cols, 200)), n_x, "mxfp8, awkward " .. i)
+        end
+      end
+    end)
+  end)
+
+  it("have the same bits of fp8 in every variant, whatever scales and codes", function()
+    local rng = numbers.rng(48)
+    each_shape(function(rows, cols)
+      for i, form in ipairs { { 128, 128, "f32" }, { 32, 1, "bf16" }, { 96, 3, "f16" },
+        { 64, 1, "f32", true }, { 128, 2, "bf16", true } } do
+        local m = fp8(rng, rows, cols, table.unpack(form))
+        for _, n_x in ipairs { 1, 2, 4, 7, 35 } do
+          compare(m, numbers.pack(rng.floats(n_x * cols)), n_x, "fp8 " .. i)
+          compare(m, numbers.pack(rng.floats(n_x * cols, 0x1p-118)), n_x, "fp8, small " .. i)
+          compare(m, numbers.pack(rng.awkward(n_x * cols, 200)), n_x, "fp8, awkward " .. i)
         end
       end
     end)
