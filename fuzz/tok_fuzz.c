@@ -64,6 +64,21 @@ static tok *open_sound(void)
     return t;
 }
 
+/* Whether no byte is lost: then what was decoded has the same ids again. */
+static int has_all_bytes(const tok *t)
+{
+    char seen[256] = {0};
+    int n_seen = 0;
+    for (int32_t id = 0; id < tok_n_vocab(t); id++) {
+        size_t n;
+        const char *bytes = tok_bytes(t, id, &n);
+        if (n != 1 || seen[(uint8_t)*bytes]) continue;
+        seen[(uint8_t)*bytes] = 1;
+        n_seen++;
+    }
+    return n_seen == 256;
+}
+
 /* Streamed text is the decoded text, in whole characters. */
 static void check_stream(const tok *t, const int32_t *ids, size_t n_ids, const char *text, size_t n)
 {
@@ -97,7 +112,8 @@ static void check_text(const tok *t, const char *text, size_t n, int special)
     if (tok_decode(t, ids, n_ids, 0, &back, &n_back, NULL)) abort();
     if (utf8_valid(back, n_back) != n_back) abort();
     check_stream(t, ids, n_ids, back, n_back);
-    if (!special && tok_encode(t, back, n_back, 0, NULL, 0, &again, &n_again, NULL) == ERR_NONE) {
+    if (!special && has_all_bytes(t) &&
+        tok_encode(t, back, n_back, 0, NULL, 0, &again, &n_again, NULL) == ERR_NONE) {
         if (n_again != n_ids || (n_ids && memcmp(ids, again, n_ids * sizeof *ids) != 0)) abort();
         mem_free(again);
     }
