@@ -94,6 +94,10 @@ describe("an agent", function()
     end
     fails("transform_context: a list of messages expected, got integer",
       { transform_context = answers(5) })
+    fails("transform_context: a list of messages expected, got table",
+      { transform_context = answers { role = "user", content = "x" } })
+    fails("transform_context: messages: at least one message expected",
+      { transform_context = answers {} })
     fails("transform_context: messages[0]: an object expected",
       { transform_context = answers { 5 } })
     fails("before_tool: a table with a text as content expected, got integer",

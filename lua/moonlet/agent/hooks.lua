@@ -31,8 +31,11 @@ function hooks.transform_context(agent)
   local messages = agent.messages
   local list = agent.transform_context and agent.transform_context(messages)
   if not list then return messages, false end
-  if not json.is_array(list) then wrong("transform_context", "a list of messages", list) end
-  return list, true
+  -- An empty table is either; that no message is in it is found where messages are read.
+  if type(list) ~= "table" or next(list) and not json.is_array(list) then
+    wrong("transform_context", "a list of messages", list)
+  end
+  return next(list) and list or json.array {}, true
 end
 
 ---What is to happen with a call of a tool that there is: nothing, so that it runs, or its result,
