@@ -60,6 +60,13 @@ describe("an agent", function()
     assert.equal("ok", with(function() end))
     assert.equal("Error: the tool's result is no JSON value",
       with(function() return { f = print } end))
+    for _, value in ipairs { print, 0 / 0 } do
+      assert.equal("Error: the tool's result is no JSON value", with(function() return value end))
+    end
+    assert.equal("Error: the tool failed: (error object is a table value)",
+      with(function() error({}) end))
+    assert.equal("Error: (error object is a table value)", with(function() return nil, {} end))
+    assert.equal("true", with(function() return true end))
     assert.equal("a\u{FFFD}b", with(function() return "a\xFFb" end))
     assert.equal("3", with(function() return 3 end))
   end)

@@ -30,16 +30,21 @@ local function failure(text)
   return { content = "Error: " .. text, is_error = true }
 end
 
-local function first_line(problem)
-  return tostring(problem):match("^[^\n]*")
+-- What went wrong. Where a table lies in memory tells nobody anything.
+local function explain(problem)
+  local text = tostring(problem)
+  if type(problem) == "string" or not text:find(": 0x", 1, true) then return text end
+  return ("(error object is a %s value)"):format(type(problem))
 end
 
--- What a tool answered, as a text.
+local function first_line(problem)
+  return explain(problem):match("^[^\n]*")
+end
+
+-- What a tool answered, as a text; raises for what JSON has no value for.
 local function spell(value)
   if type(value) == "string" then return value end
-  if value == nil then return "ok" end
-  if type(value) ~= "table" then return tostring(value) end
-  return json.encode(value)
+  return value == nil and "ok" or json.encode(value)
 end
 
 local function read_answer(returned)
@@ -48,7 +53,7 @@ local function read_answer(returned)
     if problem == GIVEN_UP then return nil end
     return failure("the tool failed: " .. first_line(problem))
   end
-  if returned[2] == nil and returned[3] ~= nil then return failure(tostring(returned[3])) end
+  if returned[2] == nil and returned[3] ~= nil then return failure(explain(returned[3])) end
   local ok, text = pcall(spell, returned[2])
   if not ok then return failure("the tool's result is no JSON value") end
   return { content = text, is_error = false }
