@@ -111,7 +111,7 @@ describe("hostile text beside turns:", function()
     end
     local looked = 0
     local find = string.find
-    local prompts = prompt.new(model, function() return {} end)
+    local prompts = prompt.new(model, require "moonlet.tokenizer".new_ids)
     prompts.strings = { "<a>" }
     prompts.turns.x = { ids = {}, text = "" }
     local list = require("moonlet.json").array {}

@@ -224,6 +224,16 @@ describe("an object", function()
 end)
 
 describe("json.encode", function()
+  it("cuts no character of a long string", function()
+    for n = 65530, 65540 do
+      local before = ("a"):rep(n)
+      for _, tail in ipairs { "é", "€", "😀", "\xF0\x9F\x98", "\x80\x80\x80\x80\x80", '"' } do
+        local want = json.encode(tail):sub(2)
+        assert.equal('"' .. before .. want, json.encode(before .. tail))
+      end
+    end
+  end)
+
   -- Expected texts are the output of Python 3.11: json.dumps(value, ensure_ascii=False, ...).
   it("spells numbers as Python does", function()
     local spelled = {

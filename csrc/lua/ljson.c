@@ -2,6 +2,7 @@
 #include "lua/lml.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "io/json.h"
 
@@ -107,15 +108,37 @@ static int json_decode(lua_State *L)
     return 1;
 }
 
-/* json_quote(s, ascii) -> s in quotes, escaped */
+enum { QUOTE_BYTES = 1 << 16 };
+
+/* How many of the n bytes at s are quoted at once: no character is cut. */
+static size_t quote_bytes(const char *s, size_t n)
+{
+    size_t most = n < QUOTE_BYTES ? n : QUOTE_BYTES;
+    for (size_t cut = most; cut < n && most - cut < 4; cut--)
+        if (((unsigned char)s[cut] & 0xC0) != 0x80) return cut;
+    return most;
+}
+
+/* json_quote(s, ascii) -> s in quotes, escaped. In pieces, as they may take six times as long. */
 static int json_quote_string(lua_State *L)
 {
     size_t n;
     luaL_Buffer b;
     const char *s = luaL_checklstring(L, 1, &n);
-    if (n > (SIZE_MAX - 2) / 6) return luaL_error(L, "string too long");
-    char *out = luaL_buffinitsize(L, &b, 6 * n + 2);
-    luaL_pushresultsize(&b, json_quote(out, s, n, lua_toboolean(L, 2)));
+    int ascii = lua_toboolean(L, 2);
+    luaL_buffinit(L, &b);
+    luaL_addchar(&b, '"');
+    while (n > 0) {
+        size_t some = quote_bytes(s, n);
+        char *out = luaL_prepbuffsize(&b, 6 * some + 2);
+        size_t quoted = json_quote(out, s, some, ascii) - 2;
+        memmove(out, out + 1, quoted);
+        luaL_addsize(&b, quoted);
+        s += some;
+        n -= some;
+    }
+    luaL_addchar(&b, '"');
+    luaL_pushresult(&b);
     return 1;
 }
 

@@ -45,6 +45,12 @@ const char *lml_opt_string(lua_State *L, int arg, const char *key, const char *f
 const int32_t *lml_check_ids(lua_State *L, int arg, int64_t *n);
 void lml_push_ids(lua_State *L, const int32_t *ids, int64_t n);
 
+/* What a list of class moonlet.ids at `arg` holds, borrowed until it is added to; NULL for anything
+ * else. */
+const int32_t *lml_to_ids(lua_State *L, int arg, size_t *n);
+/* A new one, with a copy of n ids. */
+void lml_push_id_list(lua_State *L, const int32_t *ids, size_t n);
+
 /* A Lua array of such arrays, one after the other: sequence i is ids[first[i]] ..
  * ids[first[i+1]-1]. Two new userdata are left on the stack, first below ids. */
 const int32_t *lml_check_sequences(lua_State *L, int arg, int64_t **first, int64_t *n_sequences);
@@ -117,6 +123,7 @@ void lml_open_base(lua_State *L);
 void lml_open_blas(lua_State *L);
 void lml_open_cands(lua_State *L);
 void lml_open_file(lua_State *L);
+void lml_open_ids(lua_State *L);
 void lml_open_imatrix(lua_State *L);
 void lml_open_journal(lua_State *L);
 void lml_open_json(lua_State *L);

@@ -174,6 +174,7 @@ int luaopen_moonlet_core(lua_State *L)
     lml_open_blas(L);
     lml_open_cands(L);
     lml_open_file(L);
+    lml_open_ids(L);
     lml_open_imatrix(L);
     lml_open_journal(L);
     lml_open_json(L);

@@ -230,6 +230,27 @@ static int body(lua_State *L)
     return 1;
 }
 
+/* request:body_bytes() -> their number */
+static int body_bytes(lua_State *L)
+{
+    lua_pushinteger(L, (lua_Integer)net_body_bytes(check_request(L)));
+    return 1;
+}
+
+/* request:drop_body(): it has been looked at */
+static int drop_body(lua_State *L)
+{
+    net_drop_body(check_request(L));
+    return 0;
+}
+
+/* request:pending() -> bytes of the reply that wait for the client */
+static int pending(lua_State *L)
+{
+    lua_pushinteger(L, (lua_Integer)net_pending(check_request(L)));
+    return 1;
+}
+
 static int is_over(lua_State *L)
 {
     lua_pushboolean(L, net_is_over(check_request(L)));
@@ -310,9 +331,11 @@ void lml_open_net(lua_State *L)
         {NULL, NULL},
     };
     static const luaL_Reg request_methods[] = {
-        {"body", body},       {"close", close_request}, {"finish", finish},     {"header", header},
-        {"is_over", is_over}, {"method", method},       {"peer", peer},         {"reply", reply},
-        {"start", start},     {"target", target},       {"write", write_piece}, {NULL, NULL},
+        {"body", body},           {"body_bytes", body_bytes}, {"close", close_request},
+        {"drop_body", drop_body}, {"finish", finish},         {"header", header},
+        {"is_over", is_over},     {"method", method},         {"peer", peer},
+        {"pending", pending},     {"reply", reply},           {"start", start},
+        {"target", target},       {"write", write_piece},     {NULL, NULL},
     };
     lml_class(L, LNET_CLASS, net_methods, close_net);
     lml_class(L, LREQUEST_CLASS, request_methods, close_request);

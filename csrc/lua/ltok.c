@@ -78,12 +78,35 @@ static lua_Integer range_end(lua_State *L, lua_Integer k, int side)
     return i;
 }
 
-/* options.plain: {{first, last}, ...}, positions as in string.sub; NULL and 0 when absent. */
+static tok_range check_range(lua_State *L, lua_Integer k, lua_Integer first, lua_Integer last)
+{
+    if (first < 1 || last < first - 1)
+        luaL_error(L, "option 'plain': entry %I: %I..%I is no range", k, first, last);
+    return (tok_range){(size_t)first - 1, (size_t)last};
+}
+
+/* The pairs of the list on top of the stack, which they replace. */
+static const tok_range *packed_plain(lua_State *L, const int32_t *pairs, size_t n_pairs, size_t *n)
+{
+    if (n_pairs % 2) luaL_error(L, "option 'plain': a range without an end");
+    tok_range *plain = lua_newuserdatauv(L, n_pairs / 2 * sizeof *plain + 1, 0);
+    lua_replace(L, -2);
+    for (size_t k = 0; k < n_pairs / 2; k++)
+        plain[k] = check_range(L, (lua_Integer)k + 1, pairs[2 * k], pairs[2 * k + 1]);
+    *n = n_pairs / 2;
+    return plain;
+}
+
+/* options.plain: {{first, last}, ...}, positions as in string.sub, or all of them in one list of
+ * class moonlet.ids; NULL and 0 when absent. */
 static const tok_range *check_plain(lua_State *L, int arg, size_t *n)
 {
     *n = 0;
     if (lua_isnoneornil(L, arg)) return NULL;
     if (lml_get(L, arg, "plain") == LUA_TNIL) return NULL;
+    size_t n_pairs;
+    const int32_t *pairs = lml_to_ids(L, -1, &n_pairs);
+    if (pairs) return packed_plain(L, pairs, n_pairs, n);
     if (lua_type(L, -1) != LUA_TTABLE) luaL_error(L, "option 'plain': table expected");
     lua_Integer len = lml_len(L, -1, INT32_MAX);
     tok_range *plain = lua_newuserdatauv(L, (size_t)len * sizeof *plain + 1, 0);
@@ -91,10 +114,7 @@ static const tok_range *check_plain(lua_State *L, int arg, size_t *n)
     for (lua_Integer k = 1; k <= len; k++) {
         if (lua_rawgeti(L, -1, k) != LUA_TTABLE)
             luaL_error(L, "option 'plain': entry %I: two integers expected", k);
-        lua_Integer first = range_end(L, k, 1), last = range_end(L, k, 2);
-        if (first < 1 || last < first - 1)
-            luaL_error(L, "option 'plain': entry %I: %I..%I is no range", k, first, last);
-        plain[k - 1] = (tok_range){(size_t)first - 1, (size_t)last};
+        plain[k - 1] = check_range(L, k, range_end(L, k, 1), range_end(L, k, 2));
         lua_pop(L, 1);
     }
     lua_pop(L, 1);
@@ -106,9 +126,9 @@ typedef struct encoding {
     tok_box *owner; /* it, the text and the ranges are in the user value; NULL: not begun */
     worker *worker; /* until the end has been seen */
     const char *text;
-    size_t n_bytes, n_plain, n_ids, n_taken;
+    size_t n_bytes, n_plain, n_ids;
     const tok_range *plain;
-    int special;
+    int special, packed; /* the result is a list of class moonlet.ids */
     int32_t *ids;
     err_code code;
     err_info error;
@@ -117,10 +137,11 @@ typedef struct encoding {
 /* The arguments (tokenizer, text, options) into c; what c borrows of them is left on the stack. */
 static void check_encoding_arguments(lua_State *L, encoding *c)
 {
-    static const char *const keys[] = {"special", "plain", NULL};
+    static const char *const keys[] = {"special", "plain", "packed", NULL};
     c->text = luaL_checklstring(L, 2, &c->n_bytes);
     lml_check_keys(L, 3, keys);
     c->special = lml_opt_bool(L, 3, "special", 1);
+    c->packed = lml_opt_bool(L, 3, "packed", 0);
     c->plain = check_plain(L, 3, &c->n_plain);
 }
 
@@ -135,7 +156,10 @@ static int push_encoded(lua_State *L, encoding *c)
 {
     if (c->code == ERR_RANGE) return luaL_error(L, "option 'plain': %s", c->error.text);
     if (c->code) return lml_fail(L, &c->error);
-    lml_push_ids(L, c->ids, (int64_t)c->n_ids);
+    if (c->packed)
+        lml_push_id_list(L, c->ids, c->n_ids);
+    else
+        lml_push_ids(L, c->ids, (int64_t)c->n_ids);
     return 1;
 }
 
@@ -155,7 +179,7 @@ static int encoding_gc(lua_State *L)
     mem_free(c->ids);
     c->ids = NULL;
     c->code = ERR_NONE;
-    c->n_ids = c->n_taken = 0;
+    c->n_ids = 0;
     return 0;
 }
 
@@ -223,25 +247,6 @@ static int encoding_result(lua_State *L)
     encoding *c = check_encoding(L);
     end_encoding(c);
     return push_encoded(L, c);
-}
-
-/* encoding:take(n) -> the next n ids, fewer at the end, or nil, message, code; waits for the end.
- * For texts with more of them than may be handed out at once. */
-static int encoding_take(lua_State *L)
-{
-    lua_Integer n = luaL_checkinteger(L, 2);
-    luaL_argcheck(L, n > 0 && n <= INT32_MAX, 2, "out of range");
-    encoding *c = check_encoding(L);
-    end_encoding(c);
-    if (c->code) return push_encoded(L, c);
-    size_t left = c->n_ids - c->n_taken, most = (size_t)n < left ? (size_t)n : left;
-    lua_createtable(L, (int)most, 0);
-    check_encoding(L); /* a finalizer may have closed it */
-    for (size_t i = 0; i < most && c->n_taken < c->n_ids; i++) {
-        lua_pushinteger(L, c->ids[c->n_taken++]);
-        lua_rawseti(L, -2, (lua_Integer)i + 1);
-    }
-    return 1;
 }
 
 static int l_decode(lua_State *L)
@@ -405,11 +410,8 @@ void lml_open_tok(lua_State *L)
         {"close", tok_gc},      {"start", l_start},
         {NULL, NULL},
     };
-    static const luaL_Reg encoding_methods[] = {{"fd", encoding_fd},
-                                                {"result", encoding_result},
-                                                {"take", encoding_take},
-                                                {"close", encoding_gc},
-                                                {NULL, NULL}};
+    static const luaL_Reg encoding_methods[] = {
+        {"fd", encoding_fd}, {"result", encoding_result}, {"close", encoding_gc}, {NULL, NULL}};
     static const luaL_Reg stream_methods[] = {
         {"step", stream_step}, {"finish", stream_finish}, {"close", stream_gc}, {NULL, NULL}};
     static const luaL_Reg none[] = {{NULL, NULL}};

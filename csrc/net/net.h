@@ -84,6 +84,9 @@ const char *net_peer(const net_request *r); /* numeric address */
 /* The first header of that name, in any case of letters. */
 const char *net_header(const net_request *r, const char *name);
 const void *net_body(const net_request *r, size_t *n_bytes);
+size_t net_body_bytes(const net_request *r);
+/* Lets go of the body, which counts no more among the bytes of requests. */
+void net_drop_body(net_request *r);
 
 /* True once the client has left or the reply is finished. */
 int net_is_over(const net_request *r);
@@ -98,6 +101,9 @@ void net_start(net_request *r, int status, const net_field *fields, int n_fields
 /* A piece of it. ERR_LIMIT when the client does not read: it is dropped. */
 err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e);
 void net_finish(net_request *r);
+
+/* Bytes of the reply that wait for the client to take what was written before. */
+size_t net_pending(const net_request *r);
 
 /* A whole reply, with Content-Length. */
 void net_reply(net_request *r, int status, const net_field *fields, int n_fields, const void *data,

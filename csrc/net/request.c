@@ -17,14 +17,21 @@ static struct bufferevent *bev_of(const net_request *r)
     return evhttp_connection_get_bufferevent(evhttp_request_get_connection(r->req));
 }
 
-/* The connection's next request may come; of this one only the reply is still needed. */
-static void release_connection(net_request *r)
+void net_drop_body(net_request *r)
 {
+    if (!r->req) return;
     struct evbuffer *body = evhttp_request_get_input_buffer(r->req);
     evbuffer_drain(body, evbuffer_get_length(body));
     net_connection *c = net_connection_of(r->net, bev_of(r));
+    if (c) net_count(c, evbuffer_get_length(bufferevent_get_input(c->bev)));
+}
+
+/* The connection's next request may come; of this one only the reply is still needed. */
+static void release_connection(net_request *r)
+{
+    net_drop_body(r);
+    net_connection *c = net_connection_of(r->net, bev_of(r));
     if (!c) return;
-    net_count(c, evbuffer_get_length(bufferevent_get_input(c->bev)));
     c->is_answering = 0;
     c->reading_since = 0;
     c->idle_since = clock_seconds();
@@ -215,6 +222,16 @@ const void *net_body(const net_request *r, size_t *n_bytes)
     return *n_bytes ? evbuffer_pullup(body, -1) : (const void *)"";
 }
 
+size_t net_body_bytes(const net_request *r)
+{
+    return r->req ? evbuffer_get_length(evhttp_request_get_input_buffer(r->req)) : 0;
+}
+
+size_t net_pending(const net_request *r)
+{
+    return r->req ? evbuffer_get_length(bufferevent_get_output(bev_of(r))) : 0;
+}
+
 int net_is_over(const net_request *r)
 {
     return !r->req;
@@ -240,7 +257,7 @@ void net_start(net_request *r, int status, const net_field *fields, int n_fields
 err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e)
 {
     if (!r->req || !r->is_chunked || n_bytes == 0) return ERR_NONE;
-    size_t pending = evbuffer_get_length(bufferevent_get_output(bev_of(r)));
+    size_t pending = net_pending(r);
     struct evbuffer *piece = evbuffer_new();
     if (!piece || evbuffer_add(piece, data, n_bytes) != 0) {
         if (piece) evbuffer_free(piece);

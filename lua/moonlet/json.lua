@@ -215,54 +215,51 @@ end
 
 local encode_value
 
-local function encode_items(out, items, open, close, style, depth)
-  if #items == 0 then
-    out[#out + 1] = open .. close
-    return
-  end
-  local indent = style.indent and "\n" .. style.indent:rep(depth)
-  out[#out + 1] = open
-  for i, item in ipairs(items) do
-    if i > 1 then
-      out[#out + 1] = style.item
-    end
-    out[#out + 1] = indent
-    if item.key then
-      out[#out + 1] = item.key .. style.colon
-    end
-    encode_value(out, item.value, style, depth)
-  end
-  if indent then
-    out[#out + 1] = "\n" .. style.indent:rep(depth - 1)
-  end
-  out[#out + 1] = close
+-- What stands in front of item i, and behind the last one.
+local function gaps(style, depth)
+  local indent = style.indent and "\n" .. style.indent:rep(depth) or ""
+  return indent, style.item .. indent, style.indent and "\n" .. style.indent:rep(depth - 1) or ""
 end
 
-local function array_items(t)
-  local n, items = #t, {}
+local function encode_array(out, t, style, depth)
+  local n = #t
   for key in next, t do
     if math.type(key) ~= "integer" or key < 1 or key > n then
       error(("cannot encode an array with key '%s'"):format(tostring(key)), 0)
     end
   end
+  if n == 0 then
+    out[#out + 1] = "[]"
+    return
+  end
+  local first, between, last = gaps(style, depth)
   for i = 1, n do
     if t[i] == nil then
       error(("cannot encode an array without element %d"):format(i), 0)
     end
-    items[i] = { value = t[i] }
+    out[#out + 1] = i == 1 and "[" .. first or between
+    encode_value(out, t[i], style, depth)
   end
-  return items
+  out[#out + 1] = last .. "]"
 end
 
-local function object_items(t, style)
-  local items = {}
-  for i, key in ipairs(style.sort_keys and sorted_keys(t) or json.keys(t)) do
+local function encode_object(out, t, style, depth)
+  local keys = style.sort_keys and sorted_keys(t) or json.keys(t)
+  if #keys == 0 then
+    out[#out + 1] = "{}"
+    return
+  end
+  local first, between, last = gaps(style, depth)
+  for i, key in ipairs(keys) do
     if type(key) ~= "string" then
       error(("cannot encode an object with key '%s'"):format(tostring(key)), 0)
     end
-    items[i] = { key = core.json_quote(key, style.ensure_ascii), value = t[key] }
+    out[#out + 1] = i == 1 and "{" .. first or between
+    out[#out + 1] = core.json_quote(key, style.ensure_ascii)
+    out[#out + 1] = style.colon
+    encode_value(out, t[key], style, depth)
   end
-  return items
+  out[#out + 1] = last .. "}"
 end
 
 local function encode_number(x, style)
@@ -289,9 +286,9 @@ function encode_value(out, value, style, depth)
   elseif depth == MAX_DEPTH then
     error(("cannot encode more than %d levels (a cycle?)"):format(MAX_DEPTH), 0)
   elseif json.is_array(value) then
-    encode_items(out, array_items(value), "[", "]", style, depth + 1)
+    encode_array(out, value, style, depth + 1)
   else
-    encode_items(out, object_items(value, style), "{", "}", style, depth + 1)
+    encode_object(out, value, style, depth + 1)
   end
 end
 

@@ -149,7 +149,7 @@ function Model:check_finite()
   return self.core:check_finite()
 end
 
-local ENCODE_OPTIONS <const> = { special = "boolean", plain = "table" }
+local ENCODE_OPTIONS <const> = { special = "boolean", plain = "any", packed = "boolean" }
 local DECODE_OPTIONS <const> = { skip_special = "boolean" }
 local WANTS <const> = { logits = true, hidden = true, router = true, mtp = true }
 
@@ -162,7 +162,7 @@ local function check_ids(ids)
 end
 
 ---@param text string
----@param opts? { special?: boolean, plain?: table } see moonlet.tokenizer
+---@param opts? moonlet.EncodeOptions
 ---@return integer[]? ids 0-based model ids
 ---@return string? message, string? code "missing" without tokenizer
 function Model:encode(text, opts)

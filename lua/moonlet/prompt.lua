@@ -14,6 +14,7 @@
 
 local chat = require "moonlet.chat"
 local json = require "moonlet.json"
+local new_ids = require "moonlet.tokenizer".new_ids
 local trim = require "moonlet.trim"
 local turn = require "moonlet.turn"
 
@@ -27,7 +28,9 @@ local Prompts = {}
 Prompts.__index = Prompts
 
 ---@class moonlet.Prompt
----@field ids integer[]
+---@field n integer  how many tokens it has
+---@field ids integer[]?  these, unless there are more than was asked for
+---@field list moonlet.Ids  all of them
 ---@field text string
 ---@field keep_at integer[]  numbers of tokens, rising, after which messages begin: where other
 ---  prompts may differ
@@ -135,7 +138,7 @@ local function mask_of(strings, map)
   return { map = map, nested = nested }
 end
 
-local PIECE <const> = 1 << 16 -- bytes or ids; nothing else goes on while so many are worked on
+local PIECE <const> = 1 << 16 -- bytes; nothing else goes on while so many are worked on
 
 local function masked(mask, text)
   if not text:find("<", 1, true) then return text end
@@ -151,7 +154,7 @@ end
 
 -- The text with its stand-ins replaced, and the ranges that they take in it.
 local function unmask(back, text)
-  local parts, ranges, length, at = {}, {}, 0, 1
+  local parts, ranges, length, at = {}, new_ids(), 0, 1
   local function add(piece)
     parts[#parts + 1] = piece
     length = length + #piece
@@ -162,7 +165,10 @@ local function unmask(back, text)
     add(text:sub(at, first - 1))
     local mark = text:sub(first, first + BYTES - 1)
     local original = back[mark]
-    if original then ranges[#ranges + 1] = { length + 1, length + #original } end
+    if original then
+      ranges:append(length + 1)
+      ranges:append(length + #original)
+    end
     add(original or mark)
     at = first + BYTES
   end
@@ -173,14 +179,16 @@ end
 -- ---- opening -----------------------------------------------------------------------------------
 
 ---@param model moonlet.Model with tokenizer and template
----@param encode? fun(text: string, options: moonlet.EncodeOptions): integer[]?, string?, string?
----  instead of the model's
+---@param encode? fun(text: string, plain: moonlet.Ids): moonlet.Ids?, string?, string?  instead of
+---  the model's
 ---@param gently? fun(fn: function, ...): any  runs what takes long, instead of calling it
 ---@return moonlet.Prompts
 function prompt.new(model, encode, gently)
   local stops = {}
   for i, id in ipairs(model.stop_ids or {}) do stops[i] = model.tokenizer:token_bytes(id) end
-  encode = encode or function(text, options) return model:encode(text, options) end
+  encode = encode or function(text, plain)
+    return model:encode(text, { packed = true, plain = plain })
+  end
   gently = gently or function(fn, ...) return fn(...) end
   return setmetatable({ model = model, encode = encode, gently = gently, stops = stops,
     strings = control_strings(model.tokenizer), turns = {}, order = {} }, Prompts)
@@ -275,15 +283,8 @@ local function pieces_of(self, text, start, header, tools, back)
   return pieces
 end
 
--- In pieces, so that it can be done gently.
-local function append(ids, more)
-  for at = 1, #more, PIECE do
-    table.move(more, at, math.min(at + PIECE - 1, #more), #ids + 1, ids)
-  end
-end
-
 local function assemble(self, pieces, start, back)
-  local ids, texts, starts = {}, {}, {}
+  local ids, texts, starts = new_ids(), {}, {}
   for _, piece in ipairs(pieces) do
     local more, text
     if piece.turn then
@@ -291,11 +292,11 @@ local function assemble(self, pieces, start, back)
     else
       local ranges, message, code
       text, ranges = self.gently(unmask, back, piece.text)
-      more, message, code = self.encode(text, { plain = ranges })
+      more, message, code = self.encode(text, ranges)
       if not more then return nil, message, code end
       if #ids > 0 and piece.text:sub(1, #start) == start then starts[#starts + 1] = #ids end
     end
-    self.gently(append, ids, more)
+    ids:append(more)
     texts[#texts + 1] = text
   end
   return ids, table.concat(texts), starts
@@ -406,10 +407,11 @@ end
 ---@param variables table? of the template: tools, enable_thinking, ...
 ---@param ending string? "answer": the assistant's turn begins (the default); "continue": the last
 ---  message, an assistant's text, goes on; "none": the prompt ends where the conversation does
+---@param most integer? tokens that `ids` may have; all without it
 ---@return moonlet.Prompt? prompt
 ---@return string? message
 ---@return string? code
-function Prompts:make(messages, variables, ending)
+function Prompts:make(messages, variables, ending, most)
   local made, message, code = self.gently(lay_out, self, messages, variables, ending)
   if not made then return nil, message, code end
   local ids, text, starts = assemble(self, made.pieces, made.start or "\0", made.back)
@@ -417,11 +419,11 @@ function Prompts:make(messages, variables, ending)
   local tail = made.tail
   local tail_text, ranges = self.gently(unmask, made.back, tail)
   local tail_ids
-  tail_ids, message, code = self.encode(tail_text, { plain = ranges })
+  tail_ids, message, code = self.encode(tail_text, ranges)
   if not tail_ids then return nil, message, code end
-  return { ids = ids, text = text, tools = made.tools, tail = tail_text, tail_ids = tail_ids,
-    said = made.said, reasoning = tail:find("<think>", 1, true) ~= nil
-      and not tail:find("</think>", 1, true),
+  return { n = #ids, ids = #ids <= (most or #ids) and ids:slice() or nil, list = ids, text = text,
+    tools = made.tools, tail = tail_text, tail_ids = tail_ids:slice(), said = made.said,
+    reasoning = tail:find("<think>", 1, true) ~= nil and not tail:find("</think>", 1, true),
     keep_at = starts }
 end
 

@@ -4,8 +4,15 @@ local encoder = require "moonlet.server.encoder"
 local model_of = require "moonlet.model"
 local sched = require "moonlet.sched"
 local served = require "spec.support.served"
+local tokenizer = require "moonlet.tokenizer"
 
 local LONG <const> = ("One two <|im_end|> three, été 🙂.\n"):rep(40000)
+
+local function ids_of(list)
+  local ids = tokenizer.new_ids()
+  ids:append(list)
+  return ids
+end
 
 describe("the server's encoder", function()
   local model, loop
@@ -16,13 +23,13 @@ describe("the server's encoder", function()
 
   it("gives way to others, and encodes as the model does", function()
     local encode, turns, n_open, results = encoder.new(model, loop), 0, 3, {}
-    local function one(i, text, options)
-      results[i] = assert(encode(text, options))
+    local function one(i, text, plain)
+      results[i] = assert(encode(text, plain)):slice()
       n_open = n_open - 1
     end
     loop:spawn(one, 1, LONG)
-    loop:spawn(one, 2, LONG .. "x", { special = false })
-    loop:spawn(one, 3, "short", { plain = { { 1, 5 } } })
+    loop:spawn(one, 2, LONG .. "x", ids_of { 1, #LONG })
+    loop:spawn(one, 3, "short", ids_of { 1, 5 })
     loop:spawn(function()
       while n_open > 0 do
         turns = turns + 1
@@ -33,7 +40,7 @@ describe("the server's encoder", function()
     assert(loop:run())
     assert.is_true(turns >= 2) -- it had its turn while both long ones were going on
     assert.same(model:encode(LONG), results[1])
-    assert.same(model:encode(LONG .. "x", { special = false }), results[2])
+    assert.same(model:encode(LONG .. "x", { plain = { { 1, #LONG } } }), results[2])
     assert.same(model:encode("short"), results[3])
   end)
 
@@ -49,19 +56,6 @@ describe("the server's encoder", function()
     end
     assert(loop:run())
     assert.same({ { "too many long texts wait; try again", "busy" } }, refused)
-  end)
-
-  it("hands out the tokens of a long text in pieces", function()
-    local encoding <close> = assert(model.tokenizer:start(LONG))
-    local ids, n_pieces = {}, 0
-    repeat
-      local more = assert(encoding:take(100000))
-      table.move(more, 1, #more, #ids + 1, ids)
-      n_pieces = n_pieces + 1
-    until #more < 100000
-    assert.same(model:encode(LONG), ids)
-    assert.is_true(n_pieces > 3)
-    assert.same({}, encoding:take(1))
   end)
 
   it("gives way between many short texts", function()
@@ -82,15 +76,15 @@ describe("the server's encoder", function()
   end)
 
   it("survives what is closed meanwhile", function()
-    local tokenizer = assert(require "moonlet.tokenizer".open(served.DIR))
-    local encoding = assert(tokenizer:start(LONG, { plain = { { 1, 100 } } }))
-    tokenizer:close()
-    assert.error(function() tokenizer:encode("x") end)
+    local closed = assert(tokenizer.open(served.DIR))
+    local encoding = assert(closed:start(LONG, { plain = { { 1, 100 } } }))
+    closed:close()
+    assert.error(function() closed:encode("x") end)
     assert.same(model:encode(LONG, { plain = { { 1, 100 } } }), (assert(encoding:result())))
     assert.error(function() encoding:fd() end)
     encoding:close()
     assert.same({}, encoding:result())
-    local other = assert(require "moonlet.tokenizer".open(served.DIR))
+    local other = assert(tokenizer.open(served.DIR))
     other:start(LONG):close()
     assert(other:start(LONG))
     other:close() -- the collector has the encoding

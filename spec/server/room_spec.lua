@@ -1,6 +1,9 @@
 -- What requests take in memory is bounded, and is let go.
 
 local client = require "spec.support.client"
+local direct = require "spec.support.direct"
+local json = require "moonlet.json"
+local openapi = require "moonlet.server.openapi"
 local served = require "spec.support.served"
 
 local PATH <const> = "/v1/chat/completions"
@@ -74,6 +77,97 @@ describe("the memory of a server's requests", function()
       end_it(c)
       if not sees then server:close() end
     end
+  end)
+
+  -- What a reply is handed out in.
+  local function ask_direct(given)
+    local reply
+    server.loop:spawn(function()
+      reply = direct.ask(server, openapi.document(server.limits, false), given)
+      server.loop:stop()
+    end)
+    assert(server.loop:run())
+    return reply
+  end
+
+  it("is not taken for long answers, which are made piece by piece", function()
+    server = served.replay { "x" }
+    local text, ids = ("x,.;"):rep(1 << 15), {}
+    for i = 1, 100000 do ids[i] = i % 4000 end
+    for path, bodies in pairs { ["/tokenize"] = { { prompt = text },
+      { prompt = text, return_token_strs = true },
+      { messages = { { role = "user", content = text } } } },
+      ["/detokenize"] = { { tokens = ids } } } do
+      for _, given in ipairs(bodies) do
+        local reply = ask_direct { method = "POST", target = path, body = json.encode(given),
+          fields = { host = "localhost" } }
+        assert.equal(200, reply.status)
+        assert.is_true(#reply.body > 4 * reply.largest)
+        local listed = reply.json.tokens or {}
+        if given.prompt then assert.same(server.model:encode(text), listed) end
+        assert.equal(reply.json.count or 0, #listed)
+        if given.return_token_strs then assert.equal(text, table.concat(reply.json.token_strs)) end
+        if given.tokens then assert.equal(server.model:decode(ids), reply.json.prompt) end
+      end
+    end
+  end)
+
+  it("is taken for no list of more tokens than a prompt may have", function()
+    server = served.replay({ "x" }, { ctx = 64 })
+    local made = {}
+    local make = server.prompts.make
+    function server.prompts.make(...)
+      made[#made + 1] = assert(make(...))
+      return made[#made]
+    end
+    for n, text in ipairs { "short", ("word "):rep(1000) } do
+      local messages = { { role = "user", content = text } }
+      assert.equal(n == 1 and 200 or 400,
+        client.ask(server, "POST", PATH, { messages = messages }).status)
+      assert.equal(n == 1, made[n].ids ~= nil)
+      assert.equal(made[n].n, client.ask(server, "POST", "/v1/messages/count_tokens",
+        { messages = messages }).json.input_tokens)
+      table.remove(made)
+    end
+  end)
+
+  it("is taken for answers, too, while their clients read them", function()
+    server = served.replay({ "x" }, { limits = { decoded_bytes = 1 << 20 } })
+    local mark = os.tmpname()
+    os.remove(mark)
+    local c = client.start(server.port, 'cat "$0.in" >&3; until [ -e ' .. mark
+      .. " ]; do sleep 0.01; done", client.bytes("POST", "/tokenize",
+      { prompt = ("x,.;"):rep(1 << 20) }))
+    local n_ids = 4 << 20
+    run_until(function() return server.room.taken > 4 * n_ids end)
+    assert.equal(503, client.ask(server, "POST", "/tokenize", { prompt = "x" }).status)
+    local request = next(server.exchanges)
+    run_until(function() return request:pending() > 0 end)
+    assert.is_true(request:pending() < 1 << 20) -- no more is made than is about to be taken
+    assert(io.open(mark, "w")):close()
+    client.wait(server, { c })
+    run_until(function() return server.room.taken == 0 end)
+    os.remove(mark)
+    c.output()
+  end)
+
+  it("is taken for reading one large body after the other", function()
+    server = served.replay({ "x" }, { queue = 8 })
+    local make, n_now, n_most = server.prompts.make, 0, 0
+    function server.prompts.make(...)
+      n_now = n_now + 1
+      n_most = math.max(n_most, n_now)
+      local p, message, code = make(...)
+      n_now = n_now - 1
+      return p, message, code
+    end
+    local large = { messages = { { role = "user", content = ("word "):rep(100000) } } }
+    for _, reply in ipairs(client.all(server, { { "POST", PATH, large }, { "POST", PATH, large },
+      { "POST", "/tokenize", large }, { "POST", "/v1/messages/count_tokens", large } })) do
+      assert.is_true(reply.status == 400 or reply.status == 200)
+    end
+    assert.equal(1, n_most)
+    run_until(function() return not server.room.is_taken end)
   end)
 
   it("is looked through when a large one has ended", function()

@@ -24,6 +24,33 @@ describe("encoding", function()
     assert.equal("", encode(tok, ""))
   end)
 
+  it("packs ids and plain ranges", function()
+    local list = tokenizer.new_ids()
+    assert.equal(0, #list)
+    assert.same({}, list:slice())
+    list:append { 5, -1, 1 << 30 }
+    list:append(7)
+    list:append(list)
+    assert.same({ 5, -1, 1 << 30, 7, 5, -1, 1 << 30, 7 }, list:slice())
+    assert.same({ -1, 1 << 30 }, list:slice(2, 3))
+    assert.same({ 7 }, list:slice(8, 100))
+    assert.same({}, list:slice(9))
+    assert.error(function() list:append { "x" } end)
+    assert.error(function() list:append(1 << 40) end)
+    for i = 1, 1000 do list:append(i) end
+    assert.same({ 999, 1000 }, list:slice(#list - 1))
+    list:close()
+    assert.equal(0, #list)
+    list:append { 3, 5, 9, 9 }
+    local text = "ab<|im_end|>cd<|im_end|>"
+    local demo <close> = assert(tokenizer.open("examples/demo-model"))
+    local ids = demo:encode(text, { packed = true, plain = list })
+    assert.same(demo:encode(text, { plain = { { 3, 5 }, { 9, 9 } } }), ids:slice())
+    assert.same(demo:encode(text), demo:encode(text, { packed = true }):slice())
+    list:append(10)
+    assert.error(function() demo:encode(text, { plain = list }) end)
+  end)
+
   it("recognises none that touches a plain range", function()
     local text = "<s>a<s>b<s>" -- tokens at 1-3, 5-7, 9-11
     local s = "60 115 62"

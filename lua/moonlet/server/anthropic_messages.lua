@@ -342,7 +342,7 @@ end
 ---The tokens of the prompt that the same request to /v1/messages would have.
 ---@param exchange moonlet.server.Exchange
 function messages.count_tokens(exchange)
-  exchange:reply(200, { input_tokens = #read(exchange).wanted.prompt.ids })
+  exchange:reply(200, { input_tokens = read(exchange).wanted.prompt.n })
 end
 
 return messages

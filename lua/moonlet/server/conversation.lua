@@ -209,14 +209,16 @@ end
 
 -- ---- prompts -----------------------------------------------------------------------------------
 
----What a template refuses is the fault of the request; where it lies is left out.
+---What a template refuses is the fault of the request; where it lies is left out. A prompt that
+---does not fit in the context comes without its ids.
 ---@param server moonlet.Server
 ---@param messages table
 ---@param variables table
 ---@param ending string? of moonlet.prompt
 ---@return moonlet.Prompt
 function conversation.prompt(server, messages, variables, ending)
-  local prompt, message, code = server.prompts:make(messages, variables, ending)
+  local prompt, message, code = server.prompts:make(messages, variables, ending,
+    server.engine.n_ctx)
   if not prompt and message:sub(1, #server.model.dir + 1) == server.model.dir .. "/" then
     message = message:sub(#server.model.dir + 2)
   end

@@ -4,27 +4,16 @@
 local encoder = {}
 
 local LONG <const> = 1 << 15 -- bytes; shorter ones take less than a millisecond or two
-local PIECE <const> = 1 << 16 -- ids; handing out so many takes as long
 local MAX_WAITING <const> = 64 -- long texts; their requests are in no queue yet
-
-local function take_all(encoding, loop)
-  local ids = {}
-  while true do
-    local more, message, code = encoding:take(PIECE)
-    if not more then return nil, message, code end
-    table.move(more, 1, #more, #ids + 1, ids)
-    if #more < PIECE then return ids end
-    loop:sleep(0)
-  end
-end
 
 ---@param model moonlet.Model
 ---@param loop moonlet.Loop
----@return fun(text: string, options: moonlet.EncodeOptions?): integer[]?, string?, string? encode
----  for coroutines of the loop
+---@return fun(text: string, plain: moonlet.Ids?): moonlet.Ids?, string?, string? encode  for
+---  coroutines of the loop; `plain` as in moonlet.EncodeOptions
 function encoder.new(model, loop)
   local is_busy, n_waiting, n_short, free = false, 0, 0, loop:signal()
-  return function(text, options)
+  return function(text, plain)
+    local options = { packed = true, plain = plain }
     if #text < LONG then
       n_short = n_short + #text
       if n_short >= LONG then
@@ -45,7 +34,7 @@ function encoder.new(model, loop)
     free:notify()
     if not ok then error(problem, 0) end
     if not encoding then return nil, message, code end
-    return take_all(encoding, loop)
+    return encoding:result()
   end
 end
 

@@ -19,7 +19,7 @@ local BUSY_WAIT <const> = 0.05 -- seconds, of further choices when the queue is 
 local THINK_END <const> = "\n</think>\n\n"
 
 ---@class moonlet.server.Wanted
----@field prompt moonlet.Prompt or { ids =, keep_at = } of a text
+---@field prompt moonlet.Prompt or moonlet.server.Text
 ---@field reading moonlet.turn.options? without them all text is content
 ---@field sampling moonlet.server.Sampling
 ---@field n integer choices; 0: the prompt is only counted
@@ -210,10 +210,10 @@ end
 
 ---Refuses a prompt that is empty or leaves no room for an answer.
 ---@param server moonlet.Server
----@param ids integer[]
----@param param string the field that they come from
-function generation.check_room(server, ids, param)
-  local n, n_ctx = #ids, server.engine.n_ctx
+---@param prompt moonlet.Prompt|moonlet.server.Text
+---@param param string the field that it comes from
+function generation.check_room(server, prompt, param)
+  local n, n_ctx = prompt.n, server.engine.n_ctx
   if n == 0 then
     refusal.raise(400, param .. ": a text expected that is not empty", { param = param })
   end
@@ -230,7 +230,7 @@ end
 function generation.begin(server, list)
   local self = setmetatable({ server = server, list = list, choices = {}, began = sys.seconds(),
     changed = server.loop:signal() }, Run)
-  for _, wanted in ipairs(list) do generation.check_room(server, wanted.prompt.ids, "prompt") end
+  for _, wanted in ipairs(list) do generation.check_room(server, wanted.prompt, "prompt") end
   for _, wanted in ipairs(list) do
     for i = 1, wanted.n do
       local choice = setmetatable({ run = self, index = #self.choices, sub = i - 1,
@@ -262,6 +262,7 @@ function generation.serve(exchange, list)
   -- Its text may have taken long to tokenize. Nobody reads the answer.
   if exchange:is_gone() then refusal.raise(499, "the client has left") end
   local run = generation.begin(exchange.server, list)
+  exchange:is_read()
   exchange.on_gone = function() run:cancel() end
   return run
 end
@@ -386,7 +387,7 @@ end
 function Run:usage()
   local usage = { prompt = 0, cached = 0, completion = 0, reasoning = 0 }
   for _, wanted in ipairs(self.list) do
-    usage.prompt = usage.prompt + #wanted.prompt.ids
+    usage.prompt = usage.prompt + wanted.prompt.n
     local ticket = wanted.first and wanted.first.ticket
     usage.cached = usage.cached + (ticket and ticket.reused or 0)
   end

@@ -15,6 +15,9 @@ local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing
 -- and all of them a tenth of a second.
 local MAX_VALUES <const> = 1 << 19
 local MAX_KEY_BYTES <const> = 4096
+local ALONE_BYTES <const> = 1 << 17 -- of a body that is read while no other of the kind is
+local POUR_BYTES <const> = 1 << 16 -- of a long reply that are made at once
+local POUR_WAIT <const> = 0.01 -- seconds, for a client to take what there is
 
 ---@class moonlet.server.Exchange
 ---@field server moonlet.Server
@@ -26,7 +29,7 @@ local MAX_KEY_BYTES <const> = 4096
 ---@field on_gone fun()? called when the client has left
 ---@field end_stream fun(body: table, r: moonlet.server.Refusal)? ends a stream that fails, where a
 ---  dialect has its own way
----@field room_taken integer bytes of the body's values
+---@field room_taken integer bytes of the body's values, and of what is answered
 ---@field status integer? of the reply, once there is one
 local Exchange = {}
 Exchange.__index = Exchange
@@ -62,20 +65,56 @@ end
 
 -- ---- replies -----------------------------------------------------------------------------------
 
+local function all_fields(self, fields)
+  local all = {}
+  for _, set in ipairs { self.fields, fields or {} } do
+    for name, value in pairs(set) do all[name] = value end
+  end
+  return all
+end
+
 ---@param status integer
 ---@param body table|string a table is sent as JSON
 ---@param fields table<string, string>? a Content-Type is set unless it is among these
 function Exchange:reply(status, body, fields)
-  local all = { ["Content-Type"] = body ~= "" and "application/json" or nil }
-  for _, set in ipairs { self.fields, fields or {} } do
-    for name, value in pairs(set) do all[name] = value end
-  end
+  local all = all_fields(self, fields)
+  if body ~= "" then all["Content-Type"] = all["Content-Type"] or "application/json" end
   local text = type(body) == "string" and body or self.server.loop:gently(json.encode, body)
   self.status = self.status or status
   if self.method == "HEAD" then
     all["Content-Length"], text = ("%d"):format(#text), ""
   end
   self.request:reply(status, all, text)
+end
+
+local function check_client(self)
+  if self:is_gone() then refusal.raise(499, "the client has left") end
+end
+
+---Answers with JSON that may be long: no more of it is there at once than a client is about to
+---take. What can be refused has to be before.
+---@param produce fun(send: fun(text: string))
+function Exchange:pour(produce)
+  local held, n, is_begun = {}, 0, false
+  local function flush()
+    if not is_begun then
+      self.status, is_begun = 200, true
+      self.request:start(200, all_fields(self, { ["Content-Type"] = "application/json" }))
+    end
+    check_client(self)
+    self.request:write(table.concat(held))
+    held, n = {}, 0
+    self.server.loop:sleep(0)
+    while self.request:pending() > POUR_BYTES do self.server.loop:sleep(POUR_WAIT) end
+    check_client(self)
+  end
+  produce(function(text)
+    held[#held + 1], n = text, n + #text
+    if n >= POUR_BYTES then flush() end
+  end)
+  if not is_begun then return self:reply(200, table.concat(held)) end
+  flush()
+  self.request:finish()
 end
 
 ---Begins a stream of events.
@@ -105,17 +144,35 @@ function Exchange:body()
   if kind and not kind:lower():find("^%s*application/[%w.+-]*json%s*%f[;\0]") then
     refusal.raise(415, "Content-Type: application/json expected")
   end
-  local text = self.request:body() or ""
-  if #text > self.server.limits.body_bytes then
-    refusal.raise(413, ("the body has %d bytes, more than %d"):format(#text,
-      self.server.limits.body_bytes))
+  local n, most = self.request:body_bytes(), self.server.limits.body_bytes
+  if n > most then
+    refusal.raise(413, ("the body has %d bytes, more than %d"):format(n, most))
   end
-  local body, message
-  self.room_taken, body, message = self.server.room:decode(text, { name = "body",
+  if n >= ALONE_BYTES then
+    self.server.room:enter_alone()
+    self.is_alone = true
+    check_client(self)
+  end
+  local text = self.request:body() or ""
+  self.request:drop_body()
+  local bytes, body, message = self.server.room:decode(text, { name = "body",
     max_depth = MAX_DEPTH, max_values = MAX_VALUES })
+  self.room_taken = bytes
   if body == nil then refusal.raise(400, message) end
   if not json.is_object(body) then refusal.raise(400, "body: an object expected") end
   return self.server.hooks:request(body, self.path)
+end
+
+---Memory for the answer, until it is given.
+---@param bytes integer
+function Exchange:take(bytes)
+  self.room_taken = self.room_taken + self.server.room:take(bytes, self.room_taken)
+end
+
+---What the request says has become what is to be computed: other large ones may be read.
+function Exchange:is_read()
+  if self.is_alone then self.server.room:leave_alone() end
+  self.is_alone = false
 end
 
 -- ---- who may ask -------------------------------------------------------------------------------
@@ -276,6 +333,7 @@ function http.serve(server, request)
   end
   if not ok then server.log(problem) end
   server.exchanges[request] = nil
+  self:is_read()
   server.room:leave(self.room_taken)
   server.on_served(self, sys.seconds() - start)
   request:close()

@@ -45,21 +45,28 @@ function openai.end_stream(stream, run, last)
   stream:finish()
 end
 
+---@class moonlet.server.Text
+---@field n integer how many tokens it has
+---@field ids integer[]? these, unless they are more than fit in the context
+---@field keep_at integer[] none
+
 -- One prompt: a text, or token ids.
 local function read_prompt(f, name, given, server)
   if type(given) == "string" then
-    return { ids = refusal.check(server.encode(given)), keep_at = {} }
+    local list <close> = refusal.check(server.encode(given))
+    return { n = #list, ids = #list <= server.engine.n_ctx and list:slice() or nil, keep_at = {} }
   end
   if not json.is_array(given) then f:refuse(name, "texts or lists of token ids expected") end
-  return { keep_at = {}, ids = server.loop:gently(fields.check_ids, given,
-    server.model.tokenizer:n_vocab(), function(what) f:refuse(name, what) end) }
+  local ids = server.loop:gently(fields.check_ids, given, server.model.tokenizer:n_vocab(),
+    function(what) f:refuse(name, what) end)
+  return { n = #ids, ids = ids, keep_at = {} }
 end
 
 ---A field that holds a text, token ids, or a list of those.
 ---@param f moonlet.server.Fields
 ---@param name string
 ---@param server moonlet.Server
----@return { ids: integer[], keep_at: integer[] }[]
+---@return moonlet.server.Text[]
 function openai.prompts(f, name, server)
   local given = f:get(name)
   if given == nil then f:refuse(name, "a text expected") end

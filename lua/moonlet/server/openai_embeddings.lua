@@ -32,14 +32,15 @@ function embeddings.post(exchange)
   end
   local dimensions, model_name = f:integer("dimensions", 1), generation.model_name(f, server)
   local list, n_tokens = json.array {}, 0
-  for _, input in ipairs(inputs) do generation.check_room(server, input.ids, "input") end
+  for _, input in ipairs(inputs) do generation.check_room(server, input, "input") end
+  exchange:is_read()
   for i, input in ipairs(inputs) do
     local values = scoring.mean(exchange, input.ids)
     if not values then return end
     if dimensions and dimensions > #values then
       f:refuse("dimensions", ("at most %d is possible"):format(#values))
     end
-    n_tokens = n_tokens + #input.ids
+    n_tokens = n_tokens + input.n
     local embedding = server.loop:gently(encode, cut(values, dimensions), format)
     list[i] = json.object({ object = "embedding", index = i - 1, embedding = embedding },
       { "object", "index", "embedding" })

@@ -1,5 +1,5 @@
---- What the bodies of requests become in Lua, bounded over all requests that are in flight: a body
---- of many small values takes a hundred times the memory of its text.
+--- What requests become in Lua, bounded over all of them that are in flight: a body of many small
+--- values takes a hundred times the memory of its text, and a long one passes through many hands.
 
 local json = require "moonlet.json"
 local refusal = require "moonlet.server.refusal"
@@ -19,7 +19,7 @@ Room.__index = Room
 ---@param max integer bytes; the request that goes beyond them is the last to be taken
 ---@return moonlet.server.Room
 function room.new(loop, max)
-  return setmetatable({ loop = loop, max = max, taken = 0 }, Room)
+  return setmetatable({ loop = loop, max = max, taken = 0, free = loop:signal() }, Room)
 end
 
 -- fn(...) and the bytes that were allocated for it. Nothing is collected meanwhile.
@@ -32,24 +32,33 @@ local function measured(fn, ...)
   return bytes, value, message, code
 end
 
+---Memory that a request needs, until leave().
+---@param bytes integer
+---@param own integer? what it has already
+---@return integer bytes
+function Room:take(bytes, own)
+  if self.taken - (own or 0) > self.max then
+    refusal.raise(503, "requests that are being answered take too much memory; try again",
+      { code = "too_large", fields = { ["Retry-After"] = "2" } })
+  end
+  self.taken = self.taken + bytes
+  return bytes
+end
+
 ---Reads JSON; what it takes counts until leave().
 ---@param text string
 ---@param options table of json.decode
 ---@return integer bytes for leave()
 ---@return any value, string? message, string? code
 function Room:decode(text, options)
-  if self.taken > self.max then
-    refusal.raise(503, "requests that are being answered take too much memory; try again",
-      { code = "too_large", fields = { ["Retry-After"] = "2" } })
-  end
+  self:take(0)
   local bytes, value, message, code = measured(json.decode, text, options)
-  self.taken = self.taken + bytes
-  return bytes, value, message, code
+  return self:take(bytes, self.taken), value, message, code
 end
 
 -- Two whole rounds of the collector, in small steps: what dies during one is found by the next. One
 -- that works by generations never says that a round is over; its steps are bounded.
-local function sweep(self)
+local function collect(self)
   local rounds, most = 0, 8 * collectgarbage("count") // STEP + 16
   for _ = 1, most do
     if collectgarbage("step", STEP) then rounds = rounds + 1 end
@@ -57,16 +66,42 @@ local function sweep(self)
     self.loop:sleep(0)
   end
   sys.give_back_heap()
-  self.sweeps = false
 end
 
----A request has ended. The collector would not run while nothing is allocated.
+-- The collector would not run while nothing is allocated.
+local function sweep(self)
+  self.sweeps_again = self.sweeps
+  if self.sweeps then return end
+  self.sweeps = true
+  self.loop:spawn(function()
+    repeat
+      self.sweeps_again = false
+      collect(self)
+    until not self.sweeps_again
+    self.sweeps = false
+    if self.is_left then self.is_taken, self.is_left = false, false end
+    self.free:notify()
+  end)
+end
+
+---A request has ended.
 ---@param bytes integer
 function Room:leave(bytes)
   self.taken = self.taken - bytes
-  if bytes < LARGE or self.sweeps then return end
-  self.sweeps = true
-  self.loop:spawn(sweep, self)
+  if bytes >= LARGE then sweep(self) end
+end
+
+---Waits until no other large request is being read: what that takes beside the values of its body,
+---a multiple of its text, is there once.
+function Room:enter_alone()
+  while self.is_taken do self.free:wait() end
+  self.is_taken = true
+end
+
+---The next one may, once what this one has left behind is gone.
+function Room:leave_alone()
+  self.is_left = true
+  sweep(self)
 end
 
 return room
