@@ -182,8 +182,8 @@ end
 local Policy = {}
 Policy.__index = Policy
 
--- Candidates take 20 bytes per vocabulary entry and hold nothing between calls, so policies share
--- them. More than one is in use only while a stage samples with another policy or yields.
+-- Candidates take up to 24 bytes per vocabulary entry and hold nothing between calls, so policies
+-- share them. More than one is in use only while a stage samples with another policy or yields.
 local Workspace = {}
 local idle = {}
 
