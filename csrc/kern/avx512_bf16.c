@@ -33,8 +33,8 @@ typedef struct e4m3_table {
     __m512i low[2], high[2];
 } e4m3_table;
 
-/* 16 c + m for the exponents' last bits and mantissas m, and the bytes above: codes 0 to 7 are
- * multiples of 2^-9, 127 is NaN. */
+/* A lower byte is the exponent's last bit and the mantissa, an upper one the rest of the exponent:
+ * codes 0 to 7 are multiples of 2^-9, 127 is NaN. */
 #define UPPER_LOW 0x80, 0x90, 0xa0, 0xb0, 0xc0, 0xd0, 0xe0, 0xf0
 #define LOWER_LOW 0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70
 #define EIGHT(b)  b, b, b, b, b, b, b, b
@@ -124,6 +124,7 @@ static void lay_codes(const e4m3_table *table, const num_matrix *w, int64_t row,
     }
 }
 
+/* A row with them; 0 when `scaled` would not do. */
 static int lay_row(const e4m3_table *table, const num_matrix *w, int64_t row, uint8_t *out)
 {
     const uint8_t *codes = w->codes + row * w->row_bytes;
@@ -148,8 +149,7 @@ V16_FN __m512bh load_pairs(const uint8_t *p)
     return (__m512bh)_mm512_loadu_si512(p);
 }
 
-/* n_rows x n_tokens, both constants: all sums stay in registers. With scales, `is_scaled` is set.
- */
+/* n_rows x n_tokens, both constants: all sums stay in registers. is_scaled: w has scales. */
 V16_FN void dot_block(weights w, int is_scaled, int n_rows, const uint8_t *x, int64_t ldx,
                       int n_tokens, int64_t cols, float *y, int64_t ldy)
 {

@@ -38,15 +38,16 @@ static int64_t widest_matrix(const model_config *c)
 }
 
 /* The most rounded rows that one parallel region reads, times their width: inputs of the routed
- * experts, in 8 bits or in bf16, and a batch that matrices read in both forms. */
+ * experts, in 8 bits or in bf16, and a batch beside them or alone, in both forms. */
 static int64_t kern_rows_bytes(const pass *p)
 {
     const model_config *c = &p->m->config;
     int64_t I = max64(c->moe_intermediate_size, c->shared_intermediate_size);
     int64_t cols = p->kern_cols, widest = max64(c->hidden_size, I);
     int64_t expert = max64(kern_int8_bytes(widest), kern_bf16_bytes(p->m->ops, widest));
-    int64_t both = kern_int8_bytes(cols) + kern_bf16_bytes(p->m->ops, cols);
-    return SES_BATCH * ((c->is_moe ? c->n_experts_used * expert : 0) + both);
+    int64_t beside = kern_int8_bytes(widest) + kern_bf16_bytes(p->m->ops, widest);
+    int64_t alone = kern_int8_bytes(cols) + kern_bf16_bytes(p->m->ops, cols);
+    return SES_BATCH * max64(c->is_moe ? c->n_experts_used * expert + beside : 0, alone);
 }
 
 static void lay_out_gdn(pass *p, layout *l)
