@@ -101,9 +101,58 @@ describe("a result", function()
       assert.matches("is not a regular file", message)
       os.remove(path)
     end
-    checkpoint.spit(dir .. "/target", "mine")
-    os.execute(("ln -s target %s"):format(path))
-    assert.is_true(outputs.check(path))
+  end)
+
+  it("is never what the system shows as a file", function()
+    local kept <close> = assert(io.open(dir .. "/kept", "w"))
+    local n = 3
+    while core.real_path("/dev/fd/" .. n) ~= core.real_path(dir .. "/kept") do n = n + 1 end
+    os.execute(("ln -s /dev/fd/%d %s"):format(n, path))
+    for _, place in ipairs { path, "/dev/fd/" .. n, "/proc/self/fd/" .. n, "/dev/moonlet" } do
+      local said = place .. ": is not a regular file; results are written to files only"
+      assert.same({ nil, said, "io" }, { outputs.check(place) })
+      assert.same({ nil, said, "io" }, { sys.write_file(place, "new") })
+    end
+    assert.equal("link", core.file_kind(path))
+    assert.equal("/dev/shm/x", kept and core.file_target "/dev/shm/x")
+  end)
+
+  for kind, write in pairs(WRITERS) do
+    it("is written through links to a file: " .. kind, function()
+      assert(core.make_dir(dir .. "/a"))
+      checkpoint.spit(dir .. "/a/target", "mine")
+      os.execute(("cd %s && ln -s a/target q && ln -s $PWD/q r"):format(dir))
+      assert(write())
+      assert.equal("link", core.file_kind(path))
+      assert.same({ target = true }, core.list_dir(dir .. "/a"))
+      assert.equal("file", core.file_kind(dir .. "/a/target"))
+      assert.equal(kind == "a check", checkpoint.slurp(dir .. "/a/target") == "mine")
+      checkpoint.spit(dir .. "/a/target.partial", "mine")
+      assert.matches("^/.*/a/target%.partial: exists, left by", select(2, write()))
+    end)
+  end
+
+  it("grows beside the file that a link leads to", function()
+    assert(core.make_dir(dir .. "/a"))
+    checkpoint.spit(dir .. "/a/target", "mine")
+    os.execute(("ln -s a/target %s"):format(path))
+    assert(moonlet.imatrix { model = DEMO, text = "Call me Ishmael.", out = path,
+      on_progress = function()
+        assert.equal("directory", core.file_kind(dir .. "/a/target.partial"))
+      end })
+    assert.equal("link", core.file_kind(path))
+    assert.equal("GGUF", checkpoint.slurp(dir .. "/a/target"):sub(1, 4))
+    assert.same({ a = false, r = true }, core.list_dir(dir))
+  end)
+
+  it("is not what is read, by whatever link", function()
+    checkpoint.spit(dir .. "/text", "mine")
+    os.execute(("cd %s && ln -s text r && ln -s r s"):format(dir))
+    for _, pair in ipairs { { "r", "text" }, { "s", "r" }, { "text", "s" } } do
+      assert.same({ nil, dir .. "/" .. pair[1] .. ": is read; choose another place", "io" },
+        { outputs.check(dir .. "/" .. pair[1], dir .. "/" .. pair[2]) })
+    end
+    assert.equal("x are one file", outputs.clash(path, dir .. "/./text", "x"))
   end)
 
   it("is not what another of the same run grows in", function()

@@ -84,24 +84,95 @@ err_code file_reserve(const char *path, int64_t n_bytes, err_info *e)
                    strerror(error));
 }
 
+/* ---- where results go ------------------------------------------------------------------- */
+
+static err_code path_too_long(const char *path, err_info *e)
+{
+    return err_set(e, ERR_IO, "%.255s...: path too long", path);
+}
+
 static err_code partial_name(const char *path, char out[PATH_MAX], err_info *e)
 {
     int n = snprintf(out, PATH_MAX, "%s.partial", path);
-    return n >= 0 && n < PATH_MAX ? ERR_NONE : err_set(e, ERR_IO, "%.255s...: path too long", path);
+    return n >= 0 && n < PATH_MAX ? ERR_NONE : path_too_long(path, e);
+}
+
+static int lies_in(const char *dir, const char *parent)
+{
+    size_t n = strlen(parent);
+    return strncmp(dir, parent, n) == 0 && (dir[n] == '/' || !dir[n]);
+}
+
+static err_code not_a_file(const char *shown, err_info *e)
+{
+    return err_set(e, ERR_IO, "%s: is not a regular file; results are written to files only",
+                   shown);
+}
+
+/* The absolute path of what `path` names, a link or nothing perhaps. What the system shows as files
+ * (proc(5): /proc/self/fd/1 is wherever standard output goes) has names that must stay. */
+static err_code locate(const char *shown, const char *path, char out[PATH_MAX], err_info *e)
+{
+    char parent[PATH_MAX], dir[PATH_MAX];
+    const char *slash = strrchr(path, '/'), *name = slash ? slash + 1 : path;
+    size_t n = slash ? (size_t)(slash - path) + (slash == path) : 1;
+    if (n >= sizeof parent) return path_too_long(shown, e);
+    memcpy(parent, slash ? path : ".", n);
+    parent[n] = 0;
+    if (!realpath(parent, dir))
+        return err_set(e, ERR_IO, "%s: %s: cannot find: %s", shown, parent, strerror(errno));
+    if (lies_in(dir, "/proc") || lies_in(dir, "/sys") ||
+        (lies_in(dir, "/dev") && !lies_in(dir, "/dev/shm")))
+        return not_a_file(shown, e);
+    int length = snprintf(out, PATH_MAX, "%s/%s", strcmp(dir, "/") == 0 ? "" : dir, name);
+    return length >= 0 && length < PATH_MAX ? ERR_NONE : path_too_long(shown, e);
+}
+
+/* Replaces the link at `at` by what it says, which may be a link, too. */
+static err_code follow(const char *shown, char at[PATH_MAX], err_info *e)
+{
+    char text[PATH_MAX], joined[PATH_MAX];
+    ssize_t n = readlink(at, text, sizeof text - 1);
+    if (n < 0) return fail(shown, "read the link", e);
+    text[n] = 0;
+    int dir = text[0] == '/' ? 0 : (int)(strrchr(at, '/') - at) + 1;
+    int length = snprintf(joined, sizeof joined, "%.*s%s", dir, at, text);
+    if (length < 0 || (size_t)length >= sizeof joined) return path_too_long(shown, e);
+    return file_what(joined) == FILE_NONE ? not_a_file(shown, e) : locate(shown, joined, at, e);
+}
+
+err_code file_target(const char *path, char out[PATH_MAX], err_info *e)
+{
+    enum { LINKS = 40 }; /* as many as the system follows: path_resolution(7) */
+    size_t n = strlen(path);
+    if (n && path[n - 1] == '/') return err_set(e, ERR_IO, "%s: Is a directory", path);
+    err_code code = locate(path, path, out, e);
+    file_kind kind = code ? FILE_NONE : file_what(out);
+    int is_given = kind != FILE_LINK;
+    for (int i = 0; i < LINKS && !code && kind == FILE_LINK; i++) {
+        code = follow(path, out, e);
+        kind = code ? FILE_NONE : file_what(out);
+    }
+    if (code) return code;
+    if (kind == FILE_DIRECTORY) return err_set(e, ERR_IO, "%s: Is a directory", path);
+    if (kind != FILE_NONE && kind != FILE_REGULAR) return not_a_file(path, e);
+    if (!is_given) return ERR_NONE;
+    if (n >= PATH_MAX) return path_too_long(path, e);
+    memcpy(out, path, n + 1); /* messages show it as it was given */
+    return ERR_NONE;
 }
 
 err_code file_check_free(const char *path, err_info *e)
 {
-    char partial[PATH_MAX];
-    if (partial_name(path, partial, e)) return ERR_IO;
+    char target[PATH_MAX], partial[PATH_MAX];
+    if (file_target(path, target, e) || partial_name(target, partial, e)) return ERR_IO;
     return file_what(partial) == FILE_NONE ? ERR_NONE : refuse(partial, e);
 }
 
 err_code file_out_open(file_out *out, const char *path, err_info *e)
 {
     out->fd = -1;
-    if (partial_name(path, out->partial, e)) return ERR_IO;
-    memcpy(out->path, path, strlen(path) + 1);
+    if (file_target(path, out->path, e) || partial_name(out->path, out->partial, e)) return ERR_IO;
     out->fd = file_claim(out->partial, e);
     if (out->fd >= 0) return ERR_NONE;
     return e ? e->code : ERR_IO;

@@ -22,14 +22,19 @@ err_code file_settle(int fd, const char *partial, const char *path, err_info *e)
 /* Closes a claimed file and removes it, if it still is what has that name. */
 void file_unclaim(int fd, const char *partial);
 
-/* Whether file_claim(path + ".partial") would find that name free; creates nothing. */
+/* Where a result of that name is written: `path` itself, or the regular file that a link there
+ * leads to. ERR_IO for links to nothing, for what is no regular file and for what lies in /dev,
+ * /proc or /sys (/dev/shm apart). */
+err_code file_target(const char *path, char out[PATH_MAX], err_info *e);
+
+/* Whether file_claim(target + ".partial") would find that name free; creates nothing. */
 err_code file_check_free(const char *path, err_info *e);
 
 /* Takes n_bytes of the disk for a file of that name, which may be there. */
 err_code file_reserve(const char *path, int64_t n_bytes, err_info *e);
 
-/* Replaces `path`: writes beside it, fsyncs, renames. On failure the old file is untouched; the new
- * one has its permissions. */
+/* Replaces the target of `path`: writes beside it, fsyncs, renames. On failure the old file is
+ * untouched; the new one has its permissions. */
 err_code file_write(const char *path, const void *data, size_t n_bytes, err_info *e);
 
 /* The same for what is too large to hold: a file that takes its name when it is complete. */

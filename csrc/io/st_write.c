@@ -22,8 +22,8 @@ typedef struct st_slot {
 
 struct st_writer {
     char *path, *partial; /* owned */
-    int fd, has_partial; /* has_partial: the file is ours, to remove */
-    st_slot *slots; /* [n_slots] */
+    int fd, has_partial;  /* has_partial: the file is ours, to remove */
+    st_slot *slots;       /* [n_slots] */
     int64_t n_slots;
 };
 
@@ -179,8 +179,7 @@ static err_code go_on(st_writer *w, const char *header, int64_t header_bytes, in
     int same = pread(w->fd, found, (size_t)header_bytes, 0) == header_bytes &&
                memcmp(found, header, (size_t)header_bytes) == 0;
     mem_free(found);
-    if (!same)
-        return err_set(e, ERR_FORMAT, "%s: is not the beginning of this file", w->partial);
+    if (!same) return err_set(e, ERR_FORMAT, "%s: is not the beginning of this file", w->partial);
     return reserve(w, n_bytes, e);
 }
 
@@ -237,7 +236,9 @@ static st_writer *open_writer(const char *path, const st_entry *entries, int64_t
 st_writer *st_writer_open(const char *path, const st_entry *entries, int64_t n_entries,
                           const char *const *metadata, err_info *e)
 {
-    return open_writer(path, entries, n_entries, metadata, -1, e);
+    char target[PATH_MAX];
+    if (file_target(path, target, e)) return NULL;
+    return open_writer(target, entries, n_entries, metadata, -1, e);
 }
 
 st_writer *st_writer_resume(const char *path, const st_entry *entries, int64_t n_entries,

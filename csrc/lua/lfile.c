@@ -130,6 +130,16 @@ static int real_path(lua_State *L)
     return 1;
 }
 
+/* file_target(path) -> string: where a result of that name is written */
+static int target(lua_State *L)
+{
+    err_info e = {0};
+    char found[PATH_MAX];
+    if (file_target(luaL_checkstring(L, 1), found, &e)) return lml_fail(L, &e);
+    lua_pushstring(L, found);
+    return 1;
+}
+
 /* file_info(path) -> size, time of the last change in nanoseconds since 1970 */
 static int info(lua_State *L)
 {
@@ -173,13 +183,21 @@ static int sha256_file(lua_State *L)
 void lml_open_file(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"file_info", info},          {"file_kind", kind},
-        {"file_write", write_whole},  {"check_free", check_free},
-        {"free_bytes", free_bytes},   {"check_writable", check_writable},
-        {"list_dir", list_dir},       {"make_dir", make_dir},
-        {"real_path", real_path},     {"reserve", reserve},
-        {"sha256", sha256},           {"sync_dir", sync_dir},
-        {"sha256_file", sha256_file}, {NULL, NULL},
+        {"file_info", info},
+        {"file_kind", kind},
+        {"file_target", target},
+        {"file_write", write_whole},
+        {"check_free", check_free},
+        {"free_bytes", free_bytes},
+        {"check_writable", check_writable},
+        {"list_dir", list_dir},
+        {"make_dir", make_dir},
+        {"real_path", real_path},
+        {"reserve", reserve},
+        {"sha256", sha256},
+        {"sync_dir", sync_dir},
+        {"sha256_file", sha256_file},
+        {NULL, NULL},
     };
     luaL_setfuncs(L, functions, 0);
 }

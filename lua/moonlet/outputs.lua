@@ -6,29 +6,12 @@ local partial = require "moonlet.partial"
 
 local outputs = {}
 
--- The directory without links, and the name in it: renaming replaces a link, not what it names.
+-- The directory without links, and the name in it.
 local function place_of(path)
   local parent, name = path:match("^(.*)/([^/]+)$")
   if not parent then parent, name = ".", path end
-  local real, message, code = core.real_path(parent == "" and "/" or parent)
-  if not real then return nil, message, code end
+  local real = core.real_path(parent == "" and "/" or parent)
   return real, name
-end
-
--- Renaming replaces whatever is there, and a pipe or a terminal is more than a name.
-local function replaceable(path)
-  if path:find "/$" or core.file_kind(path .. "/") == "directory" then
-    return nil, path .. ": Is a directory", "io"
-  end
-  local kind = core.file_kind(path)
-  if kind == "link" then
-    local real = core.real_path(path)
-    kind = real and core.file_kind(real) or "other"
-  end
-  if kind ~= nil and kind ~= "file" then
-    return nil, path .. ": is not a regular file; results are written to files only", "io"
-  end
-  return true
 end
 
 ---Whether what is at a path may be replaced: it is no file that is still needed.
@@ -36,22 +19,20 @@ end
 ---@param ... string?  files that are read, directories of checkpoints; nil for what is not given
 ---@return true? ok, string? message, string? code
 function outputs.spare(path, ...)
-  local ok, message, code = replaceable(path)
-  if not ok then return nil, message, code end
-  local parent, name, failed = place_of(path)
-  if not parent then return nil, ("%s: %s"):format(path, name), failed end
+  local target, message, code = core.file_target(path)
+  if not target then return nil, message, code end
   for i = 1, select("#", ...) do
     local input = (select(i, ...))
     local real = input and core.real_path(input)
-    if real == parent and partial.is_part(name) then
-      return nil, ("%s: would be a part of the checkpoint %s; choose another place"):format(path,
-        input), "io"
-    end
-    if real then
-      local of, own = place_of(input)
-      if real == parent .. "/" .. name or of == parent and own == name then
-        return nil, ("%s: is read; choose another place"):format(path), "io"
+    for _, at in ipairs { path, target } do
+      local parent, name = place_of(at)
+      if real and real == parent and partial.is_part(name) then
+        return nil, ("%s: would be a part of the checkpoint %s; choose another place"):format(path,
+          input), "io"
       end
+    end
+    if real and real == outputs.real(target) then
+      return nil, ("%s: is read; choose another place"):format(path), "io"
     end
   end
   return true
@@ -74,12 +55,12 @@ end
 ---@return string
 function outputs.directory(path) return partial.place_of_file(path).parent end
 
----The path without links, but for a last one: those are replaced.
+---The path without links.
 ---@param path string
----@return string? path  nil where there is no such directory
+---@return string? path  nil where nothing can be written
 function outputs.real(path)
-  local parent, name = place_of(path)
-  return parent and parent .. "/" .. name
+  local parent, name = place_of(core.file_target(path) or path)
+  return parent and (parent == "/" and "" or parent) .. "/" .. name
 end
 
 -- Whether a path is that of what an output grows in, or lies in it.

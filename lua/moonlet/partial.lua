@@ -80,11 +80,13 @@ function partial.place(source, out, owns)
     is_tree = true }
 end
 
----The place of an output that is one file, which takes its name with Partial:deliver.
+---The place of an output that is one file, which takes its name with Partial:deliver: where a link
+---leads.
 ---@param path string
 ---@param names table<string, boolean>?  of the files that are written there
 ---@return moonlet.Place
 function partial.place_of_file(path, names)
+  path = core.file_target(path) or path
   return { out = path, parent = parent_and_name(path), dir = path .. ".partial",
     owns = function(name) return names and names[name] end }
 end

@@ -83,7 +83,8 @@ describe("writing safetensors", function()
   it("reports a directory that is not there", function()
     local ok, message, code = safetensors.write(path .. "/no/f.safetensors", entries())
     assert.is_nil(ok)
-    assert.equal(path .. "/no/f.safetensors.partial: Not a directory", message)
+    assert.equal(("%s/no/f.safetensors: %s/no: cannot find: Not a directory"):format(path, path),
+      message)
     assert.equal("io", code)
   end)
 
