@@ -163,13 +163,48 @@ describe("resume", function()
     refused(("o.source = %q"):format(source), "begun with another source")
   end)
 
+  it("notices files that have lost bytes", function()
+    cut_off("o.shard_bytes = 1 << 30")
+    local file = out .. ".partial/model.safetensors.partial"
+    os.execute(("cp %s %s/held && truncate -s -1 %s"):format(file, dir, file))
+    for _, rehearse in ipairs { "", "o.dry_run = true" } do
+      refused("o.shard_bytes = 1 << 30 " .. rehearse, "^%S+/model%.safetensors%.partial: "
+        .. ".* %(it has not the bytes that it was left with%); %S+/out%.partial cannot be gone on "
+        .. "with; remove it\n$")
+    end
+    os.execute(("mv %s/held %s"):format(dir, file))
+    assert.equal("done\n", child(out, "o.shard_bytes = 1 << 30"))
+    os.execute("rm -r " .. out)
+    child(out, "o.on_progress = function(n, all) if n > all / 2 then die() end end")
+    local first = ("%s.partial/model-00001-of-00004.safetensors"):format(out)
+    assert.equal("file", core.file_kind(first))
+    os.execute("truncate -s -1 " .. first)
+    refused("", "has not the bytes that it was left with")
+  end)
+
+  it("has no fewer than no bytes to write", function()
+    child(out, "core.file_write = function() die() end")
+    local p = assert(quantize { source = SOURCE, out = out, recipe = "unsloth", bits = 4,
+      shard_bytes = 150000, resume = true, dry_run = true })
+    assert.is_true(p.dry_run.needed_bytes >= 0)
+  end)
+
   it("refuses a directory of anything else", function()
+    assert(core.make_dir(out .. ".partial"))
+    for _, rehearse in ipairs { "", " o.dry_run = true" } do
+      refused("o.resume = nil" .. rehearse,
+        "^%S+/out%.partial: exists, left by a run that died or of another origin; remove it\n$")
+    end
+    assert(os.remove(out .. ".partial"))
     assert(core.make_dir(out .. ".partial"))
     checkpoint.spit(out .. ".partial/notes.txt", "mine")
     refused("", "out%.partial: exists, and no run can go on with it .*journal.*; remove it")
     checkpoint.spit(out .. ".partial/journal", "gibberish\n")
     refused("", "out%.partial: exists, and no run can go on with it .*of another origin%); remove")
-    os.execute(("mv %s.partial %s/other && ln -s other %s.partial"):format(out, dir, out))
+    os.execute(("mv %s.partial %s/other && ln -s nowhere %s.partial"):format(out, dir, out))
+    assert.matches("it is a link", child(out))
+    assert.matches("it is a link", child(out, "o.resume = nil o.dry_run = true"))
+    os.execute(("ln -snf other %s.partial"):format(out))
     refused("", "out%.partial: exists, and no run can go on with it %(it is a link%); remove it")
   end)
 

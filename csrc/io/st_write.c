@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/mem.h"
@@ -168,19 +169,25 @@ static err_code start(st_writer *w, const char *header, int64_t header_bytes, in
     return put_bytes(w, 0, header, header_bytes, e);
 }
 
-/* The file that is there, if it begins with this header. */
+/* The file that is there, if it begins with this header and has the size that was reserved: what a
+ * shorter one lost may have been written. */
 static err_code go_on(st_writer *w, const char *header, int64_t header_bytes, int64_t n_bytes,
                       err_info *e)
 {
     w->fd = open(w->partial, O_RDWR | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
     if (w->fd < 0) return err_set(e, ERR_IO, "%s: %s", w->partial, strerror(errno));
+    struct stat st;
+    if (fstat(w->fd, &st) != 0) return os_error(w, "cannot measure", errno, e);
+    if (st.st_size != n_bytes)
+        return err_set(e, ERR_FORMAT, "%s: has not the %lld bytes that it was left with",
+                       w->partial, (long long)n_bytes);
     char *found = mem_array((size_t)header_bytes, 1, e);
     if (!found) return ERR_MEMORY;
     int same = pread(w->fd, found, (size_t)header_bytes, 0) == header_bytes &&
                memcmp(found, header, (size_t)header_bytes) == 0;
     mem_free(found);
-    if (!same) return err_set(e, ERR_FORMAT, "%s: is not the beginning of this file", w->partial);
-    return reserve(w, n_bytes, e);
+    return same ? ERR_NONE
+                : err_set(e, ERR_FORMAT, "%s: is not the beginning of this file", w->partial);
 }
 
 static err_code begin(st_writer *w, const st_entry *entries, const char *const *metadata,

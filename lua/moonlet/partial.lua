@@ -175,8 +175,8 @@ local function read_journal(place, journal, plan)
     differs), "io"
 end
 
----Opens the directory that another run left, if there is one with anything in it, and checks that
----it is what is wanted. Writes nothing.
+---Opens the directory that another run left, if there is one, and checks that it is what is wanted.
+---An empty one is what death leaves at the very beginning. Writes nothing.
 ---@param place moonlet.Place
 ---@param plan table<string, string>  what must be the same for the bytes to be the same
 ---@param resume boolean
@@ -188,8 +188,13 @@ function partial.find(place, plan, resume)
     return nil, place.dir .. ": exists, and no run can go on with it (it is a link); remove it",
       "io"
   end
+  if not core.file_kind(place.dir) then return false end
   local files = core.list_dir(place.dir)
-  if files and not next(files) or not core.real_path(place.dir) then return false end
+  if files and not next(files) then
+    if resume or place.dir == place.out then return false end
+    return nil, place.dir .. ": exists, left by a run that died or of another origin; remove it",
+      "io"
+  end
   local journal, message, code = core.journal_open(place.dir .. "/" .. JOURNAL)
   if not journal then
     if code == "busy" then return nil, place.dir .. ": another run is writing it", code end
@@ -210,13 +215,14 @@ end
 
 -- A new directory with a locked journal.
 local function take(place)
-  if not core.list_dir(place.dir) then
+  local is_new = not core.list_dir(place.dir)
+  if is_new then
     local ok, message, code = core.make_dir(place.dir)
     if not ok then return nil, message, code end
   end
   local journal, message, code = core.journal_create(place.dir .. "/" .. JOURNAL)
   if journal then return new(place, journal) end
-  os.remove(place.dir)
+  if is_new then os.remove(place.dir) end
   return nil, message, code
 end
 

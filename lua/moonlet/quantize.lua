@@ -122,9 +122,11 @@ local function checked(given)
 end
 
 -- Gives the recipe the options that bring it to the target; true and, with recipe budget, the
--- frontier.
+-- frontier. Measuring takes hours: a place that cannot be OUT is refused before.
 local function bring_to_size(o)
   if not o.target then return true end
+  local place, message, fault = partial.place(o.source, o.out, function() end)
+  if not place then return nil, message, fault end
   local given = { source = o.source, recipe = o.recipe, target = o.target, imatrix = o.imatrix,
     threads = o.threads, recipe_options = recipe.options_of(o) }
   for _, key in ipairs(MEASURING) do given[key] = o[key] end

@@ -197,6 +197,7 @@ function Job:check_space()
   if not writable then return nil, message, code end
   self.needed = self.decisions.total_bytes - (self.found and self.found:held() or 0)
   for _, size in pairs(self.side) do self.needed = self.needed + size end
+  self.needed = math.max(self.needed, 0) -- what is held has headers and the journal, too
   self.free, message, code = core.free_bytes(self.place.parent)
   if not self.free then return nil, message, code end
   if self.free >= self.needed then return true end
@@ -263,6 +264,25 @@ function Job:writes(name)
     or name == "moonlet.json"
 end
 
+-- Files of a run before this one have the size that they say they have: each was reserved whole
+-- before it was filled.
+function Job:check_found()
+  for _, file in ipairs(self.files) do
+    local progress = self.found:progress(file.name)
+    if progress ~= 0 then
+      local path = self.found.dir .. "/" .. file.name
+      local set, message, code = core.st_open(progress == "complete" and path
+        or path .. ".partial")
+      if not set then
+        return nil, ("%s (it has not the bytes that it was left with); %s cannot be gone on with; "
+          .. "remove it"):format(message, self.found.dir), code
+      end
+      set:close()
+    end
+  end
+  return true
+end
+
 -- Everything but the space: what is to be written, and what of it is there.
 function Job:prepare()
   local o = self.options
@@ -283,7 +303,8 @@ function Job:prepare()
   self.plan = provenance.plan(self.source, self.rule, self.decisions, self.settings)
   self.found, message, code = partial.find(self.place, self.plan, o.resume or false)
   if self.found == nil then return nil, message, code end
-  return true
+  if not self.found then return true end
+  return self:check_found()
 end
 
 ---@param o moonlet.quantize.options  checked, with defaults
