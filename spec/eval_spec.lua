@@ -68,6 +68,20 @@ describe("perplexity", function()
       assert.near(math.exp(result.nll / 26), result.word_perplexity, 1e-9)
     end)
 
+    it("counts the words of windows as those of one text", function()
+      local ids = assert(model:encode(TEXT, { special = false }))
+      for _, window in ipairs { 2, 3, 7, #ids - 1 } do
+        for _, range in ipairs { { 1 }, { 1, 999 } } do
+          assert.equal(26, assert(moonlet.eval.perplexity(model, { text = TEXT, window = window,
+            windows = range })).words)
+        end
+      end
+      local some = assert(moonlet.eval.perplexity(model, { text = TEXT, window = 3,
+        windows = { 2, 4 } }))
+      local words = select(2, model:decode(table.move(ids, 4, 12, 1, {})):gsub("%S+", ""))
+      assert.equal(words, some.words)
+    end)
+
     it("starts every window from nothing", function()
       local ids = assert(model:encode(TEXT, { special = false }))
       for _, window in ipairs { 2, 7, #ids - 1, #ids, #ids + 1 } do

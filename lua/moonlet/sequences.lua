@@ -28,7 +28,7 @@ local function count_words(text)
   return select(2, text:gsub("%S+", ""))
 end
 
--- The items of a list that a range { first, last } names, and whether that is not all of them.
+-- The items of a list that a range { first, last } names.
 local function select_range(list, range, what)
   if not range then return list end
   local first, last = range[1], math.min(range[2] or #list, #list)
@@ -56,9 +56,11 @@ local function of_text(model, text, window, range)
   if not range then return list, count_words(text) end
   list, message, code = select_range(list, range, "window")
   if not list then return nil, message, code end
-  local words = 0
-  for _, sequence in ipairs(list) do words = words + count_words(model:decode(sequence.ids)) end
-  return list, words
+  -- Windows end within words: what they hold together is counted, as of the whole text.
+  local first, n = (range[1] - 1) * window + 1, 0
+  for _, sequence in ipairs(list) do n = n + #sequence.ids end
+  if first + n == #ids then n = n + 1 end -- a token that is no window by itself
+  return list, count_words(model:decode(table.move(ids, first, first + n - 1, 1, {})))
 end
 
 local function of_card(model, text, n)
