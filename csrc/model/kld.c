@@ -132,6 +132,9 @@ static const field fields[] = {
 #undef AT
 enum { N_FIELDS = sizeof fields / sizeof *fields };
 
+/* What f32 may make of sums that are exact otherwise, in nats. */
+static const float ROUNDING = 1e-3F;
+
 static err_code find_field(kld_file *f, const char *path, const field *want, err_info *e)
 {
     const st_tensor *t = st_find(f->set, want->name);
@@ -188,7 +191,8 @@ static err_code check_file(kld_file *f, const char *path, err_info *e)
     for (int64_t i = 0; i < f->n; i++) {
         float step = float_at(f->step, i), nll = float_at(f->nll, i);
         int32_t top = int_at(f->top, i);
-        if (!(step >= 0) || !isfinite(step) || !isfinite(nll) || top < 0 || top >= f->vocab)
+        if (!(step >= 0) || !isfinite(step * 65535) || !(nll >= -ROUNDING) || !isfinite(nll) ||
+            top < 0 || top >= f->vocab)
             return err_set(e, ERR_FORMAT, "%s: position %lld has step %g, nll %g, top %d", path,
                            (long long)i, (double)step, (double)nll, top);
     }
@@ -231,6 +235,18 @@ static void read_row(const kld_file *f, int64_t row, float *x)
         memcpy(&c, codes + 2 * i, sizeof c);
         x[i] = (float)(-step * c);
     }
+}
+
+/* What speaks against a row x of the file, NULL if nothing does. Codes are half a step off at most,
+ * and the sum of probabilities by no larger a factor. */
+static const char *row_fault(const kld_file *f, int64_t row, const float *x, const row_facts *facts,
+                             int32_t target)
+{
+    double off = 0.5 * (double)float_at(f->step, row) + (double)ROUNDING;
+    if (!(fabs(facts->log_z) <= off)) return "its probabilities do not add up to 1";
+    if (!(fabs((double)float_at(f->nll, row) + (double)x[target]) <= off))
+        return "its nll is not that of its target";
+    return x[int_at(f->top, row)] < x[facts->top] ? "its best token is not the best" : NULL;
 }
 
 /* ---- the file: writing ---------------------------------------------------------------------- */
@@ -382,6 +398,7 @@ typedef struct compare_loop {
     const int32_t *targets;
     int64_t vocab, first; /* of this batch in the file */
     kld_result out;       /* from this batch on */
+    const char **faults;  /* [KLD_ROWS] of rows of the file */
 } compare_loop;
 
 static void compare_rows(void *ctx, int64_t begin, int64_t end, int worker)
@@ -401,6 +418,7 @@ static void compare_rows(void *ctx, int64_t begin, int64_t end, int worker)
         out->top_p[r] = p.top;
         out->top_q[r] = q.top;
         if (!l->file) continue;
+        l->faults[r] = row_fault(l->file, l->first + r, x, &p, l->targets[r]);
         out->nll_p[r] = float_at(l->file->nll, l->first + r);
         out->top_p[r] = int_at(l->file->top, l->first + r);
     }
@@ -419,6 +437,15 @@ static err_code check_finite(const kld_result *out, int64_t n, err_info *e)
         if (!isfinite(out->nll_q[i]) || !isfinite(out->kl[i]))
             return not_finite("the model's", i, e);
     }
+    return ERR_NONE;
+}
+
+static err_code check_rows(const compare_loop *l, int64_t n, err_info *e)
+{
+    for (int64_t r = 0; l->file && r < n; r++)
+        if (l->faults[r])
+            return err_set(e, ERR_FORMAT, "%s: position %lld is damaged: %s",
+                           l->file->logprobs->file, (long long)(l->first + r), l->faults[r]);
     return ERR_NONE;
 }
 
@@ -444,11 +471,14 @@ static err_code compare_batches(const kld_reference *p, const head *hp, const he
     for (int64_t at = 0; at < n; at += KLD_ROWS) {
         int64_t rows = n - at < KLD_ROWS ? n - at : KLD_ROWS;
         if (cancel_raised(cancel)) return err_set(e, ERR_CANCELLED, "interrupted");
+        const char *faults[KLD_ROWS] = {0};
         compare_loop l = {
-            hp, hq, p->m ? NULL : p->file, targets + at, V, p->first + at, result_from(out, at)};
+            hp,    hq, p->m ? NULL : p->file, targets + at, V, p->first + at, result_from(out, at),
+            faults};
         if (p->m) head_run(hp, p->final + at * p->m->config.hidden_size, rows);
         head_run(hq, final + at * H, rows);
         pool_for(hq->m->pool, rows, 1, compare_rows, &l);
+        if (check_rows(&l, rows, e)) return e->code;
         if (!p->m) map_forget(p->file->logprobs->data + l.first * V * 2, (size_t)(rows * V * 2));
     }
     return check_finite(out, n, e);

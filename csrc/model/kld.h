@@ -70,8 +70,8 @@ typedef struct kld_result { /* arrays [n] of the caller */
     int32_t *top_p, *top_q; /* the best token, the first of equals */
 } kld_result;
 
-/* ERR_RANGE when vocabularies differ, a row is not in the file, a target is no token or logits are
- * not finite. */
+/* ERR_FORMAT for damaged rows of a file; ERR_RANGE when vocabularies differ, a row is not in the
+ * file, a target is no token or logits are not finite. */
 err_code kld_compare(const kld_reference *p, model *q, const float *final, const int32_t *targets,
                      int64_t n, const kld_result *out, const cancel_flag *cancel, err_info *e);
 

@@ -276,6 +276,32 @@ describe("a file of reference logits", function()
     assert.matches("position 2 has step .* top 256", damaged("top", with_int(3, 256)))
     assert.matches("position 2 has step %-", damaged("step", with_int(3, -1 << 30)))
     assert.matches("position 2 has step %S+, nll inf", damaged("nll", with_int(3, 0x7f800000)))
+    assert.matches("position 2 has step %S+, nll %-1", damaged("nll", with_int(3, -0x40800000)))
+    assert.matches("position 2 has step 1e%+3", damaged("step", with_int(3, 0x7e967699)))
+  end)
+
+  it("is refused where a row is not as it was written", function()
+    for tensor, case in pairs {
+      logprobs = { function(t)
+        t.data = t.data:sub(1, 1024) .. ("\0"):rep(512) .. t.data:sub(1537)
+        return t
+      end, "its probabilities do not add up to 1" },
+      step = { with_int(3, 0), "its probabilities do not add up to 1" },
+      nll = { with_int(3, 0x3f800000), "its nll is not that of its target" },
+      top = { function(t)
+        local best = string.unpack("<i4", t.data, 9)
+        return with_int(3, (best + 1) % 256)(t)
+      end, "its best token is not the best" },
+    } do
+      local tensors = checkpoint.read(path)
+      tensors[tensor] = case[1](tensors[tensor])
+      local copy = os.tmpname()
+      checkpoint.write(copy, tensors, "moonlet reference")
+      local file <close> = assert(core.reference_open(copy))
+      assert.same({ nil, ("%s: position 2 is damaged: %s"):format(copy, case[2]), "format" },
+        { core.kld_compare(q, final(q), file, 1, scored) })
+      os.remove(copy)
+    end
   end)
 
   it("is refused when it is something else", function()
