@@ -1,5 +1,6 @@
 -- What clients and models write costs work that grows with its length, not with its square.
 
+local label = require "moonlet.eval.label"
 local place = require "moonlet.tools.place"
 local prompt = require "moonlet.prompt"
 local schema = require "moonlet.schema"
@@ -21,6 +22,18 @@ describe("white space", function()
     for _, make in ipairs { inside, around } do
       for name, fn in pairs(trim) do grows_with_text(4000, make, fn, name) end
     end
+  end)
+end)
+
+describe("the name of a recipe", function()
+  it("takes steps that grow with it to shorten", function()
+    local function bare(n) return ("x"):rep(n) end
+    local function with_end(n) return ("x"):rep(n) .. "/y.lua" end
+    for name, make in pairs { bare = bare, ["with an end"] = with_end } do
+      grows_with_text(20000, make, function(text) label.recipe(text, {}) end, name)
+    end
+    assert.equal("mine 4", label.recipe("a.b/mine.lua", { bits = 4 }))
+    assert.equal("a/mine", label.recipe("a/mine", {}))
   end)
 end)
 

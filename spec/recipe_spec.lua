@@ -1,3 +1,5 @@
+local checkpoint = require "spec.support.checkpoint"
+local mortal = require "spec.support.mortal"
 local plan = require "moonlet.plan"
 local recipe = require "moonlet.recipe"
 
@@ -426,5 +428,19 @@ describe("recipe", function()
       assert.same({ keep = "bf16" }, rule:decide(tensor { shape = { 8, 192 }, cols = 192 }))
       assert.same({ mode = "affine", bits = 6, group = 128 }, rule:decide(tensor()))
     end)
+  end)
+
+  it("is no pipe that nobody writes into, nor is what tells of it", function()
+    local dir = checkpoint.directory()
+    finally(function() os.execute("rm -r " .. dir) end)
+    os.execute(("cd %s && mkfifo a.lua moonlet.json"):format(dir))
+    -- in a process of its own, to which there is an end should it wait
+    assert.equal(("nil\trecipe %s/a.lua: not a regular file\tio\n"
+      .. "nil\t%s/moonlet.json: not a regular file\tio\n%s\n"):format(dir, dir,
+      dir:match("[^/]+$")), mortal.run(([[
+        local dir = %q
+        print(require "moonlet.recipe".load(dir .. "/a.lua"))
+        print(require "moonlet.json".read(dir .. "/moonlet.json"))
+        print(require "moonlet.eval.label".checkpoint(dir))]]):format(dir), { ms = 60000 }))
   end)
 end)

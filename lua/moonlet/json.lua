@@ -191,7 +191,7 @@ end
 ---@return string? message
 ---@return string? code
 function json.read(path)
-  local text, message, code = sys.read_file(path)
+  local text, message, code = sys.read_own_file(path)
   if not text then
     return nil, message, code
   end

@@ -45,7 +45,7 @@ function provenance.source(dir)
     local path = dir .. "/" .. name
     local text, size, changed
     if name == "config.json" then
-      text, message, code = sys.read_file(path)
+      text, message, code = sys.read_own_file(path)
     elseif name:find("%.safetensors$") and not name:find("^%.") then
       text, message, code = header(path)
     else

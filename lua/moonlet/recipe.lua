@@ -241,7 +241,7 @@ function recipe.list()
     local text
     local name = file:match("^([%w_-]+)%.lua$")
     if name then
-      text, message, code = sys.read_file(("%s/%s"):format(dir, file))
+      text, message, code = sys.read_own_file(("%s/%s"):format(dir, file))
       if not text then return nil, message, code end
       list[#list + 1] = { name = name, text = text,
         summary = text:match("^%-%- [%w_-]+: ([^\n]*)") or "" }
@@ -261,7 +261,7 @@ end
 local function read_source(name)
   local path = path_of(name)
   if not (path and sys.exists(path)) then return no_such(name) end
-  local text, message, code = sys.read_file(path)
+  local text, message, code = sys.read_own_file(path)
   if not text then return nil, "recipe " .. message, code end
   return text, path
 end

@@ -22,10 +22,17 @@ local sys = {
 
 local ENOENT <const>, ENOTDIR <const> = 2, 20
 
+-- Whether there is a pipe or a device at the path, which to open is to wait for it.
+local function is_special(path)
+  local real = core.real_path(path)
+  return real ~= nil and core.file_kind(real) == "other"
+end
+
 ---Whether there is anything of that name, readable or not.
 ---@param path string
 ---@return boolean
 function sys.exists(path)
+  if is_special(path) then return true end
   local file, _, errno = io.open(path, "rb")
   if file then file:close() end
   return file ~= nil or errno ~= ENOENT and errno ~= ENOTDIR
@@ -42,6 +49,15 @@ function sys.read_file(path)
   file:close()
   if not bytes then return nil, ("%s: %s"):format(path, message), "io" end
   return bytes
+end
+
+---The bytes of one of the small files that belong to something: of a checkpoint, a recipe. Nobody
+---writes those into a pipe.
+---@param path string
+---@return string? bytes, string? message, string? code
+function sys.read_own_file(path)
+  if is_special(path) then return nil, path .. ": not a regular file", "io" end
+  return sys.read_file(path)
 end
 
 ---Replaces a file: written beside it, synced, renamed.

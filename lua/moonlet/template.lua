@@ -72,7 +72,7 @@ end
 local function find_sources(dir, config)
   local sources = {}
   for name, path in pairs(FILES) do
-    local source, message, code = optional(sys.read_file, dir .. path)
+    local source, message, code = optional(sys.read_own_file, dir .. path)
     if message then return nil, message, code end
     sources[name] = source
   end

@@ -1,5 +1,4 @@
 --- moonlet eval: how well a model predicts a text or dialogues, and how far it is from another.
-local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
 local outputs = require "moonlet.outputs"
 local plan = require "moonlet.cli.plan"
@@ -284,8 +283,8 @@ local function run_report(args)
   if not ok then return nil, problem, kind end
   local results = {}
   for i, path in ipairs(args.results) do
-    local result, message, code = json.read_object(path)
-    if not result then return nil, message, code end
+    local result, message, code = output.read_json(path)
+    if result == nil then return nil, message, code end
     if not require("moonlet.eval.report").is_result(result) then
       return nil, path .. ": not what eval kld --json prints", "format"
     end

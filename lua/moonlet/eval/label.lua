@@ -9,7 +9,8 @@ local label = {}
 ---@param options table of the recipe
 ---@return string
 function label.recipe(name, options)
-  local words = { name:match("([^/]+)%.lua$") or name }
+  -- Anchored, as a pattern that begins anywhere takes the square of a long name's time.
+  local words = { name:find("%.lua$") and name:sub(1, -5):gsub("^.*/", "") or name }
   for _, key in ipairs { "bits", "mode", "group" } do words[#words + 1] = options[key] end
   if options.mxfp then words[#words + 1] = "mxfp" end
   return table.concat(words, " ")
