@@ -179,10 +179,12 @@ describe("a file of Hessians", function()
         t.data = t.data:sub(1, 4) .. spoilt .. t.data:sub(9, 4 * cols) .. spoilt
           .. t.data:sub(4 * cols + 5)
       end
+      local t = tensors["layers.1.ffn_down"] -- of 1000 inputs that were 0
+      t.data = ("\0"):rep(#t.data)
     end)
     local fed, result, provenance = run()
-    local note = "^2 Hessians cannot be factored, however damped: encoded without error feedback in"
-      .. " language_model%.model%.layers%.0%.mlp%.shared_expert%.down_proj%.weight and 1 more$"
+    local note = "^3 Hessians cannot be factored, however damped: encoded without error feedback in"
+      .. " language_model%.model%.layers%.0%.mlp%.shared_expert%.down_proj%.weight and 2 more$"
     assert.matches(note, written.notes(result)[1])
     assert.same(result.notes, provenance.notes)
     local _, _, code = run { threads = 2,
@@ -274,12 +276,14 @@ describe("a file of Hessians", function()
     assert.matches("^range: .*tensor layers.0.experts_down is 2 x ", failure())
     checkpoint.write(path, { w = { dtype = "F32", shape = { 1 }, data = ("\0"):rep(4) } })
     assert.matches("^format: .*/h.safetensors: there are no Hessians in it$", failure())
-    write_hessians(path, all, function(tensors)
-      local t = tensors["layers.1.mixer_in"] -- between two columns, on one side of the diagonal
-      t.data = t.data:sub(1, 4) .. string.pack("<f", 0 / 0) .. t.data:sub(9)
-    end)
-    assert.matches("^format: .*tensor layers.1.mixer_in, matrix 0: numbers that no inputs give$",
-      failure())
+    for at, x in pairs { [5] = 0 / 0, [9] = 700, [1] = 0 } do -- on one side of the diagonal, on it
+      write_hessians(path, all, function(tensors)
+        local t = tensors["layers.1.mixer_in"]
+        t.data = t.data:sub(1, at - 1) .. string.pack("<f", x) .. t.data:sub(at + 4)
+      end)
+      assert.matches("^format: .*tensor layers.1.mixer_in, matrix 0: numbers that no inputs give$",
+        failure())
+    end
     for said, change in pairs {
       ["F64 %[1%]"] = function(counts) counts.dtype = "F64" end,
       ["I64 %[0%]"] = function(counts) counts.shape, counts.data = { 0 }, "" end,
@@ -291,6 +295,25 @@ describe("a file of Hessians", function()
       write_hessians(path, all, function(tensors) change(tensors["head_in.counts"]) end)
       assert.matches("^format: .*tensor head_in.counts is " .. said .. ", not I64 %[1%]$",
         failure())
+    end
+  end)
+
+  it("of another model of the same shapes is told by names", function()
+    local list, entries = { ["layers.9.mixer_in"] = { 8, false } }, {}
+    for site, size in pairs(all) do list[site] = size end
+    write_hessians(path, list)
+    for name, t in pairs(checkpoint.read(path)) do
+      entries[#entries + 1] = { name = name, dtype = t.dtype, shape = t.shape, data = t.data }
+    end
+    for model, said in pairs { ["/else/where/other/"] = "other", ["./elsewhere/hf"] = false,
+        ["."] = false } do
+      assert(core.st_write(path, entries, { model = model }))
+      local notes = written.notes(assert(quantize { source = MODEL, out = dir .. "/out",
+        recipe = uniform, hessians = path, dry_run = true }))
+      assert.equal("1 Hessian is of layers that this model has not: the file was made with a "
+        .. "larger one", notes[1])
+      assert.equal(said and ("the Hessians were made with %s, this is hf"):format(said) or nil,
+        notes[2])
     end
   end)
 

@@ -59,10 +59,27 @@ static void fill_rows(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-static int all_finite(const hess *h)
+/* Whether x = H_ij and y = H_ji can be sums of products. A column that is always 0 has products of
+ * 0; `noise` is what rounding may make of them. */
+static int are_products(float x, float y, float d_i, float d_j, float noise)
 {
-    for (int64_t i = 0; i < h->n * h->n; i++)
-        if (!isfinite(h->matrix[i])) return 0;
+    if (!isfinite(x) || !isfinite(y)) return 0;
+    if ((d_i == 0 || d_j == 0) && fabsf(x) > noise) return 0;
+    return fabsf(x - y) <= 0x1p-10f * fabsf(x) + noise;
+}
+
+/* In tiles, as one of the two is read by columns. */
+static int is_of_inputs(const hess *h, float mean)
+{
+    const float *H = h->matrix, noise = 0x1p-20f * mean;
+    int64_t n = h->n;
+    for (int64_t a = 0; a < n; a += TILE)
+        for (int64_t b = 0; b <= a; b += TILE)
+            for (int64_t i = a; i < a + TILE && i < n; i++)
+                for (int64_t j = b; j < b + TILE && j <= i; j++)
+                    if (!are_products(H[i * n + j], H[j * n + i], H[i * n + i], H[j * n + j],
+                                      noise))
+                        return 0;
     return 1;
 }
 
@@ -229,8 +246,8 @@ hess_state hess_factor(hess *h, const hess_inputs *in, const kern_ops *ops, pool
     each(p, h->n, TILE, fill_rows, &w);
     float mean = choose_order(h), share = (float)(0.01 + 0.1 * (double)h->n / in->count), added = 0;
     /* Beyond these bounds squares and quotients of what follows would leave f32. */
-    if (mean < 0x1p-100f) return HESS_UNSEEN;
-    if (!(mean <= 0x1p100f) || !all_finite(h)) return HESS_BROKEN;
+    if (!(mean <= 0x1p100f) || !is_of_inputs(h, mean)) return HESS_BROKEN;
+    if (mean < 0x1p-100f) return HESS_LOST;
     for (; share <= 10 || added == 0; share *= 10) {
         float add = share * mean - added;
         for (int64_t i = 0; i < h->n; i++) h->matrix[i * h->n + i] += add;

@@ -46,9 +46,10 @@ void hess_free(hess *h);
 
 typedef enum hess_state {
     HESS_READY,
-    HESS_UNSEEN, /* no inputs, or zeros alone: nothing to go by */
-    HESS_LOST,   /* no damping leaves a factor: too few inputs, or too badly summed */
-    HESS_BROKEN, /* numbers that no inputs give: on the diagonal, or not finite */
+    HESS_UNSEEN, /* no inputs: nothing to go by */
+    HESS_LOST,   /* no damping leaves a factor: zeros alone, too few inputs, too badly summed */
+    HESS_BROKEN, /* numbers that no inputs give: below 0 or nothing but rounding on the diagonal,
+                    other than on the other side of it, or not finite */
 } hess_state;
 
 /* Factors into h. Where f32 cannot hold the factor the share is raised tenfold, to at most 10.

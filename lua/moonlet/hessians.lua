@@ -9,6 +9,7 @@ local sites = require "moonlet.sites"
 ---@class moonlet.Hessians
 ---@field path string
 ---@field record table   what moonlet.json says about it
+---@field model string?   directory that it was made with
 ---@field shapes table<string, integer[]>  site -> shape of its tensor
 ---@field counts table<string, integer[]>  site -> inputs seen, for each of its matrices
 local Hessians = {}
@@ -58,6 +59,7 @@ function hessians.open(path)
   if not ok then return nil, message, code end
   hash, message, code = core.sha256_file(path)
   if not hash then return nil, message, code end
+  self.model = set:metadata "model"
   self.record = json.object({ name = path:match("[^/]+$"), sha256 = hash }, { "name", "sha256" })
   return self
 end
@@ -134,15 +136,48 @@ function hessians.lost_note(files, lost)
     :format(n == 1 and "1 Hessian" or ("%d Hessians"):format(n), and_others(list))
 end
 
+-- The last name in a path; nil where that is none.
+local function base_name(path)
+  local name = path:gsub("/+$", ""):gsub("^.*/", "")
+  return name:find "[^.]" and name or nil
+end
+
+-- Notes on what shapes do not tell of a file that was made with another model.
+local function strangers(self, files, dir)
+  local notes, n_layers, unused = {}, 0, {}
+  for _, file in ipairs(files) do
+    for _, item in ipairs(file.items) do
+      n_layers = math.max(n_layers, item.tensor.n_layers or 0)
+    end
+  end
+  for site in pairs(self.shapes) do
+    if (tonumber(site:match "^layers%.(%d+)%.") or -1) >= n_layers then
+      unused[#unused + 1] = site
+    end
+  end
+  table.sort(unused)
+  if #unused > 0 then
+    notes[1] = ("%s of layers that this model has not: the file was made with a larger one"):format(
+      #unused == 1 and "1 Hessian is" or ("%d Hessians are"):format(#unused))
+  end
+  local made, given = base_name(self.model or ""), base_name(core.real_path(dir) or dir)
+  if made and given and made ~= given and made ~= base_name(dir) then
+    notes[#notes + 1] = ("the Hessians were made with %s, this is %s"):format(made, given)
+  end
+  return notes
+end
+
 ---Gives every item that is to be encoded with error feedback its Hessian.
 ---@param self moonlet.Hessians?
 ---@param files moonlet.File[]
 ---@param wanted fun(tensor: moonlet.Tensor): boolean
+---@param dir string  of the model
 ---@return string[]? notes  what went without, and why
 ---@return string? message
 ---@return string? code
-function hessians.serve(self, files, wanted)
-  local without, unseen, n_unseen, n_served, notes = {}, {}, 0, 0, {}
+function hessians.serve(self, files, wanted, dir)
+  local without, unseen, n_unseen, n_served = {}, {}, 0, 0
+  local notes = self and strangers(self, files, dir) or {}
   for _, file in ipairs(files) do
     for _, item in ipairs(file.items) do
       if item.put.op == "encode" and site_of(item) and wanted(item.tensor) then

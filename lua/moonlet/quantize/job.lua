@@ -117,7 +117,7 @@ function Job:feed(decisions)
     if own == nil then own = self.settings.gptq end
     if own == nil then own = self.options.hessians ~= nil end
     return own
-  end)
+  end, self.options.source)
 end
 
 -- The tensors to write, as they were decided on; returns notes.
