@@ -89,29 +89,35 @@ describe("a process", function()
     assert.matches("%[%.%.%. %d+ of 588895 bytes are left out here %.%.%.%]", result.output)
   end)
 
-  -- A FIFO ends for its reader when nobody has it open for writing any more.
+  -- A FIFO ends for its reader when nobody has it open for writing any more; until what this
+  -- returns is called that is us. The reader has it open by then.
   local function watch_fifo()
     assert(os.execute("mkfifo " .. place.path "fifo"))
-    return io.popen(("timeout 100 cat '%s'; echo end $?"):format(place.path "fifo"))
+    local watcher = io.popen(("timeout 100 cat '%s'; echo end $?"):format(place.path "fifo"))
+    local hold = assert(io.open(place.path "fifo", "r+"))
+    hold:write("begun\n")
+    hold:flush()
+    assert.equal("begun", watcher:read("l"))
+    return function()
+      hold:close()
+      local text = watcher:read("a")
+      watcher:close()
+      return text
+    end
   end
 
   it("leaves nothing running in its group when it ends", function()
-    local watcher = watch_fifo()
+    local ended = watch_fifo()
     assert.equal(0, bash("exec 3>fifo; sleep 1000 >/dev/null 2>&1 & exit 0").code)
-    assert.equal("end 0\n", watcher:read("a"))
-    watcher:close()
+    assert.equal("end 0\n", ended())
   end)
 
   it("is stopped with its group when its time is over", function()
-    local watcher = watch_fifo()
+    local ended = watch_fifo()
     local result = bash("sleep 1000 3>fifo & wait", { seconds = 0.05 })
     assert.is_true(result.timed_out)
     assert.equal(15, result.signal)
-    -- The FIFO has either been opened and lost its writer, or is opened by nobody but us.
-    local file = assert(io.open(place.path "fifo", "r+"))
-    file:close()
-    assert.equal("end 0\n", watcher:read("a"))
-    watcher:close()
+    assert.equal("end 0\n", ended())
   end)
 
   it("is killed when it does not stop", function()

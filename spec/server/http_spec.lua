@@ -22,6 +22,9 @@ describe("server", function()
     local entry = models.json.data[1]
     assert.same({ "list", "one", "model", 4096 },
       { models.json.object, entry.id, entry.object, entry.max_model_len })
+    assert.same({ false, "one", "one", "model", "one" }, { models.json.has_more,
+      models.json.first_id, models.json.last_id, entry.type, entry.display_name }) -- Anthropic's
+    assert.matches("^%d+%-%d%d%-%d%dT%d%d:%d%d:%d%dZ$", entry.created_at)
     assert.equal("one", client.ask(server, "GET", "/v1/models/one").json.id)
     local unknown = client.ask(server, "GET", "/v1/models/two")
     assert.same({ 404, "model_not_found" }, { unknown.status, unknown.json.error.code })

@@ -6,11 +6,14 @@ local version = require "moonlet.version"
 
 local info = {}
 
+-- As OpenAI, vLLM and Anthropic have it: their fields do not contradict each other.
 local function model_entry(server, name)
   return json.object({ id = name, object = "model", created = server.started,
     owned_by = "moonlet", root = server.model.dir, parent = json.null,
-    max_model_len = server.engine.n_ctx, permission = json.array {} },
-    { "id", "object", "created", "owned_by", "root", "parent", "max_model_len", "permission" })
+    max_model_len = server.engine.n_ctx, permission = json.array {}, type = "model",
+    display_name = name, created_at = os.date("!%Y-%m-%dT%H:%M:%SZ", server.started) },
+    { "id", "object", "created", "owned_by", "root", "parent", "max_model_len", "permission",
+      "type", "display_name", "created_at" })
 end
 
 -- The model, and the model with each policy that a request may choose by its name.
@@ -24,11 +27,11 @@ end
 
 ---@param exchange moonlet.server.Exchange
 function info.models(exchange)
-  local list = json.array {}
-  for i, name in ipairs(model_names(exchange.server)) do
-    list[i] = model_entry(exchange.server, name)
-  end
-  exchange:reply(200, json.object({ object = "list", data = list }, { "object", "data" }))
+  local list, names = json.array {}, model_names(exchange.server)
+  for i, name in ipairs(names) do list[i] = model_entry(exchange.server, name) end
+  exchange:reply(200, json.object({ object = "list", data = list, has_more = false,
+    first_id = names[1], last_id = names[#names] },
+    { "object", "data", "has_more", "first_id", "last_id" }))
 end
 
 ---@param exchange moonlet.server.Exchange

@@ -32,6 +32,8 @@ local PIECE <const>, SHARE <const> = 1024, 64
 local MAX_BROKEN <const> = 16
 
 ---@class moonlet.turn.Reader
+---@field n_broken integer objects behind <tool_call> that were no calls, and are text
+---@field new_id fun(): string
 local Reader = {}
 Reader.__index = Reader
 

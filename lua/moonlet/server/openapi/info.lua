@@ -18,7 +18,8 @@ schemas.Error = object { error = object {
 
 schemas.Model = object { id = text, object = shape.always "model", created = integer,
   owned_by = text, root = text, parent = { type = "null" }, max_model_len = integer,
-  permission = list(json.object {}) }
+  permission = list(json.object {}), type = shape.always "model", display_name = text,
+  created_at = { type = "string", format = "date-time" } }
 
 local function plain(description, kind, schema)
   return { description = description, content = { [kind] = { schema = schema or text } } }
@@ -40,8 +41,9 @@ return {
     ["/openapi.json"] = get { id = "openapi", summary = "This description.", open = true,
       reply = shape.reply("An OpenAPI 3.1 document.", { type = "object" }) },
     ["/v1/models"] = get { id = "models", summary = "The model that is served.",
-      reply = shape.reply("A list of one.", object { object = shape.always "list",
-        data = list(ref "Model") }) },
+      reply = shape.reply("It, and it with each policy.", object { object = shape.always "list",
+        data = list(ref "Model"), has_more = { type = "boolean", const = false }, first_id = text,
+        last_id = text }) },
     ["/v1/models/{id}"] = get { id = "model", summary = "The model of that name.",
       fails = { 404 }, reply = shape.reply("The model.", ref "Model"),
       parameters = { { name = "id", ["in"] = "path", required = true, schema = text } } },
