@@ -154,6 +154,17 @@ describe("perplexity", function()
       assert.near(nll, result.nll, 1e-4 * nll)
     end)
 
+    it("names the one that is too long for the model", function()
+      local long = { messages = { turn("user", "What?"), turn("assistant", ("word "):rep(5000)) } }
+      local short = { messages = { turn("user", "What?"), turn("assistant", "That.") } }
+      with_file({ short, long }, function(path)
+        local result, message, code = moonlet.eval.perplexity(model, { chat = path })
+        assert.is_nil(result)
+        assert.equal(path .. ": dialogue 2: 5017 tokens in a row, the model takes 4096", message)
+        assert.equal("range", code)
+      end)
+    end)
+
     it("scores every turn in the context it was given in", function()
       local messages = { turn("user", "What is the capital of France?"),
         turn("assistant", "The capital of France is Paris."), turn("user", "And of Italy?"),

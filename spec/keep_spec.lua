@@ -183,14 +183,16 @@ describe("keep", function()
   end)
 
   it("refuses what the other form does not have, naming the tensor", function()
-    refused(CT, "mlx", "tensor model%.layers%.0%.linear_attn%.in_proj_qkv%.weight: MLX has no fp8")
+    refused(CT, "mlx", "tensor model%.layers%.0%.linear_attn%.in_proj_qkv%.weight: MLX has no fp8"
+      .. ".*%(%-%-set 'undo=%[\"fp8\"%]' writes matrices in fp8 as BF16%)$")
     refused(CT, "bf16", "tensor .* has no place in a bf16 checkpoint")
     local attention = function(t)
       return t.class == "q_proj" and { mode = "nvfp4" } or { keep = "bf16" }
     end
     written.quantized({ source = WRAPPED, recipe = attention, format = "compressed-tensors" },
       function(ct)
-        refused(ct, "mlx", "q_proj%.weight: nvfp4 under a scale of the whole matrix")
+        refused(ct, "mlx", "q_proj%.weight: nvfp4 under a scale of the whole matrix"
+          .. ".*%(%-%-set 'undo=%[\"nvfp4\"%]' writes matrices in nvfp4 as BF16%)$")
       end)
   end)
 
@@ -200,7 +202,12 @@ describe("keep", function()
       scale.shape, scale.data = { 1, 1 }, scale.data:sub(1, 2)
     end)
     refused(tiled, "compressed-tensors", "recipe keep: .*in_proj_qkv%.weight .*: cannot be kept as "
-      .. "it is stored: it is fp8 in tiles of 128 x 64")
+      .. "it is stored: it is fp8 in tiles of 128 x 64 %(%-%-set 'undo=%[\"fp8\"%]' writes")
+    written.quantized({ source = tiled, recipe = "keep", format = "compressed-tensors",
+      recipe_options = { undo = { "fp8" } } }, function(out)
+        local modules = written.modules(out)
+        assert.equal("bf16", modules["layers.0.linear_attn.in_proj_qkv"].mode)
+      end)
     checkpoint.remove(tiled)
     local function by_expert(t)
       return t.class == "expert_up" and { mode = "mxfp4" } or { keep = "bf16" }

@@ -430,6 +430,33 @@ describe("recipe", function()
     end)
   end)
 
+  it("may begin as files of Lua may", function()
+    for _, first in ipairs { "\xEF\xBB\xBF", "#!/usr/bin/env lua\n", "\xEF\xBB\xBF# mine\n" } do
+      assert.same({ keep = "bf16" }, decide(first .. answering "kit.keep()"))
+    end
+    assert.matches("%.lua:3: ", select(2, decide("#!/bin/lua\n\n" .. answering "nil + 1")))
+  end)
+
+  it("is told which argument of the kit's functions is wrong", function()
+    for call, said in pairs {
+      ["kit.fit(tensor)"] = "kit%.fit: argument 2: a decision expected, got nil",
+      ["kit.fit(nil, kit.keep())"] = "kit%.fit: argument 1: a tensor expected, got nil",
+      ["kit.fit(tensor, { mode = 'q4' })"] = "kit%.fit: argument 2: a decision expected, got a",
+      ["kit.snap '4'"] = "kit%.snap: argument 1: a number expected, got 4",
+      ["kit.promote(3, {})"] = "kit%.promote: argument 1: a decision expected, got 3",
+      ["kit.promote(kit.affine(4), { [4] = 'q4' })"] = "kit%.promote: argument 2: a table of modes",
+      ["kit.error(kit.affine(7))"] = "kit%.error: argument 1: a decision expected",
+      ["kit.damage(tensor)"] = "kit%.damage: argument 2: a decision expected, got nil",
+      ["kit.candidates()"] = "kit%.candidates: argument 1: a tensor expected, got nil",
+      ["kit.contains(1, 2)"] = "kit%.contains: argument 1: a list expected, got 1",
+      ["kit.options(nil, {})"] = "kit%.options: argument 1: a table of options expected, got nil",
+      ["kit.glob 'x'"] = "kit%.glob: argument 2: a text expected, got nil",
+      ["kit.at_end(1)"] = "kit%.at_end: argument 1: a function expected, got 1",
+    } do
+      assert.matches("%.lua:1: " .. said, select(2, decide(answering(("(%s)"):format(call)))), call)
+    end
+  end)
+
   it("is no pipe that nobody writes into, nor is what tells of it", function()
     local dir = checkpoint.directory()
     finally(function() os.execute("rm -r " .. dir) end)

@@ -53,11 +53,19 @@ static void measure_rows(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-static err_code bad_row(const quant_job *job, int64_t row, err_info *e)
+/* What is wrong with a row that could not be measured. */
+static err_code bad_row(const measure *m, int64_t row, err_info *e)
 {
+    const quant_job *job = m->job;
+    float *x = (float *)(void *)m->scratch;
+    uint8_t *weight = (uint8_t *)(x + 2 * job->cols), *scales = weight + m->out.weight;
     rows_place s = rows_find(job, row);
-    return err_set(e, ERR_FORMAT, "%s: tensor %s row %lld cannot be encoded", s.part->file,
-                   s.part->name, (long long)s.stored);
+    int64_t bad = rows_load(&s, x);
+    if (bad < 0) {
+        rows_transform(job, &s, x);
+        bad = rows_store(job, &m->out, &s, x, weight, scales, scales + m->out.scales);
+    }
+    return bad < 0 ? ERR_NONE : rows_bad_weight(&s, bad, x[bad], e);
 }
 
 /* Measures every row and adds them up, part by part, in their order. */
@@ -71,7 +79,7 @@ static err_code measure_all(measure *m, int64_t n_rows, quant_loss *losses, pool
         rows_each_range(m->job, m->first * m->stride, (n - 1) * m->stride + 1, map_forget);
     }
     for (int64_t i = 0; i < n_rows; i++) {
-        if (m->losses[i].error < 0) return bad_row(m->job, i * m->stride, e);
+        if (m->losses[i].error < 0) return bad_row(m, i * m->stride, e);
         quant_loss *loss = &losses[i * m->stride / m->job->part_rows];
         loss->error += m->losses[i].error;
         loss->size += m->losses[i].size;

@@ -13,6 +13,19 @@ return function(formats, published)
 
   kit.widths = formats.affine.bits
 
+  -- Raises in the recipe's line if argument n of a function of the kit is not what it takes.
+  local function check(ok, name, n, expected, got)
+    if ok then return end
+    error(("kit.%s: argument %d: %s expected, got %s"):format(name, n, expected,
+      type(got) == "table" and "a table" or tostring(got)), 3)
+  end
+
+  local function is_table(x) return type(x) == "table" end
+
+  local function is_tensor(x) return is_table(x) and type(x.cols) == "number" end
+
+  local function is_decision(x) return is_table(x) and (x.mode == nil or formats[x.mode]) end
+
   -- ---- decisions -------------------------------------------------------------------------------
 
   function kit.affine(bits, group) return { mode = "affine", bits = bits, group = group } end
@@ -25,6 +38,7 @@ return function(formats, published)
 
   -- The smallest affine width that is at least `bits`; the widest if there is none.
   function kit.snap(bits)
+    check(type(bits) == "number", "snap", 1, "a number", bits)
     for _, b in ipairs(kit.widths) do
       if b >= bits then return b end
     end
@@ -33,12 +47,17 @@ return function(formats, published)
 
   -- Promotion pass: an affine decision of `bits` bits becomes modes[bits], any other stays.
   function kit.promote(decision, modes)
+    check(is_decision(decision), "promote", 1, "a decision", decision)
+    check(is_table(modes), "promote", 2, "a table of modes by bits", modes)
     local mode = decision.mode == "affine" and modes[decision.bits]
+    check(not mode or formats[mode], "promote", 2, "a table of modes by bits", modes)
     return mode and { mode = mode, group = (formats[mode].groups or {})[1] } or decision
   end
 
   -- The decision if the tensor's rows divide into its groups, else keep.
   function kit.fit(tensor, decision)
+    check(is_tensor(tensor), "fit", 1, "a tensor", tensor)
+    check(is_decision(decision), "fit", 2, "a decision", decision)
     local group = decision.mode and (decision.group or (formats[decision.mode].groups or {})[1])
     if group and tensor.cols % group ~= 0 then return kit.keep() end
     return decision
@@ -55,11 +74,21 @@ return function(formats, published)
   local FLOAT_ERRORS = { mxfp4 = 0.0125, nvfp4 = 0.0088, mxfp8 = 0.0007, fp8 = 0.0007 }
 
   -- The relative squared error that a decision leads to; 0 for what is kept.
-  function kit.error(decision)
+  local function error_of(decision)
     if decision.mode == "affine" then
       return ERRORS[decision.bits] * GROUP_ERRORS[decision.group or 64]
     end
     return decision.mode and FLOAT_ERRORS[decision.mode] or 0
+  end
+
+  local function is_known(x)
+    return is_decision(x) and (x.mode ~= "affine"
+      or ERRORS[x.bits] and GROUP_ERRORS[x.group or 64] ~= nil)
+  end
+
+  function kit.error(decision)
+    check(is_known(decision), "error", 1, "a decision", decision)
+    return error_of(decision)
   end
 
   -- KL divergence, in nats per unit of relative squared error, of a class as a whole: measured on
@@ -76,12 +105,15 @@ return function(formats, published)
 
   -- Divergence to be expected of one tensor under a decision: its share of its class.
   function kit.damage(tensor, decision)
+    check(is_tensor(tensor), "damage", 1, "a tensor", tensor)
+    check(is_known(decision), "damage", 2, "a decision", decision)
     local layers = tensor.layer and tensor.n_layers or 1
-    return (WEIGHTS[tensor.class] or 0.01) / layers * kit.error(decision)
+    return (WEIGHTS[tensor.class] or 0.01) / layers * error_of(decision)
   end
 
   -- The affine decisions that rows of a tensor divide into, narrow ones and small groups first.
   function kit.candidates(tensor)
+    check(is_tensor(tensor), "candidates", 1, "a tensor", tensor)
     local list = {}
     for _, bits in ipairs(kit.widths) do
       for _, group in ipairs { 32, 64, 128 } do
@@ -95,6 +127,7 @@ return function(formats, published)
 
   -- True if the value is in the list.
   function kit.contains(list, x)
+    check(is_table(list), "contains", 1, "a list", list)
     for _, y in ipairs(list) do
       if x == y then return true end
     end
@@ -130,6 +163,8 @@ return function(formats, published)
   -- Refuses options that are not in `allowed`, key -> list of values, or "boolean", or "number", or
   -- "strings" for a list of them. Returns the options.
   function kit.options(given, allowed)
+    check(is_table(given), "options", 1, "a table of options", given)
+    check(is_table(allowed), "options", 2, "a table of what they may be", allowed)
     local names = sorted_keys(allowed)
     for _, key in ipairs(sorted_keys(given)) do
       local values, value = allowed[key], given[key]
@@ -153,6 +188,8 @@ return function(formats, published)
 
   -- Whether the pattern occurs in the text; `*` in it stands for anything.
   function kit.glob(pattern, text)
+    check(type(pattern) == "string", "glob", 1, "a text", pattern)
+    check(type(text) == "string", "glob", 2, "a text", text)
     local from, at = 1, 1
     while at <= #pattern do
       local star = pattern:find("*", at, true) or #pattern + 1
@@ -174,9 +211,12 @@ return function(formats, published)
   local checks = {}
 
   -- A function that is called when the last tensor of a plan is decided on; it may refuse.
-  function kit.at_end(check) checks[#checks + 1] = check end
+  function kit.at_end(fn)
+    check(type(fn) == "function", "at_end", 1, "a function", fn)
+    checks[#checks + 1] = fn
+  end
 
   return kit, function()
-    for _, check in ipairs(checks) do check() end
+    for _, fn in ipairs(checks) do fn() end
   end
 end

@@ -95,6 +95,7 @@ function mlx.items(decided, source)
   for _, d in ipairs(decided) do
     local refused = problem(d.tensor, d.decision)
     if refused then
+      if d.decision.exact then refused = refused .. recipe.keep_advice(d.decision.mode) end
       return nil, ("tensor %s: %s"):format(d.tensor.name, refused), "unsupported"
     end
     if not d.decision.drop then

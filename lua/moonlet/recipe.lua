@@ -81,6 +81,14 @@ function recipe.decision_text(decision)
   return ("%s g%d"):format(decision.mode, decision.group)
 end
 
+---What recipe keep can do about a matrix that cannot be kept.
+---@param mode string?  that it is stored in; nil where that is several
+---@return string
+function recipe.keep_advice(mode)
+  if not mode then return " (recipe keep_bf16 writes all as BF16)" end
+  return (" (--set 'undo=[\"%s\"]' writes matrices in %s as BF16)"):format(mode, mode)
+end
+
 -- Packed weights as they are: a decision of the same format that must not encode anything.
 local function kept_packed(tensor)
   local p = tensor.packed
@@ -91,7 +99,9 @@ local function kept_packed(tensor)
   elseif not problem and format.groups and not contains(format.groups, p.group) then
     problem = ("%s has no group of %d"):format(p.mode, p.group)
   end
-  if problem then return nil, "cannot be kept as it is stored: " .. problem end
+  if problem then
+    return nil, "cannot be kept as it is stored: " .. problem .. recipe.keep_advice(p.mode)
+  end
   return { mode = p.mode, bits = p.bits, group = p.group, scales = p.scales, exact = true }
 end
 
@@ -338,6 +348,8 @@ end
 
 -- What a chunk returns, which has to be a function, or nil, message, code.
 local function loaded(box, text, name)
+  -- What Lua leaves out of its own files (lauxlib.c, skipcomment): a mark of UTF-8, a #! line.
+  text = text:gsub("^\xEF\xBB\xBF", ""):gsub("^#[^\n]*", "")
   local chunk, message, code = box:load(text, name)
   if not chunk then return nil, message, code end
   local ok, result

@@ -205,11 +205,18 @@ local function of_dialogues(model, path, range)
   dialogues, message, code = select_range(dialogues, range, "dialogue")
   if not dialogues then return nil, ("%s: %s"):format(path, message), code end
   local is_stop, all, words = {}, {}, 0
+  local limit = model.core:info().config.max_position_embeddings
   for _, id in ipairs(model.stop_ids) do is_stop[id] = true end
   for i, dialogue in ipairs(dialogues) do
     local list, n = of_dialogue(model, dialogue, is_stop)
     if not list then
       return nil, ("%s: dialogue %d: %s"):format(path, first + i - 1, n), "template"
+    end
+    for _, sequence in ipairs(list) do
+      if #sequence.ids > limit then
+        return nil, ("%s: dialogue %d: %d tokens in a row, the model takes %d"):format(path,
+          first + i - 1, #sequence.ids, limit), "range"
+      end
     end
     append(all, list)
     words = words + n

@@ -153,7 +153,8 @@ local function packed_as(matrices)
     divisors[i] = other.divisor
   end
   if m.mode == "fp8" and (m.tile_rows ~= 1 and m.rows ~= 1 or m.group ~= m.cols) then
-    return { problem = ("it is fp8 in tiles of %d x %d"):format(m.tile_rows, m.group) }
+    return { mode = "fp8",
+      problem = ("it is fp8 in tiles of %d x %d"):format(m.tile_rows, m.group) }
   end
   local float_scales = m.mode == "affine" or m.mode == "fp8"
   return { mode = m.mode, bits = m.bits, group = m.group, divisors = divisors[1] and divisors,

@@ -10,8 +10,8 @@ local quantize = {}
 function quantize.define(parser)
   local command = parser:command("quantize", "Write a quantized checkpoint.")
     :usage("Usage: moonlet quantize [DIR] OUT --recipe NAME [options]")
-  command:argument("places", "DIR (default: the demo model) and OUT, a directory to create")
-    :args("1-2"):argname { "[DIR]", "OUT" }
+  command:argument("OUT", "DIR (default: the demo model) and OUT, a directory to create")
+    :args("1-2"):argname { "[DIR]", "OUT" }:target("places")
   plan.recipe_options(command)
   target.define(command)
   command:flag("--resume", "go on where a run that was cut off had stopped")

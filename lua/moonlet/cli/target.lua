@@ -39,6 +39,9 @@ local function check(args, options)
   if measured and (args.file == nil) == (args.chat == nil) then
     output.misuse("--sensitivity kld needs one of --file and --chat")
   end
+  if measured and args.dialogues and not args.chat then
+    output.misuse("--dialogues belongs to --chat")
+  end
   if not measured and (args.by or args.chat or args.file or args.dialogues) then
     output.misuse("--by, --chat, --dialogues and --file go with --sensitivity kld")
   end

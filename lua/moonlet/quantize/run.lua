@@ -3,6 +3,7 @@
 -- Tensors are written in order, and noted in the directory's journal once they are on the disk.
 
 local core = require "moonlet.core"
+local recipe = require "moonlet.recipe"
 local sys = require "moonlet.sys"
 local weighting = require "moonlet.weighting"
 
@@ -116,8 +117,7 @@ end
 -- Codes that the other form cannot hold: what recipe keep can do about them.
 function Run:advised(message, code, item)
   if code ~= "unsupported" or self.job.rule.name ~= "keep" then return message end
-  local mode = item.tensor.packed.mode
-  return ("%s (--set 'undo=[\"%s\"]' writes matrices in %s as BF16)"):format(message, mode, mode)
+  return message .. recipe.keep_advice(item.tensor.packed.mode)
 end
 
 -- `first` is the entry that the item begins with.
