@@ -138,7 +138,7 @@ describe("an agent", function()
     end
   end)
 
-  it("takes only scripted.model from hooks as reasons", function()
+  it("takes only texts from hooks as reasons", function()
     for _, name in ipairs { "before_tool", "ask" } do
       local agent <close> = open({ call("echo", { text = "a" }), "Done." },
         { tools = { echo_tool { ask = true } }, [name] = function() return false, {} end })
@@ -167,7 +167,7 @@ describe("an agent", function()
     assert.equal("Done.", agent:run().text)
   end)
 
-  it("takes only scripted.model from hooks in the place of results", function()
+  it("takes only texts from hooks in the place of results", function()
     for name, bad in pairs { before_tool = { content = 7 }, after_tool = 5 } do
       local agent <close> = open({ call("echo", { text = "a" }), "Done." },
         { tools = { echo_tool() }, [name] = function() return bad end })

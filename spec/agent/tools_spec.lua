@@ -66,6 +66,9 @@ describe("an agent", function()
     assert.equal("Error: the tool failed: (error object is a table value)",
       with(function() error({}) end))
     assert.equal("Error: (error object is a table value)", with(function() return nil, {} end))
+    local mute = setmetatable({}, { __tostring = function() error("bug") end })
+    assert.equal("Error: the tool failed: (error object is a table value)",
+      with(function() error(mute) end))
     assert.equal("true", with(function() return true end))
     assert.equal("a\u{FFFD}b", with(function() return "a\xFFb" end))
     assert.equal("3", with(function() return 3 end))

@@ -32,8 +32,9 @@ end
 
 -- What went wrong. Where a table lies in memory tells nobody anything.
 local function explain(problem)
-  local text = tostring(problem)
-  if type(problem) == "string" or not text:find(": 0x", 1, true) then return text end
+  if type(problem) == "string" then return problem end
+  local ok, text = pcall(tostring, problem)
+  if ok and not text:find(": 0x", 1, true) then return text end
   return ("(error object is a %s value)"):format(type(problem))
 end
 
