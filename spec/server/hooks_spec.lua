@@ -221,11 +221,38 @@ describe("hooks of a server", function()
   end)
 
   it("may not make what is no message", function()
+    local function with(arguments)
+      return { calls = { { id = "a", name = "bash", arguments = arguments } } }
+    end
+    local cycle = {}
+    cycle[1] = cycle
     for _, change in ipairs { { content = 3 }, { reasoning = {} }, { calls = "x" },
-      { calls = { { name = "bash" } } } } do
+      { calls = { { name = "bash" } } }, { calls = with({}).calls[1] }, with { f = print },
+      with { n = 1 / 0 }, with { cycle = cycle }, with { 1, 2 }, with { 1, a = 2 },
+      setmetatable({}, { __index = function() error("bug") end }) } do
       serve { on_response = function() return change end }
-      assert.equal(422, ask().status)
+      for _, path in ipairs { CHAT, "/v1/messages" } do
+        assert.equal(422, ask({ max_tokens = 50 }, path).status)
+        assert.matches("hook on_response: no message is like what it returned", log[#log])
+      end
       server:close()
+    end
+    serve { on_response = function() return with {} end }
+    assert.equal("{}", ask().json.choices[1].message.tool_calls[1]["function"].arguments)
+  end)
+
+  it("fail with one line, whatever they raise or give as a reason", function()
+    local mute = setmetatable({}, { __tostring = function() error("bug") end })
+    for _, name in ipairs { "on_request", "on_response" } do
+      for expected, fn in pairs { ["a text as reason expected, got table"] = function()
+        return nil, {}
+      end, ["an error that is a table"] = function() error(mute) end } do
+        serve { [name] = fn }
+        local reply = ask()
+        assert.same({ 422, "hook_failed" }, { reply.status, reply.json.error.code })
+        assert.equal(("hook %s: %s"):format(name, expected), log[#log])
+        server:close()
+      end
     end
     serve {}
   end)

@@ -43,7 +43,8 @@ function hooks.new(given, log)
 end
 
 local function first_line(problem)
-  return (tostring(problem):match("^[^\n]*"))
+  local ok, text = pcall(tostring, problem)
+  return ok and text:match("^[^\n]*") or ("an error that is a %s"):format(type(problem))
 end
 
 -- A hook that fails ends its request and nothing else. The client is at no fault, and trying again
@@ -66,7 +67,10 @@ end
 -- What a hook made of a table: it, changed; another; or a refusal.
 local function changed(self, name, value, ...)
   local other, message = call(self, name, value, ...)
-  if other == nil and message ~= nil then refusal.raise(400, tostring(message)) end
+  if other == nil and message ~= nil then
+    if type(message) ~= "string" then refuse_kind(self, name, "a text as reason", message) end
+    refusal.raise(400, message)
+  end
   if type(other or value) ~= "table" then refuse_kind(self, name, "a table", other) end
   return other or value
 end
@@ -89,19 +93,29 @@ function Hooks:ends(token, request)
   return answer == "stop"
 end
 
+local function is_call(one)
+  return type(one) == "table" and type(one.id) == "string" and type(one.name) == "string"
+    and json.is_object(one.arguments) and pcall(json.encode, one.arguments)
+end
+
+local function is_message(message)
+  for _, name in ipairs { "content", "reasoning" } do
+    if message[name] ~= nil and type(message[name]) ~= "string" then return false end
+  end
+  if message.calls == nil then return true end
+  if type(message.calls) ~= "table" then return false end
+  for _, one in ipairs(message.calls) do
+    if not is_call(one) then return false end
+  end
+  return next(message.calls) == nil or json.is_array(message.calls)
+end
+
 ---@param message moonlet.server.Message
 ---@return moonlet.server.Message
 function Hooks:response(message, request)
   message = changed(self, "on_response", message, request)
-  local fits = type(message.calls or {}) == "table"
-  for _, name in ipairs { "content", "reasoning" } do
-    fits = fits and (message[name] == nil or type(message[name]) == "string")
-  end
-  for _, one in ipairs(fits and message.calls or {}) do
-    fits = fits and type(one) == "table" and type(one.id) == "string"
-      and type(one.name) == "string" and type(one.arguments) == "table"
-  end
-  if not fits then fail(self, "on_response", "no message is like what it returned") end
+  local ok, fits = pcall(is_message, message)
+  if not (ok and fits) then fail(self, "on_response", "no message is like what it returned") end
   return message
 end
 
