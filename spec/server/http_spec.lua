@@ -261,21 +261,29 @@ describe("server", function()
       n_submitted = n_submitted + 1
       return submit(...)
     end
+    server.engine.is_scripted = false
+    function server.model.scoring()
+      n_submitted = n_submitted + 1
+      error("nobody wants it")
+    end
     function server.encode(...)
       local request = next(server.exchanges)
       while not request:is_over() do server.loop:sleep(0.001) end
       return encode(...)
     end
-    local c = client.start(server.port, 'cat "$0.in" >&3', client.bytes("POST", "/v1/completions",
-      { prompt = "x", stream = true }))
-    server.loop:spawn(function()
-      while #statuses == 0 do server.loop:sleep(0.001) end
-      server.loop:stop()
-    end)
-    assert(server.loop:run())
-    client.wait(server, { c })
-    c.output()
-    assert.same({ 0, { "left" } }, { n_submitted, statuses })
+    for path, given in pairs { ["/v1/completions"] = { prompt = "x", stream = true },
+      ["/v1/embeddings"] = { input = "x" } } do
+      local n_before = #statuses
+      local c = client.start(server.port, 'cat "$0.in" >&3', client.bytes("POST", path, given))
+      server.loop:spawn(function()
+        while #statuses == n_before do server.loop:sleep(0.001) end
+        server.loop:stop()
+      end)
+      assert(server.loop:run())
+      client.wait(server, { c })
+      c.output()
+    end
+    assert.same({ 0, { "left", "left" } }, { n_submitted, statuses })
   end)
 
   it("sends the last of an answer when it is told to end at that moment", function()

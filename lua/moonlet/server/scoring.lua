@@ -9,6 +9,7 @@ local scoring = {}
 -- The score of a text, or nil when the client has left.
 local function read(exchange, ids, options)
   local server = exchange.server
+  if exchange:is_gone() then return nil end
   if server.engine.is_scripted then
     refusal.raise(400, "scripted answers have no weights to look into")
   end
