@@ -196,6 +196,26 @@ describe("prompt", function()
     end
   end)
 
+  it("remembers only so many turns, and so much of them", function()
+    local ids = {}
+    for i = 1, 1 << 20 do ids[i] = 1 end -- 16 MiB
+    for i = 1, 10 do
+      for _ = 1, 2 do prompts:recall({ ids = ids, text = "long " .. i }) end
+      assert.equal(math.min(i, 3), #prompts.order)
+    end
+    local n = 0
+    for _ in pairs(prompts.turns) do n = n + 1 end
+    assert.equal(3, n)
+    for i = 1, 1000 do prompts:recall({ ids = { 1 }, text = "short " .. i }) end
+    assert.equal(512, #prompts.order)
+    n = 0
+    for _, sampled in pairs(prompts.turns) do
+      assert.is_true(tonumber(sampled.text:match("short (%d+)")) > 1000 - 512)
+      n = n + 1
+    end
+    assert.equal(512, n)
+  end)
+
   it("keeps reasoning where the template does", function()
     local messages = { user "Where?" }
     local variables = { enable_thinking = true, preserve_thinking = true }

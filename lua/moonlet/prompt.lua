@@ -20,7 +20,8 @@ local turn = require "moonlet.turn"
 
 local prompt = {}
 
-local MAX_TURNS <const> = 512 -- that are remembered
+local MAX_TURNS <const>, MAX_TURN_BYTES <const> = 512, 64 << 20 -- that are remembered
+local ID_BYTES <const> = 16 -- of a Lua table
 local MAX_BEHIND <const> = 256 -- bytes that a template puts behind what the last message says
 
 ---@class moonlet.Prompts
@@ -191,7 +192,7 @@ function prompt.new(model, encode, gently)
   end
   gently = gently or function(fn, ...) return fn(...) end
   return setmetatable({ model = model, encode = encode, gently = gently, stops = stops,
-    strings = control_strings(model.tokenizer), turns = {}, order = {} }, Prompts)
+    strings = control_strings(model.tokenizer), turns = {}, order = {}, turn_bytes = 0 }, Prompts)
 end
 
 -- ---- turns -------------------------------------------------------------------------------------
@@ -211,16 +212,26 @@ end
 ---@field ids integer[] of the whole turn, behind the line that names the role
 ---@field text string of those
 
+local function bytes_of(key, sampled)
+  return ID_BYTES * #sampled.ids + #sampled.text + #key
+end
+
+local function forget(self, key)
+  self.turn_bytes = self.turn_bytes - bytes_of(key, self.turns[key])
+  self.turns[key] = nil
+end
+
 ---Knows a turn again that remember() has told of, also in another process.
 ---@param sampled moonlet.SampledTurn
 ---@param tools table? of the prompt that it answered
 function Prompts:recall(sampled, tools)
   local key = self.gently(meaning, sampled.text, tools)
-  if not self.turns[key] then
-    self.order[#self.order + 1] = key
-    if #self.order > MAX_TURNS then self.turns[table.remove(self.order, 1)] = nil end
-  end
+  if self.turns[key] then forget(self, key) else self.order[#self.order + 1] = key end
   self.turns[key] = sampled
+  self.turn_bytes = self.turn_bytes + bytes_of(key, sampled)
+  while #self.order > MAX_TURNS or self.turn_bytes > MAX_TURN_BYTES do
+    forget(self, table.remove(self.order, 1))
+  end
 end
 
 ---Remembers a turn as it was sampled.
