@@ -1,4 +1,5 @@
-/* The event loop and HTTP server: what arrives is asked for, nothing calls back into Lua. */
+/* The event loop and HTTP server: what arrives is asked for, nothing calls back
+ * into Lua. */
 #include "lua/lml.h"
 
 #include <signal.h>
@@ -34,13 +35,14 @@ static int close_net(lua_State *L)
     return 0;
 }
 
-/* core.net_open{header_bytes=, body_bytes=, total_bytes=, pending_bytes=, connections=,
- * idle_seconds=, request_seconds=, write_seconds=} -> net; see net_limits */
+/* core.net_open{header_bytes=, body_bytes=, total_bytes=, pending_bytes=,
+ * connections=, grace_seconds=, idle_seconds=, request_seconds=,
+ * write_seconds=} -> net; see net_limits */
 static int open_net(lua_State *L)
 {
-    static const char *const keys[] = {"header_bytes",    "body_bytes",    "total_bytes",
-                                       "pending_bytes",   "connections",   "idle_seconds",
-                                       "request_seconds", "write_seconds", NULL};
+    static const char *const keys[] = {
+        "header_bytes",  "body_bytes",   "total_bytes",     "pending_bytes", "connections",
+        "grace_seconds", "idle_seconds", "request_seconds", "write_seconds", NULL};
     lml_check_keys(L, 1, keys);
     net_limits limits = {
         .header_bytes = lml_opt_int(L, 1, "header_bytes", 0),
@@ -48,6 +50,7 @@ static int open_net(lua_State *L)
         .total_bytes = lml_opt_int(L, 1, "total_bytes", 0),
         .pending_bytes = lml_opt_int(L, 1, "pending_bytes", 0),
         .connections = (int)lml_opt_int(L, 1, "connections", 0),
+        .grace_seconds = lml_opt_number(L, 1, "grace_seconds", 0),
         .idle_seconds = lml_opt_number(L, 1, "idle_seconds", 0),
         .request_seconds = lml_opt_number(L, 1, "request_seconds", 0),
         .write_seconds = lml_opt_number(L, 1, "write_seconds", 0),
@@ -64,6 +67,18 @@ static int open_net(lua_State *L)
     err_info e;
     box->n = net_open(&limits, &e);
     return box->n ? 1 : lml_fail(L, &e);
+}
+
+/* net:set_error_form(content_type, before, after) -> true; see
+ * net_set_error_form */
+static int set_error_form(lua_State *L)
+{
+    err_info e;
+    const char *type = luaL_checkstring(L, 2), *before = luaL_checkstring(L, 3),
+               *after = luaL_checkstring(L, 4);
+    if (net_set_error_form(check_net(L), type, before, after, &e)) return lml_fail(L, &e);
+    lua_pushboolean(L, 1);
+    return 1;
 }
 
 /* net:listen(host, port) -> port; 0 takes a free one */
@@ -115,8 +130,9 @@ static void push_request(lua_State *L, net_request *r, int is_new)
     }
 }
 
-/* net:wait(seconds) -> "request", request | "gone", request | "ready", fd | "signal", number, or
- * nothing when the time is over; waits for ever without seconds */
+/* net:wait(seconds) -> "request", request | "gone", request | "half", request |
+ * "ready", fd | "signal", number, or nothing when the time is over; waits for
+ * ever without seconds */
 static int wait(lua_State *L)
 {
     double seconds = luaL_optnumber(L, 2, -1);
@@ -131,6 +147,10 @@ static int wait(lua_State *L)
         break;
     case NET_GONE:
         lua_pushliteral(L, "gone");
+        push_request(L, event.request, 0);
+        break;
+    case NET_HALF:
+        lua_pushliteral(L, "half");
         push_request(L, event.request, 0);
         break;
     case NET_READY:
@@ -175,7 +195,9 @@ static int catch_signal(lua_State *L)
     return 1;
 }
 
-/* ---- requests ------------------------------------------------------------------------------ */
+/* ---- requests
+ * ------------------------------------------------------------------------------
+ */
 
 static net_request *check_request(lua_State *L)
 {
@@ -251,13 +273,21 @@ static int pending(lua_State *L)
     return 1;
 }
 
+/* request:probe(): see net_probe */
+static int probe(lua_State *L)
+{
+    net_probe(check_request(L));
+    return 0;
+}
+
 static int is_over(lua_State *L)
 {
     lua_pushboolean(L, net_is_over(check_request(L)));
     return 1;
 }
 
-/* The table {name = value} at `arg`, which keeps the strings alive; nil has no fields. */
+/* The table {name = value} at `arg`, which keeps the strings alive; nil has no
+ * fields. */
 static int read_fields(lua_State *L, int arg, net_field *fields)
 {
     int n = 0;
@@ -288,7 +318,8 @@ static int start(lua_State *L)
     return 0;
 }
 
-/* request:write(bytes) -> true, or nil, message, code when the client does not read */
+/* request:write(bytes) -> true, or nil, message, code when the client does not
+ * read */
 static int write_piece(lua_State *L)
 {
     size_t n;
@@ -323,6 +354,7 @@ void lml_open_net(lua_State *L)
         {"close", close_net},
         {"listen", listen_at},
         {"n_connections", n_connections},
+        {"set_error_form", set_error_form},
         {"stop_listening", stop_listening},
         {"unsent", unsent},
         {"unwatch", unwatch},
@@ -334,8 +366,9 @@ void lml_open_net(lua_State *L)
         {"body", body},           {"body_bytes", body_bytes}, {"close", close_request},
         {"drop_body", drop_body}, {"finish", finish},         {"header", header},
         {"is_over", is_over},     {"method", method},         {"peer", peer},
-        {"pending", pending},     {"reply", reply},           {"start", start},
-        {"target", target},       {"write", write_piece},     {NULL, NULL},
+        {"pending", pending},     {"probe", probe},           {"reply", reply},
+        {"start", start},         {"target", target},         {"write", write_piece},
+        {NULL, NULL},
     };
     lml_class(L, LNET_CLASS, net_methods, close_net);
     lml_class(L, LREQUEST_CLASS, request_methods, close_request);

@@ -1,22 +1,27 @@
-/* net: the loop, listening, and the life of connections; requests are in request.c. */
+/* net: the loop, listening, and the life of connections; requests are in
+ * request.c. */
 #include "net/net_impl.h"
 
+#include <errno.h>
 #include <event2/http_struct.h>
 #include <event2/keyvalq_struct.h>
 #include <event2/listener.h>
 #include <event2/util.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <errno.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 
-enum { SWEEP_SECONDS = 1, LONGEST_WAIT = 1 << 30 };
+enum { SWEEP_MS = 1000, LOOK_MS = 100, LONGEST_WAIT = 1 << 30 };
 
-/* ---- events ---------------------------------------------------------------------------------- */
+/* ---- events
+ * ----------------------------------------------------------------------------------
+ */
 
 void net_push(net *n, net_kind kind, net_request *request, int fd)
 {
@@ -24,7 +29,8 @@ void net_push(net *n, net_kind kind, net_request *request, int fd)
         int room = n->events_room ? 2 * n->events_room : 64;
         net_event *grown = mem_array((size_t)room, sizeof *grown, NULL);
         if (!grown)
-            return; /* the client of a request that nobody hears of runs into its time-out */
+            return; /* the client of a request that nobody hears of runs into its
+                       time-out */
         if (n->n_events) memcpy(grown, n->events, (size_t)n->n_events * sizeof *grown);
         mem_free(n->events);
         n->events = grown;
@@ -41,7 +47,9 @@ void net_forget_events(net *n, const net_request *r)
     n->n_events = kept;
 }
 
-/* ---- connections ----------------------------------------------------------------------------- */
+/* ---- connections
+ * -----------------------------------------------------------------------------
+ */
 
 static size_t beyond_share(const net_connection *c)
 {
@@ -68,8 +76,20 @@ static void on_input(struct evbuffer *buffer, const struct evbuffer_cb_info *inf
         net_count(c, c->received + info->n_added);
 }
 
-/* libevent tells nobody when it frees a connection. A reference of ours keeps the bufferevent
- * alive until the sweep sees that libevent has let go of it (it then has no callbacks). */
+/* Of what is written without a request, libevent's pages of errors, the
+ * connection is told once it is all sent. */
+static void on_output(struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *arg)
+{
+    net_connection *c = arg;
+    if (info->n_added > 0 && !c->is_ours) c->is_foreign = 1;
+    if (info->n_deleted == 0) return;
+    c->is_foreign = 0;
+    if (evbuffer_get_length(buffer) == 0 && !c->is_answering) c->is_ours = 0;
+}
+
+/* libevent tells nobody when it frees a connection. A reference of ours keeps
+ * the bufferevent alive until the sweep sees that libevent has let go of it (it
+ * then has no callbacks). */
 static struct bufferevent *on_accept(struct event_base *base, void *arg)
 {
     net *n = arg;
@@ -84,6 +104,7 @@ static struct bufferevent *on_accept(struct event_base *base, void *arg)
     n->connections = c;
     n->n_connections++;
     evbuffer_add_cb(bufferevent_get_input(bev), on_input, c);
+    evbuffer_add_cb(bufferevent_get_output(bev), on_output, c);
     return bev;
 }
 
@@ -105,7 +126,8 @@ static int is_let_go(const net_connection *c)
 
 void net_drop(struct bufferevent *bev)
 {
-    /* libevent sees the end of the stream and frees what belongs to the connection. */
+    /* libevent sees the end of the stream and frees what belongs to the
+     * connection. */
     evutil_socket_t fd = bufferevent_getfd(bev);
     if (fd >= 0) shutdown(fd, SHUT_RDWR);
 }
@@ -117,23 +139,116 @@ int net_is_too_much(const net_connection *c)
            n->in_common > (size_t)(n->limits.total_bytes / 2);
 }
 
-/* libevent has no answer for a request that it has not read. A client that is still sending would
- * lose this one if the connection were closed now (RFC 9112, 9.6): it is left to close it. */
+/* ---- errors that no request is there for
+ * ----------------------------------------------------- */
+
+const char *net_phrase(int status)
+{
+    static const struct {
+        int status;
+        const char *phrase;
+    } known[] = {
+        {200, "OK"},
+        {204, "No Content"},
+        {400, "Bad Request"},
+        {401, "Unauthorized"},
+        {403, "Forbidden"},
+        {404, "Not Found"},
+        {405, "Method Not Allowed"},
+        {413, "Content Too Large"},
+        {415, "Unsupported Media Type"},
+        {417, "Expectation Failed"},
+        {422, "Unprocessable Content"},
+        {429, "Too Many Requests"},
+        {500, "Internal Server Error"},
+        {501, "Not Implemented"},
+        {503, "Service Unavailable"},
+    };
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (known[i].status == status) return known[i].phrase;
+    return "";
+}
+
+void net_add_error(const net *n, struct evbuffer *body, const char *sentence)
+{
+    if (n->error_type)
+        evbuffer_add_printf(body, "%s%s%s", n->error_before, sentence, n->error_after);
+}
+
+/* A whole reply; the connection ends behind it. */
+static struct evbuffer *error_reply(const net *n, int status, const char *fields,
+                                    const char *sentence)
+{
+    struct evbuffer *reply = evbuffer_new(), *body = evbuffer_new();
+    if (!reply || !body) {
+        if (reply) evbuffer_free(reply);
+        if (body) evbuffer_free(body);
+        return NULL;
+    }
+    net_add_error(n, body, sentence);
+    evbuffer_add_printf(reply, "HTTP/1.1 %d %s\r\n%s", status, net_phrase(status), fields);
+    if (n->error_type) evbuffer_add_printf(reply, "Content-Type: %s\r\n", n->error_type);
+    evbuffer_add_printf(reply, "Content-Length: %zu\r\nConnection: close\r\n\r\n",
+                        evbuffer_get_length(body));
+    evbuffer_add_buffer(reply, body);
+    evbuffer_free(body);
+    return reply;
+}
+
+/* libevent writes a page of HTML where it cannot read a request, and this
+ * version has no way to give it another one. It waits in the output until the
+ * loop comes round: what it is stands in its first line. */
+static void respell_error(net_connection *c)
+{
+    struct evbuffer *output = bufferevent_get_output(c->bev);
+    char line[sizeof "HTTP/1.1 400"] = "", sentence[96];
+    int status = 0;
+    c->is_foreign = 0;
+    evbuffer_unfreeze(output,
+                      1); /* a bufferevent has nobody look into its output or take from it */
+    evbuffer_copyout(output, line, sizeof line - 1);
+    evbuffer_freeze(output, 1);
+    if (sscanf(line, "HTTP/1.%*d %d", &status) != 1 || status < 400) return; /* 100 */
+    if (status == 400)
+        snprintf(sentence, sizeof sentence, "malformed HTTP, or a head of more than %lld bytes",
+                 (long long)c->net->limits.header_bytes);
+    else if (status == 413)
+        snprintf(sentence, sizeof sentence, "the body has more than %lld bytes",
+                 (long long)c->net->limits.body_bytes);
+    else
+        snprintf(sentence, sizeof sentence, "%s", net_phrase(status));
+    struct evbuffer *reply = error_reply(c->net, status, "", sentence);
+    if (!reply) return;
+    evbuffer_unfreeze(output, 1);
+    evbuffer_drain(output, evbuffer_get_length(output));
+    evbuffer_freeze(output, 1);
+    c->is_ours = 1;
+    evbuffer_add_buffer(output, reply);
+    evbuffer_free(reply);
+}
+
+/* libevent has no answer for a request that it has not read. A client that is
+ * still sending would lose this one if the connection were closed now (RFC
+ * 9112, 9.6): it is left to close it. */
 static void refuse(net_connection *c)
 {
-    static const char reply[] = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 2\r\n"
-                                "Content-Length: 0\r\nConnection: close\r\n\r\n";
     evutil_socket_t fd = bufferevent_getfd(c->bev);
     struct evbuffer *input = bufferevent_get_input(c->bev);
+    struct evbuffer *reply = error_reply(c->net, 503, "Retry-After: 2\r\n", NET_TOO_MUCH);
     c->is_refused = 1;
     evbuffer_drain(input, evbuffer_get_length(input));
-    if (evbuffer_get_length(bufferevent_get_output(c->bev)) > 0 ||
-        send(fd, reply, sizeof reply - 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
+    int is_sent = reply && evbuffer_get_length(bufferevent_get_output(c->bev)) == 0 &&
+                  send(fd, evbuffer_pullup(reply, -1), evbuffer_get_length(reply),
+                       MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
+    if (reply) evbuffer_free(reply);
+    if (is_sent)
+        shutdown(fd, SHUT_WR);
+    else
         net_drop(c->bev);
-        return;
-    }
-    shutdown(fd, SHUT_WR);
 }
+
+/* ---- the life of connections
+ * ----------------------------------------------------------------- */
 
 static int is_late(const net *n, net_connection *c, double now)
 {
@@ -146,7 +261,46 @@ static int is_late(const net *n, net_connection *c, double now)
     return now - c->idle_since > n->limits.idle_seconds;
 }
 
-/* Forgets connections that have ended, drops those that take too long, refuses what is too much. */
+/* Whether somebody waits to be accepted. */
+static int is_waited_for(const net *n)
+{
+    struct pollfd fds[NET_MAX_LISTENERS];
+    for (int i = 0; i < n->n_listeners; i++)
+        fds[i] = (struct pollfd){evhttp_bound_socket_get_fd(n->listeners[i]), POLLIN, 0};
+    return n->n_listeners > 0 && poll(fds, (nfds_t)n->n_listeners, 0) > 0;
+}
+
+/* Of connections that keep others out, the one to be closed: nothing was asked
+ * on it, and it has had its time. */
+static net_connection *to_spare(const net *n, double now)
+{
+    net_connection *idle = NULL, *sending = NULL;
+    for (net_connection *c = n->connections; c; c = c->next) {
+        if (c->is_answering || c->is_spared || is_let_go(c) ||
+            evbuffer_get_length(bufferevent_get_output(c->bev)) > 0)
+            continue;
+        if (c->reading_since > 0) {
+            if (now - c->reading_since >= 10 * n->limits.grace_seconds &&
+                (!sending || c->reading_since < sending->reading_since))
+                sending = c;
+        } else if (now - c->idle_since >= n->limits.grace_seconds &&
+                   (!idle || c->idle_since < idle->idle_since)) {
+            idle = c;
+        }
+    }
+    return idle ? idle : sending;
+}
+
+static void make_room(net *n, double now)
+{
+    net_connection *c = is_waited_for(n) ? to_spare(n, now) : NULL;
+    if (!c) return;
+    c->is_spared = 1;
+    net_drop(c->bev);
+}
+
+/* Forgets connections that have ended, drops those that take too long, refuses
+ * what is too much. */
 static void sweep(net *n)
 {
     double now = clock_seconds();
@@ -156,16 +310,19 @@ static void sweep(net *n)
             *at = c->next;
             net_count(c, 0);
             evbuffer_remove_cb(bufferevent_get_input(c->bev), on_input, c);
+            evbuffer_remove_cb(bufferevent_get_output(c->bev), on_output, c);
             bufferevent_decref(c->bev);
             mem_free(c);
             n->n_connections--;
             continue;
         }
-        if (net_is_too_much(c)) refuse(c);
+        if (c->is_foreign) respell_error(c);
+        if (!c->is_ours && net_is_too_much(c)) refuse(c);
         if (is_late(n, c, now)) net_drop(c->bev);
         at = &c->next;
     }
     int full = n->n_connections >= n->limits.connections;
+    if (full) make_room(n, now);
     if (full == n->is_full) return;
     n->is_full = full;
     for (int i = 0; i < n->n_listeners; i++) {
@@ -177,14 +334,25 @@ static void sweep(net *n)
     }
 }
 
+void net_arm(net *n)
+{
+    int ms = n->requests ? LOOK_MS : SWEEP_MS;
+    const struct timeval time = {.tv_sec = ms / 1000, .tv_usec = ms % 1000 * 1000};
+    event_add(n->sweeper, &time);
+}
+
 static void on_sweep(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd;
     (void)what;
+    net_drop_reset(arg);
     sweep(arg);
+    net_arm(arg);
 }
 
-/* ---- opening --------------------------------------------------------------------------------- */
+/* ---- opening
+ * ---------------------------------------------------------------------------------
+ */
 
 static void fill_limits(net_limits *l)
 {
@@ -193,6 +361,7 @@ static void fill_limits(net_limits *l)
     if (!l->total_bytes) l->total_bytes = 4 * l->body_bytes;
     if (!l->pending_bytes) l->pending_bytes = 4 << 20;
     if (!l->connections) l->connections = 256;
+    if (!(l->grace_seconds > 0)) l->grace_seconds = 1;
     if (!(l->idle_seconds > 0)) l->idle_seconds = 120;
     if (!(l->request_seconds > 0)) l->request_seconds = 60;
     if (!(l->write_seconds > 0)) l->write_seconds = 30;
@@ -200,25 +369,28 @@ static void fill_limits(net_limits *l)
 
 static err_code open_into(net *n, err_info *e)
 {
-    const struct timeval every = {.tv_sec = SWEEP_SECONDS};
     if (!(n->base = event_base_new()) || !(n->http = evhttp_new(n->base)) ||
-        !(n->sweeper = event_new(n->base, -1, EV_PERSIST, on_sweep, n)) ||
-        event_add(n->sweeper, &every) != 0)
+        !(n->sweeper = event_new(n->base, -1, 0, on_sweep, n)))
         return err_set(e, ERR_IO, "cannot open an event loop");
+    net_arm(n);
     evhttp_set_allowed_methods(n->http, EVHTTP_REQ_GET | EVHTTP_REQ_HEAD | EVHTTP_REQ_POST |
                                             EVHTTP_REQ_OPTIONS | EVHTTP_REQ_DELETE |
                                             EVHTTP_REQ_PUT | EVHTTP_REQ_PATCH | EVHTTP_REQ_TRACE |
                                             EVHTTP_REQ_CONNECT);
     evhttp_set_max_headers_size(n->http, n->limits.header_bytes);
     evhttp_set_max_body_size(n->http, n->limits.body_bytes);
+    /* A client that is still sending would lose the reply (RFC 9112, 9.6): what is too much is
+     * thrown away until its end, within request_seconds. */
+    evhttp_set_flags(n->http, EVHTTP_SERVER_LINGERING_CLOSE);
     evhttp_set_default_content_type(n->http, NULL);
     evhttp_set_bevcb(n->http, on_accept, n);
     evhttp_set_gencb(n->http, net_on_request, n);
     return ERR_NONE;
 }
 
-/* A write to a client that has left is an error like any other; libevent has no way to ask for
- * that but the process's. A handler that somebody has set stays. */
+/* A write to a client that has left is an error like any other; libevent has no
+ * way to ask for that but the process's. A handler that somebody has set stays.
+ */
 static void ignore_broken_pipes(void)
 {
     struct sigaction old, ignore = {.sa_handler = SIG_IGN};
@@ -245,7 +417,8 @@ void net_close(net *n)
 {
     if (!n) return;
     for (net_request *r = n->requests; r; r = r->next) net_leave(r);
-    if (n->http) evhttp_free(n->http);
+    if (n->http) evhttp_free(n->http); /* and the listeners */
+    n->n_listeners = 0;
     if (n->base) sweep(n);
     for (int i = 0; i < n->n_watched; i++) event_free(n->watched[i]);
     mem_free(n->watched);
@@ -255,7 +428,25 @@ void net_close(net *n)
         if (n->events[i].kind == NET_REQUEST) net_request_free(n->events[i].request);
     if (n->base) event_base_free(n->base);
     mem_free(n->events);
+    mem_free(n->error_type);
+    mem_free(n->error_before);
+    mem_free(n->error_after);
     mem_free(n);
+}
+
+err_code net_set_error_form(net *n, const char *content_type, const char *before, const char *after,
+                            err_info *e)
+{
+    const char *const given[] = {content_type, before, after};
+    char **const kept[] = {&n->error_type, &n->error_before, &n->error_after};
+    char *made[3];
+    for (int i = 0; i < 3; i++) made[i] = mem_copy(given[i], strlen(given[i]), e);
+    int is_whole = made[0] && made[1] && made[2];
+    for (int i = 0; i < 3; i++) {
+        mem_free(is_whole ? *kept[i] : made[i]);
+        if (is_whole) *kept[i] = made[i];
+    }
+    return is_whole ? ERR_NONE : ERR_MEMORY;
 }
 
 int net_listen(net *n, const char *host, int port, err_info *e)
@@ -299,7 +490,9 @@ size_t net_unsent(const net *n)
     return sum;
 }
 
-/* ---- waiting --------------------------------------------------------------------------------- */
+/* ---- waiting
+ * ---------------------------------------------------------------------------------
+ */
 
 static void on_time(evutil_socket_t fd, short what, void *arg)
 {
@@ -393,8 +586,9 @@ void net_unwatch(net *n, int fd)
     n->n_events = kept;
 }
 
-/* Without EV_PERSIST libevent restores the handler that it found when the signal has come: that is
- * to be the default one, whoever caught the signal before. */
+/* Without EV_PERSIST libevent restores the handler that it found when the
+ * signal has come: that is to be the default one, whoever caught the signal
+ * before. */
 err_code net_catch_signal(net *n, int number, err_info *e)
 {
     const struct sigaction by_default = {.sa_handler = SIG_DFL};

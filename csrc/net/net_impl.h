@@ -11,12 +11,17 @@
 
 enum { NET_MAX_LISTENERS = 8 };
 
+#define NET_TOO_MUCH "requests that are being answered take too much memory; try again"
+
 typedef struct net_connection {
     struct net_connection *next;
     net *net;
     struct bufferevent *bev; /* one reference */
+    int is_ours;             /* what is being written is a reply of ours */
+    int is_foreign;          /* libevent's own, nothing of which is sent yet */
     int is_answering;        /* a request was read, its reply is not finished */
     int is_refused;          /* told so; what it still sends is thrown away */
+    int is_spared;           /* closed for the sake of others */
     size_t received;         /* bytes of the request that is read or answered */
     double idle_since, reading_since, stalled_since; /* seconds; 0: is not */
     size_t pending; /* bytes not taken by the client when last looked at */
@@ -29,11 +34,13 @@ struct net {
     struct event *sweeper;
     struct evhttp_bound_socket *listeners[NET_MAX_LISTENERS];
     int n_listeners, is_full;
-    struct event **watched; /* [n_watched] of watched_room */
+    char *error_type, *error_before, *error_after; /* NULL: errors have no body */
+    struct event **watched;                        /* [n_watched] of watched_room */
     int n_watched, watched_room;
     net_connection *connections;
     int n_connections;
-    size_t in_common;      /* received bytes beyond what each connection may have anyway */
+    size_t in_common;      /* received bytes beyond what each connection may have
+                              anyway */
     net_request *requests; /* not freed yet */
     net_event *events;     /* [n_events] to be handed out, oldest first */
     int n_events, events_room;
@@ -44,6 +51,7 @@ struct net_request {
     struct evhttp_request *req; /* NULL once over */
     struct event *leaving;      /* tells that the client has closed its side */
     int is_chunked;             /* the reply has begun */
+    int is_half;                /* the client sends no more */
     net_request *next;
 };
 
@@ -55,8 +63,16 @@ void net_count(net_connection *c, size_t received);
 /* Its request has to be refused: all of them together have too many bytes. */
 int net_is_too_much(const net_connection *c);
 void net_drop(struct bufferevent *bev);
+/* The standard phrase of a status; "" for one that has none. */
+const char *net_phrase(int status);
+/* Adds the body of an error that the loop answers; nothing without a form. */
+void net_add_error(const net *n, struct evbuffer *body, const char *sentence);
 /* evhttp's callback for every request. */
 void net_on_request(struct evhttp_request *req, void *arg);
+/* Connections of requests that were reset have ended. */
+void net_drop_reset(net *n);
+/* Has the loop look after its connections in a while; a shorter one while there are requests. */
+void net_arm(net *n);
 /* The request is over; its client is not heard of any more. */
 void net_leave(net_request *r);
 

@@ -1,13 +1,15 @@
 /* request: one request and its reply. */
 #include "net/net_impl.h"
 
+#include <errno.h>
 #include <event2/http_struct.h>
 #include <event2/keyvalq_struct.h>
 #include <event2/util.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
+#include <poll.h>
 #include <string.h>
+#include <sys/socket.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -26,7 +28,8 @@ void net_drop_body(net_request *r)
     if (c) net_count(c, evbuffer_get_length(bufferevent_get_input(c->bev)));
 }
 
-/* The connection's next request may come; of this one only the reply is still needed. */
+/* The connection's next request may come; of this one only the reply is still
+ * needed. */
 static void release_connection(net_request *r)
 {
     net_drop_body(r);
@@ -47,8 +50,9 @@ void net_leave(net_request *r)
     r->req = NULL;
 }
 
-/* libevent frees the connection, and the request with it unless it has taken them apart, as it does
- * when the connection fails before the reply is finished. */
+/* libevent frees the connection, and the request with it unless it has taken
+ * them apart, as it does when the connection fails before the reply is
+ * finished. */
 static void on_closed(struct evhttp_connection *evcon, void *arg)
 {
     (void)evcon;
@@ -59,19 +63,67 @@ static void on_closed(struct evhttp_connection *evcon, void *arg)
     net_push(r->net, NET_GONE, r, -1);
 }
 
-/* libevent does not read while a reply is being made; a client that leaves is seen by this. */
-static void on_leaving(evutil_socket_t fd, short what, void *arg)
+static void give_up(net_request *r)
 {
-    (void)fd;
-    (void)what;
-    net_request *r = arg;
     struct evhttp_connection *evcon = evhttp_request_get_connection(r->req);
     net_leave(r);
     net_push(r->net, NET_GONE, r, -1);
     evhttp_connection_free(evcon);
 }
 
-/* ---- what proxies could read in another way (RFC 9112, 3.2, 5.1, 6.3) ----------------------- */
+/* libevent does not read while a reply is being made; a client that leaves is
+ * seen by this. A client of HTTP/1.0 cannot be probed: it has left. */
+static void on_leaving(evutil_socket_t fd, short what, void *arg)
+{
+    (void)fd;
+    (void)what;
+    net_request *r = arg;
+    if (r->req->minor == 0) {
+        give_up(r);
+        return;
+    }
+    r->is_half = 1;
+    evhttp_add_header(evhttp_request_get_output_headers(r->req), "Connection", "close");
+    net_push(r->net, NET_HALF, r, -1);
+}
+
+/* Of a client that sends no more: its connection, else NULL. libevent reads while it writes, and
+ * takes the end of what it reads for the end of all: after each call of it reading has to stop. */
+static net_connection *half_of(const net_request *r)
+{
+    return r->is_half ? net_connection_of(r->net, bev_of(r)) : NULL;
+}
+
+static void stop_reading(const net_connection *half)
+{
+    if (half) bufferevent_disable(half->bev, EV_READ);
+}
+
+/* A reset comes as an error, which libevent hands to those only who read or write, and which would
+ * keep the loop awake. */
+void net_drop_reset(net *n)
+{
+    for (net_request *r = n->requests; r; r = r->next) {
+        struct pollfd fd = {.fd = r->req ? bufferevent_getfd(bev_of(r)) : -1};
+        if (poll(&fd, 1, 0) > 0 && fd.revents & POLLERR) give_up(r);
+    }
+}
+
+/* An interim reply, which every client of HTTP/1.1 passes over (RFC
+ * 9110, 15.2). One that has left answers it with a reset, which the next one
+ * meets. */
+void net_probe(net_request *r)
+{
+    static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    if (!r->req || r->is_chunked || net_pending(r) > 0) return;
+    if (send(bufferevent_getfd(bev_of(r)), interim, sizeof interim - 1,
+             MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
+        errno != EAGAIN)
+        give_up(r);
+}
+
+/* ---- what proxies could read in another way (RFC 9112, 3.2, 5.1, 6.3)
+ * ----------------------- */
 
 static int is_token(const char *name)
 {
@@ -91,8 +143,9 @@ static int is_number(const char *text)
     return n > 0 && n + strspn(text + n, " \t") == strlen(text);
 }
 
-/* Fields that are read here or by what stands in front of this server, and of which there may be
- * one: with several, or a body whose length two rules give, each might go by another one. */
+/* Fields that are read here or by what stands in front of this server, and of
+ * which there may be one: with several, or a body whose length two rules give,
+ * each might go by another one. */
 static int is_unambiguous(struct evhttp_request *req)
 {
     static const char *const single[] = {"Host",   "Content-Length", "Transfer-Encoding",
@@ -114,37 +167,50 @@ static int is_unambiguous(struct evhttp_request *req)
     return seen[HOST] || req->minor == 0;
 }
 
+/* An error that closes the connection. */
+static void answer_error(const net *n, struct evhttp_request *req, int status, const char *sentence)
+{
+    struct evkeyvalq *fields = evhttp_request_get_output_headers(req);
+    struct evbuffer *body = evbuffer_new();
+    if (body) net_add_error(n, body, sentence);
+    if (n->error_type) evhttp_add_header(fields, "Content-Type", n->error_type);
+    if (status == 503) evhttp_add_header(fields, "Retry-After", "2");
+    evhttp_add_header(fields, "Connection", "close");
+    evhttp_send_reply(req, status, net_phrase(status), body);
+    if (body) evbuffer_free(body);
+}
+
 void net_on_request(struct evhttp_request *req, void *arg)
 {
     net *n = arg;
     struct evhttp_connection *evcon = evhttp_request_get_connection(req);
+    net_connection *c = net_connection_of(n, evhttp_connection_get_bufferevent(evcon));
+    if (c) c->is_ours = 1;
     if (req->minor > 1) req->minor = 1; /* the version that is answered with */
     if (evhttp_request_get_command(req) == EVHTTP_REQ_CONNECT) {
         req->type = EVHTTP_REQ_GET; /* evhttp ends no connection of the other kind */
-        evhttp_send_error(req, 501, NULL);
+        answer_error(n, req, 501, "this server is no proxy");
         return;
     }
     if (!is_unambiguous(req)) {
-        evhttp_send_error(req, 400, NULL); /* and the connection is closed */
+        answer_error(n, req, 400, "the head can be read in more than one way");
         return;
     }
-    net_connection *c = net_connection_of(n, evhttp_connection_get_bufferevent(evcon));
     if (c && net_is_too_much(c)) {
         c->is_refused = 1;
-        evhttp_add_header(evhttp_request_get_output_headers(req), "Retry-After", "2");
-        evhttp_add_header(evhttp_request_get_output_headers(req), "Connection", "close");
-        evhttp_send_reply(req, 503, NULL, NULL);
+        answer_error(n, req, 503, NET_TOO_MUCH);
         return;
     }
     net_request *r = mem_array(1, sizeof *r, NULL);
     if (!r) {
-        evhttp_send_error(req, 503, "Out of memory");
+        answer_error(n, req, 503, "out of memory");
         return;
     }
     r->net = n;
     r->req = req;
     r->next = n->requests;
     n->requests = r;
+    if (!r->next) net_arm(n);
     evutil_socket_t fd = bufferevent_getfd(bev_of(r));
     if (c) {
         c->is_answering = 1;
@@ -176,7 +242,9 @@ void net_request_free(net_request *r)
     mem_free(r);
 }
 
-/* ---- looking --------------------------------------------------------------------------------- */
+/* ---- looking
+ * ---------------------------------------------------------------------------------
+ */
 
 const char *net_method(const net_request *r)
 {
@@ -237,7 +305,9 @@ int net_is_over(const net_request *r)
     return !r->req;
 }
 
-/* ---- answering ------------------------------------------------------------------------------- */
+/* ---- answering
+ * -------------------------------------------------------------------------------
+ */
 
 static void add_fields(net_request *r, const net_field *fields, int n_fields)
 {
@@ -251,7 +321,9 @@ void net_start(net_request *r, int status, const net_field *fields, int n_fields
     if (!r->req || r->is_chunked) return;
     add_fields(r, fields, n_fields);
     r->is_chunked = 1;
-    evhttp_send_reply_start(r->req, status, NULL);
+    const net_connection *half = half_of(r);
+    evhttp_send_reply_start(r->req, status, net_phrase(status));
+    stop_reading(half);
 }
 
 err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e)
@@ -268,7 +340,9 @@ err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e
         net_drop(bev_of(r));
         return err_set(e, ERR_LIMIT, "the client does not read: %zu bytes wait", pending);
     }
+    const net_connection *half = half_of(r);
     evhttp_send_reply_chunk(r->req, piece);
+    stop_reading(half);
     evbuffer_free(piece);
     return ERR_NONE;
 }
@@ -277,9 +351,11 @@ void net_finish(net_request *r)
 {
     if (!r->req || !r->is_chunked) return;
     struct evhttp_request *req = r->req;
+    const net_connection *half = half_of(r);
     release_connection(r);
     net_leave(r);
     evhttp_send_reply_end(req);
+    stop_reading(half);
 }
 
 void net_reply(net_request *r, int status, const net_field *fields, int n_fields, const void *data,
@@ -289,9 +365,11 @@ void net_reply(net_request *r, int status, const net_field *fields, int n_fields
     struct evhttp_request *req = r->req;
     struct evbuffer *body = evbuffer_new();
     if (body) evbuffer_add(body, data, n_bytes);
+    const net_connection *half = half_of(r);
     add_fields(r, fields, n_fields);
     release_connection(r);
     net_leave(r);
-    evhttp_send_reply(req, status, NULL, body);
+    evhttp_send_reply(req, status, net_phrase(status), body);
+    stop_reading(half);
     if (body) evbuffer_free(body);
 }

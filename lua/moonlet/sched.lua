@@ -25,6 +25,7 @@ local WAITS <const> = {}
 ---@field net userdata  moonlet.core's event loop and HTTP server
 ---@field on_request? fun(request)  for each request, in a coroutine of its own
 ---@field on_gone? fun(request)     when the client of a request has left
+---@field on_half? fun(request)     when its client sends no more: it may have left
 ---@field on_signal? fun(number)    when a signal that is caught has come
 ---@field on_error fun(text)        when a coroutine raises; by default the loop raises
 local Loop = {}
@@ -32,10 +33,11 @@ Loop.__index = Loop
 
 local LIMITS <const> = { header_bytes = "integer", body_bytes = "integer",
   total_bytes = "integer", pending_bytes = "integer", connections = "integer",
-  idle_seconds = "number", request_seconds = "number", write_seconds = "number" }
+  grace_seconds = "number", idle_seconds = "number", request_seconds = "number",
+  write_seconds = "number" }
 
 ---@param limits? table of the HTTP server: header_bytes, body_bytes, total_bytes, pending_bytes,
----  connections, idle_seconds, request_seconds, write_seconds
+---  connections, grace_seconds, idle_seconds, request_seconds, write_seconds
 ---@return moonlet.Loop? loop, string? message, string? code
 function sched.open(limits)
   local net, message, code = core.net_open(options.check(limits, LIMITS))
@@ -223,6 +225,10 @@ end
 
 function handlers.gone(self, request)
   if self.on_gone then self:spawn(self.on_gone, request) end
+end
+
+function handlers.half(self, request)
+  if self.on_half then self:spawn(self.on_half, request) end
 end
 
 function handlers.ready(self, fd)

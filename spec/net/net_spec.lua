@@ -128,24 +128,68 @@ describe("net", function()
 
   it("notices a client that leaves while nothing is written", function()
     open()
-    local request, gone
+    local request, half, gone
     local wait_request, tell_request = event()
-    local wait_gone, tell_gone = event()
-    local script = ("%s; %s; exec 3>&-; %s"):format(get("/"), wait_request, wait_gone)
-    local _, seen = serve(script, function(kind, r)
+    local c = client(port, ("%s; %s; exec 3>&-"):format(get("/"), wait_request))
+    while not gone do
+      local kind, r = net:wait(0.01)
       if kind == "request" then
         request = r
         tell_request()
+      elseif kind == "half" then
+        half = r
       elseif kind == "gone" then
         gone = r
-        tell_gone()
+      elseif half then
+        half:probe() -- the first tells the client's system, a later one is told
       end
-    end)
-    assert.same({ "request", "gone" }, seen)
+    end
+    assert.equal(request, half)
     assert.equal(request, gone)
     assert.is_true(request:is_over())
     request:reply(200, {}, "nobody") -- harmless
-    assert.equal(0, net:n_connections())
+    while net:n_connections() > 0 do net:wait(0.01) end
+    while not c.is_done() do net:wait(0.01) end
+    c.output()
+  end)
+
+  -- Bash closes both sides of a connection.
+  it("answers a client that only sends no more", function()
+    for _, reply in ipairs { function(r) r:reply(200, {}, "whole") end, function(r)
+      r:start(200, {})
+      r:probe() -- nothing: a stream is written to instead
+      assert(r:write("wh"))
+      for _ = 1, 5 do net:wait(0.01) end
+      assert(r:write("ole"))
+      for _ = 1, 5 do net:wait(0.01) end
+      r:finish()
+    end } do
+      open()
+      local c = client(port, ([[perl -MSocket -e '
+        socket(my $s, PF_INET, SOCK_STREAM, 0);
+        connect($s, pack_sockaddr_in(%d, inet_aton("127.0.0.1"))) or die;
+        syswrite($s, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+        shutdown($s, 1);
+        print while <$s>']]):format(port))
+      local seen, n_waits = {}, 0
+      local half
+      while not c.is_done() do
+        local kind, r = net:wait(0.01)
+        if kind then seen[#seen + 1] = kind end
+        half = half or kind == "half" and r
+        if half and not half:is_over() then
+          n_waits = n_waits + 1
+          if n_waits < 4 then half:probe() else reply(half) end
+        end
+      end
+      assert.same({ "request", "half" }, seen)
+      local out = c.output():gsub("\r", "")
+      local n = select(2, out:gsub("HTTP/1.1 100 Continue\n\n", ""))
+      assert.equal(3, n)
+      assert.matches("HTTP/1.1 200 OK\n.*wh.*ole", out)
+      net:close()
+    end
+    open()
   end)
 
   it("sends 100-continue when asked", function()
@@ -222,8 +266,60 @@ describe("net", function()
       local out, seen = serve(script)
       assert.same({}, seen)
       assert.is_nil(out:find("HTTP/1.1 200", 1, true))
+      assert.is_nil(out:find("<", 1, true)) -- no page of the library's
     end
     assert.equal(0, net:n_connections())
+  end)
+
+  it("answers errors of its own in the form that it is given", function()
+    local function length_of(out)
+      local head, body = out:match("^(.-)\r\n\r\n(.*)$")
+      return tonumber(head:match("Content%-Length: (%d+)")) == #body
+    end
+    for script, want in pairs {
+      ["printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\nX: %2000s\\r\\n\\r\\n' a"] =
+        { "400 Bad Request", "malformed HTTP, or a head of more than 1000 bytes" },
+      ["printf 'nonsense\\r\\n\\r\\n'"] = { "400 Bad Request",
+        "malformed HTTP, or a head of more than 1000 bytes" },
+      ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 1500\\r\\n\\r\\n%1500s' a"] =
+        { "413 Content Too Large", "the body has more than 1000 bytes" },
+      ["printf 'GET / HTTP/1.1\\r\\n\\r\\n'"] = { "400 Bad Request",
+        "the head can be read in more than one way" },
+      ["printf 'CONNECT a:1 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'"] =
+        { "501 Not Implemented", "this server is no proxy" },
+      -- Behind a reply of ours on the same connection.
+      [get("/") .. "; read -r _ <&3; printf 'nonsense\\r\\n\\r\\n'"] =
+        { "400 Bad Request", "malformed HTTP, or a head of more than 1000 bytes" },
+    } do
+      open { header_bytes = 1000, body_bytes = 1000 }
+      assert(net:set_error_form("text/x-error", "[", "]"))
+      -- In one piece, as the reply closes the connection.
+      local at_once = " | dd bs=8192 iflag=fullblock status=none >&3; "
+      local out = serve(script .. at_once .. READ_ALL, function(kind, r)
+        if kind == "request" then r:reply(200, {}, "first") end
+      end)
+      out = assert(out:match("^.*(HTTP/1.*)$"), script .. out)
+      assert.equal("HTTP/1.1 " .. want[1], out:match("^[^\r]*"), script)
+      assert.matches("\r\nContent%-Type: text/x%-error\r\n", out)
+      assert.matches("\r\nConnection: close\r\n", out)
+      assert.equal("[" .. want[2] .. "]", out:match("\r\n\r\n(.*)$"))
+      assert.is_true(length_of(out))
+      net:close()
+    end
+    open()
+  end)
+
+  it("says of a status what the standard does", function()
+    for status, phrase in pairs { [429] = "Too Many Requests", [422] = "Unprocessable Content",
+      [503] = "Service Unavailable" } do
+      open()
+      local out = serve(get("/", CLOSE) .. ";" .. READ_ALL, function(kind, r)
+        if kind == "request" then r:reply(status, {}, "") end
+      end)
+      assert.equal(("HTTP/1.1 %d %s"):format(status, phrase), out:match("^[^\r]*"))
+      net:close()
+    end
+    open()
   end)
 
   it("refuses what is too much for all requests together, but none that is small", function()
@@ -318,6 +414,46 @@ describe("net", function()
     net:close()
     while not (a.is_done() and b.is_done()) do os.execute("sleep 0.05") end
     for _, one in ipairs { a, b, c } do one.output() end
+  end)
+
+  it("closes idle connections for those that wait, the oldest first, no busy ones", function()
+    open { connections = 3, grace_seconds = 1e-6 }
+    local busy
+    local wait_end, tell_end = event()
+    local a = client(port, get("/busy") .. ";" .. READ_ALL)
+    while not busy do
+      local kind, r = net:wait(0.05)
+      if kind == "request" then busy = r end
+    end
+    local function join(script)
+      local one = client(port, script .. ":; " .. READ_ALL .. " & " .. wait_end)
+      local n = net:n_connections()
+      while n < 3 and net:n_connections() == n do net:wait(0.05) end
+      return one
+    end
+    local idle, sending = join(""), join("printf 'GET / HT' >&3; ")
+    assert.equal(3, net:n_connections())
+    local order = {}
+    for i = 1, 3 do -- the idle one, the one that has not sent its request, the first newcomer
+      local c = client(port, get("/" .. i) .. ";" .. READ_ALL .. " & " .. wait_end)
+      local answered
+      while not answered do
+        local kind, r = net:wait(0.05)
+        if kind == "request" then
+          answered = r:target()
+          r:reply(200, {}, "")
+        end
+      end
+      order[i] = { answered, c }
+    end
+    assert.same({ "/1", "/2", "/3" }, { order[1][1], order[2][1], order[3][1] })
+    assert.is_false(busy:is_over())
+    tell_end()
+    net:close()
+    for _, one in ipairs { a, idle, sending, order[1][2], order[2][2], order[3][2] } do
+      while not one.is_done() do os.execute("sleep 0.05") end
+      one.output()
+    end
   end)
 
   it("names the address it cannot have", function()

@@ -60,11 +60,16 @@ function Events:beat(seconds, send_empty)
   if rest > 0.001 then return rest end
   self.beats = self.beats + 1
   if self.beats % 2 == 1 then
-    write(self, ": waiting\n\n")
+    self:comment()
   else
     send_empty()
   end
   return seconds
+end
+
+---Says nothing.
+function Events:comment()
+  write(self, ": waiting\n\n")
 end
 
 function Events:finish()

@@ -48,6 +48,16 @@ function http.openai_error(r)
     code = r.code or json.null }, { "message", "type", "param", "code" }) }
 end
 
+---What the event loop puts around a sentence where it answers itself, before it is known which
+---dialect a client speaks: all find in it what they look for.
+---@return string before, string after
+function http.error_form()
+  local text = json.encode(json.object({ type = "error", error = json.object({ message = "\0",
+    type = "invalid_request_error", param = json.null, code = json.null },
+    { "message", "type", "param", "code" }) }, { "type", "error" }))
+  return text:match("^(.*)\\u0000(.*)$")
+end
+
 ---Answers with an error, in a stream that has begun as its last event.
 ---@param r moonlet.server.Refusal
 function Exchange:refuse(r)
@@ -128,6 +138,20 @@ end
 ---The client has left.
 function Exchange:gone()
   if self.on_gone then self.on_gone() end
+end
+
+-- Seconds between probes: two tell of a client that has closed its connection, a later one of one
+-- behind a tunnel. Some clients take no more than five interim replies.
+local PROBES <const> = { 0.03, 0.05, 0.5, 5, 30 }
+
+---The client sends no more. Most have left then, but one that has only closed its side reads on
+---(RFC 9112, 9.6), and what can tell them apart is to write.
+function Exchange:probe()
+  for _, seconds in ipairs(PROBES) do
+    if self.server.exchanges[self.request] ~= self or self:is_gone() then return end
+    if self.stream then self.stream:comment() else self.request:probe() end
+    self.server.loop:sleep(seconds)
+  end
 end
 
 ---@return boolean whether the client has

@@ -138,7 +138,8 @@ local function open_engine(self, o)
 end
 
 local TRANSPORT <const> = { header_bytes = true, total_bytes = true, pending_bytes = true,
-  connections = true, idle_seconds = true, request_seconds = true, write_seconds = true }
+  connections = true, grace_seconds = true, idle_seconds = true, request_seconds = true,
+  write_seconds = true }
 
 local function split_limits(given)
   local own, transport = {}, {}
@@ -176,6 +177,8 @@ local function open_parts(self, o, transport)
   self.name = o.name or self.model.dir:match("([^/]+)/*$") or self.model.dir
   self.loop, message, code = sched.open(transport)
   if not self.loop then return nil, message, code end
+  ok, message, code = self.loop.net:set_error_form("application/json", http.error_form())
+  if not ok then return nil, message, code end
   self.room = room.new(self.loop, self.limits.decoded_bytes)
   self.encode = encoder.new(self.model, self.loop)
   self.prompts = prompt.new(self.model, self.encode, function(...)
@@ -214,6 +217,9 @@ function server.open(given)
   self.loop.on_request = function(request) http.serve(self, request) end
   self.loop.on_gone = function(request)
     if self.exchanges[request] then self.exchanges[request]:gone() end
+  end
+  self.loop.on_half = function(request)
+    if self.exchanges[request] then self.exchanges[request]:probe() end
   end
   self.loop.on_signal = function()
     if self.is_closing then self.loop:stop() else self:shutdown() end
