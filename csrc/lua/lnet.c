@@ -363,12 +363,14 @@ void lml_open_net(lua_State *L)
         {NULL, NULL},
     };
     static const luaL_Reg request_methods[] = {
-        {"body", body},           {"body_bytes", body_bytes}, {"close", close_request},
-        {"drop_body", drop_body}, {"finish", finish},         {"header", header},
-        {"is_over", is_over},     {"method", method},         {"peer", peer},
-        {"pending", pending},     {"probe", probe},           {"reply", reply},
-        {"start", start},         {"target", target},         {"write", write_piece},
-        {NULL, NULL},
+        {"body", body},           {"body_bytes", body_bytes},
+        {"close", close_request}, {"drop_body", drop_body},
+        {"finish", finish},       {"header", header},
+        {"is_over", is_over},     {"method", method},
+        {"peer", peer},           {"pending", pending},
+        {"probe", probe},         {"reply", reply},
+        {"start", start},         {"target", target},
+        {"write", write_piece},   {NULL, NULL},
     };
     lml_class(L, LNET_CLASS, net_methods, close_net);
     lml_class(L, LREQUEST_CLASS, request_methods, close_request);

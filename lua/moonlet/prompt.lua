@@ -21,6 +21,7 @@ local turn = require "moonlet.turn"
 local prompt = {}
 
 local MAX_TURNS <const>, MAX_TURN_BYTES <const> = 512, 64 << 20 -- that are remembered
+local MAX_CALL_IDS <const> = 16 -- of one of them, as dialogues side by side may say the same
 local ID_BYTES <const> = 16 -- of a Lua table
 local MAX_BEHIND <const> = 256 -- bytes that a template puts behind what the last message says
 
@@ -192,7 +193,8 @@ function prompt.new(model, encode, gently)
   end
   gently = gently or function(fn, ...) return fn(...) end
   return setmetatable({ model = model, encode = encode, gently = gently, stops = stops,
-    strings = control_strings(model.tokenizer), turns = {}, order = {}, turn_bytes = 0 }, Prompts)
+    strings = control_strings(model.tokenizer), turns = {}, order = {}, turn_bytes = 0,
+    by_call = {} }, Prompts)
 end
 
 -- ---- turns -------------------------------------------------------------------------------------
@@ -217,17 +219,30 @@ local function bytes_of(key, sampled)
 end
 
 local function forget(self, key)
-  self.turn_bytes = self.turn_bytes - bytes_of(key, self.turns[key])
+  local sampled = self.turns[key]
+  self.turn_bytes = self.turn_bytes - bytes_of(key, sampled)
   self.turns[key] = nil
+  for _, id in ipairs(sampled.call_ids or {}) do self.by_call[id] = nil end
+end
+
+-- The ids of calls by which the turn, and those before it that say the same, are known.
+local function name_calls(self, sampled, earlier, call_id)
+  local ids = { call_id }
+  table.move(earlier or {}, 1, MAX_CALL_IDS - #ids, #ids + 1, ids)
+  sampled.call_ids = ids
+  for _, id in ipairs(ids) do self.by_call[id] = sampled end
 end
 
 ---Knows a turn again that remember() has told of, also in another process.
 ---@param sampled moonlet.SampledTurn
 ---@param tools table? of the prompt that it answered
-function Prompts:recall(sampled, tools)
+---@param call_id string? see remember()
+function Prompts:recall(sampled, tools, call_id)
   local key = self.gently(meaning, sampled.text, tools)
-  if self.turns[key] then forget(self, key) else self.order[#self.order + 1] = key end
+  local earlier = self.turns[key]
+  if earlier then forget(self, key) else self.order[#self.order + 1] = key end
   self.turns[key] = sampled
+  name_calls(self, sampled, earlier and earlier.call_ids, call_id)
   self.turn_bytes = self.turn_bytes + bytes_of(key, sampled)
   while #self.order > MAX_TURNS or self.turn_bytes > MAX_TURN_BYTES do
     forget(self, table.remove(self.order, 1))
@@ -238,13 +253,28 @@ end
 ---@param p moonlet.Prompt that it answers
 ---@param ids integer[] sampled tokens without the one that stopped them
 ---@param text string of those, control strings included
+---@param call_id string? of its first call, if nobody else knows it before it is shown
 ---@return moonlet.SampledTurn
-function Prompts:remember(p, ids, text)
+function Prompts:remember(p, ids, text, call_id)
   local all = table.move(ids, 1, #ids, #p.tail_ids + 1,
     table.move(p.tail_ids, 1, #p.tail_ids, 1, {}))
   local sampled = { ids = all, text = p.tail .. text }
-  self:recall(sampled, p.tools)
+  self:recall(sampled, p.tools, call_id)
   return sampled
+end
+
+-- A client that drops reasoning means the reasoning of earlier questions, of which templates drop
+-- it, too: between the calls of one question the model still has it in mind, and without it all
+-- that follows would be read again. Who sends back the id of a call has seen that turn.
+local function give_back_reasoning(self, list, tools)
+  for _, message in ipairs(list) do
+    local call = message.tool_calls and message.tool_calls[1]
+    local sampled = call and type(call.id) == "string" and self.by_call[call.id]
+    if sampled and trimmed(message.reasoning_content) == "" then
+      local reasoning = trimmed(turn.read(sampled.text, { tools = tools }).reasoning)
+      if reasoning ~= "" then message.reasoning_content = reasoning end
+    end
+  end
 end
 
 -- ---- making ------------------------------------------------------------------------------------
@@ -392,6 +422,7 @@ local function lay_out(self, messages, variables, ending)
     if not said then return nil, message, code end
   end
 
+  give_back_reasoning(self, list, tools)
   local shown, options, back = masked_of(self, list, tools, variables)
   if not shown then return nil, options, back end
   local whole, before, header, tail = render(self, shown, options)

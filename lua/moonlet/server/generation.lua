@@ -51,7 +51,10 @@ end
 -- ---- the text of a choice ----------------------------------------------------------------------
 
 local function emit(self, part)
-  if part.kind == "call" then self.n_calls = self.n_calls + 1 end
+  if part.kind == "call" then
+    self.n_calls = self.n_calls + 1
+    self.call_id = self.call_id or part.id
+  end
   self.run.emit(self, part)
 end
 
@@ -162,7 +165,7 @@ end
 local function remember(self)
   local prompts, prompt = self.run.server.prompts, self.wanted.prompt
   if self.reader and not self.stopped and REASONS[self.ticket.finish_reason] then
-    prompts:remember(prompt, self.ids, table.concat(self.pieces))
+    prompts:remember(prompt, self.ids, table.concat(self.pieces), self.call_id)
   end
 end
 
