@@ -139,6 +139,14 @@ int net_is_too_much(const net_connection *c)
            n->in_common > (size_t)(n->limits.total_bytes / 2);
 }
 
+void net_mark_refused(net_connection *c)
+{
+    c->is_refused = 1;
+    c->refused = c->received;
+    c->net->in_refused += c->refused;
+    net_count(c, 0);
+}
+
 /* ---- errors that no request is there for
  * ----------------------------------------------------- */
 
@@ -235,13 +243,13 @@ static void refuse(net_connection *c)
     evutil_socket_t fd = bufferevent_getfd(c->bev);
     struct evbuffer *input = bufferevent_get_input(c->bev);
     struct evbuffer *reply = error_reply(c->net, 503, "Retry-After: 2\r\n", NET_TOO_MUCH);
-    c->is_refused = 1;
+    net_mark_refused(c);
     evbuffer_drain(input, evbuffer_get_length(input));
     int is_sent = reply && evbuffer_get_length(bufferevent_get_output(c->bev)) == 0 &&
                   send(fd, evbuffer_pullup(reply, -1), evbuffer_get_length(reply),
                        MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
     if (reply) evbuffer_free(reply);
-    if (is_sent)
+    if (is_sent && c->net->in_refused <= (size_t)(c->net->limits.total_bytes / 2))
         shutdown(fd, SHUT_WR);
     else
         net_drop(c->bev);
@@ -309,6 +317,7 @@ static void sweep(net *n)
         if (is_let_go(c)) {
             *at = c->next;
             net_count(c, 0);
+            n->in_refused -= c->refused;
             evbuffer_remove_cb(bufferevent_get_input(c->bev), on_input, c);
             evbuffer_remove_cb(bufferevent_get_output(c->bev), on_output, c);
             bufferevent_decref(c->bev);

@@ -23,6 +23,7 @@ typedef struct net_connection {
     int is_refused;          /* told so; what it still sends is thrown away */
     int is_spared;           /* closed for the sake of others */
     size_t received;         /* bytes of the request that is read or answered */
+    size_t refused;          /* of one that was refused, which are there until it ends */
     double idle_since, reading_since, stalled_since; /* seconds; 0: is not */
     size_t pending; /* bytes not taken by the client when last looked at */
 } net_connection;
@@ -41,6 +42,7 @@ struct net {
     int n_connections;
     size_t in_common;      /* received bytes beyond what each connection may have
                               anyway */
+    size_t in_refused;     /* bytes of requests that were refused */
     net_request *requests; /* not freed yet */
     net_event *events;     /* [n_events] to be handed out, oldest first */
     int n_events, events_room;
@@ -62,6 +64,8 @@ net_connection *net_connection_of(net *n, const struct bufferevent *bev);
 void net_count(net_connection *c, size_t received);
 /* Its request has to be refused: all of them together have too many bytes. */
 int net_is_too_much(const net_connection *c);
+/* It is: what it has keeps no others from being read. */
+void net_mark_refused(net_connection *c);
 void net_drop(struct bufferevent *bev);
 /* The standard phrase of a status; "" for one that has none. */
 const char *net_phrase(int status);

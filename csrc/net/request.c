@@ -197,7 +197,7 @@ void net_on_request(struct evhttp_request *req, void *arg)
         return;
     }
     if (c && net_is_too_much(c)) {
-        c->is_refused = 1;
+        net_mark_refused(c);
         answer_error(n, req, 503, NET_TOO_MUCH);
         return;
     }

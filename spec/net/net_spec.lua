@@ -348,6 +348,54 @@ describe("net", function()
     assert.equal(0, net:n_connections())
   end)
 
+  it("refuses of several that are too much together only those that came last", function()
+    open { body_bytes = 1 << 20, total_bytes = 8000, connections = 8 } -- 4000, and 500 for each
+    local function sent() -- by a script, and what tells when it has
+      local mark = os.tmpname()
+      os.remove(mark)
+      finally(function() os.remove(mark) end)
+      return ": >" .. mark .. ";", function()
+        local file = io.open(mark)
+        return file and file:close()
+      end
+    end
+    local function wait_until(is_so, handle)
+      while not is_so() do
+        local kind, r = net:wait(0.05)
+        if kind == "request" and handle then handle(r) end
+      end
+    end
+    local POST <const> = "printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\n" .. CLOSE
+      .. "Content-Length: 2200\\r\\n\\r\\n%2000s' a >&3;"
+    local wait_told, tell = event()
+    local first, last = {}, {}
+    for i = 1, 2 do
+      local mark, has_sent = sent()
+      first[i] = client(port, POST .. mark .. wait_told .. "; printf '%200s' a >&3;" .. READ_ALL)
+      wait_until(has_sent)
+    end
+    for i = 1, 3 do
+      local mark, has_read = sent()
+      last[i] = client(port, POST .. READ_ALL .. ";" .. mark .. wait_told)
+      wait_until(has_read)
+    end
+    -- They stay, but not with more than half of the bytes.
+    wait_until(function() return net:n_connections() < 5 end)
+    assert.is_true(net:n_connections() >= 3)
+    tell()
+    for _, c in ipairs(first) do
+      wait_until(c.is_done, function(r) r:reply(200, {}, ("%d bytes"):format(#r:body())) end)
+      assert.matches("2200 bytes$", c.output())
+    end
+    for i, c in ipairs(last) do
+      wait_until(c.is_done)
+      local out = c.output()
+      if i == 1 then assert.matches("^HTTP/1.1 503 ", out) end
+      assert.is_nil(out:find("200", 1, true))
+    end
+    wait_until(function() return net:n_connections() == 0 end)
+  end)
+
   it("drops clients that are slow to send, to read, or idle", function()
     open { request_seconds = 0.5, idle_seconds = 0.5, write_seconds = 0.5, pending_bytes = 1 << 30 }
     local wait_dropped, tell_dropped = event()
