@@ -1,5 +1,4 @@
-/* The event loop and HTTP server: what arrives is asked for, nothing calls back
- * into Lua. */
+/* The event loop and HTTP server: what arrives is asked for, nothing calls back into Lua. */
 #include "lua/lml.h"
 
 #include <signal.h>
@@ -35,9 +34,8 @@ static int close_net(lua_State *L)
     return 0;
 }
 
-/* core.net_open{header_bytes=, body_bytes=, total_bytes=, pending_bytes=,
- * connections=, grace_seconds=, idle_seconds=, request_seconds=,
- * write_seconds=} -> net; see net_limits */
+/* core.net_open{header_bytes=, body_bytes=, total_bytes=, pending_bytes=, connections=,
+ * grace_seconds=, idle_seconds=, request_seconds=, write_seconds=} -> net; see net_limits */
 static int open_net(lua_State *L)
 {
     static const char *const keys[] = {
@@ -69,8 +67,7 @@ static int open_net(lua_State *L)
     return box->n ? 1 : lml_fail(L, &e);
 }
 
-/* net:set_error_form(content_type, before, after) -> true; see
- * net_set_error_form */
+/* net:set_error_form(content_type, before, after) -> true; see net_set_error_form */
 static int set_error_form(lua_State *L)
 {
     err_info e;
@@ -130,9 +127,8 @@ static void push_request(lua_State *L, net_request *r, int is_new)
     }
 }
 
-/* net:wait(seconds) -> "request", request | "gone", request | "half", request |
- * "ready", fd | "signal", number, or nothing when the time is over; waits for
- * ever without seconds */
+/* net:wait(seconds) -> "request", request | "gone", request | "half", request | "ready", fd |
+ * "signal", number, or nothing when the time is over; waits for ever without seconds */
 static int wait(lua_State *L)
 {
     double seconds = luaL_optnumber(L, 2, -1);
@@ -195,9 +191,7 @@ static int catch_signal(lua_State *L)
     return 1;
 }
 
-/* ---- requests
- * ------------------------------------------------------------------------------
- */
+/* ---- requests ------------------------------------------------------------------------------ */
 
 static net_request *check_request(lua_State *L)
 {
@@ -286,8 +280,7 @@ static int is_over(lua_State *L)
     return 1;
 }
 
-/* The table {name = value} at `arg`, which keeps the strings alive; nil has no
- * fields. */
+/* The table {name = value} at `arg`, which keeps the strings alive; nil has no fields. */
 static int read_fields(lua_State *L, int arg, net_field *fields)
 {
     int n = 0;
@@ -318,8 +311,7 @@ static int start(lua_State *L)
     return 0;
 }
 
-/* request:write(bytes) -> true, or nil, message, code when the client does not
- * read */
+/* request:write(bytes) -> true, or nil, message, code when the client does not read */
 static int write_piece(lua_State *L)
 {
     size_t n;

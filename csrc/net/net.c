@@ -1,5 +1,4 @@
-/* net: the loop, listening, and the life of connections; requests are in
- * request.c. */
+/* net: the loop, listening, and the life of connections; requests are in request.c. */
 #include "net/net_impl.h"
 
 #include <errno.h>
@@ -19,9 +18,7 @@
 
 enum { SWEEP_MS = 1000, LOOK_MS = 100, LONGEST_WAIT = 1 << 30 };
 
-/* ---- events
- * ----------------------------------------------------------------------------------
- */
+/* ---- events ---------------------------------------------------------------------------------- */
 
 void net_push(net *n, net_kind kind, net_request *request, int fd)
 {
@@ -29,8 +26,7 @@ void net_push(net *n, net_kind kind, net_request *request, int fd)
         int room = n->events_room ? 2 * n->events_room : 64;
         net_event *grown = mem_array((size_t)room, sizeof *grown, NULL);
         if (!grown)
-            return; /* the client of a request that nobody hears of runs into its
-                       time-out */
+            return; /* the client of a request that nobody hears of runs into its time-out */
         if (n->n_events) memcpy(grown, n->events, (size_t)n->n_events * sizeof *grown);
         mem_free(n->events);
         n->events = grown;
@@ -47,9 +43,7 @@ void net_forget_events(net *n, const net_request *r)
     n->n_events = kept;
 }
 
-/* ---- connections
- * -----------------------------------------------------------------------------
- */
+/* ---- connections ----------------------------------------------------------------------------- */
 
 static size_t beyond_share(const net_connection *c)
 {
@@ -76,8 +70,8 @@ static void on_input(struct evbuffer *buffer, const struct evbuffer_cb_info *inf
         net_count(c, c->received + info->n_added);
 }
 
-/* Of what is written without a request, libevent's pages of errors, the
- * connection is told once it is all sent. */
+/* Of what is written without a request, libevent's pages of errors, the connection is told once it
+ * is all sent. */
 static void on_output(struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *arg)
 {
     net_connection *c = arg;
@@ -87,9 +81,8 @@ static void on_output(struct evbuffer *buffer, const struct evbuffer_cb_info *in
     if (evbuffer_get_length(buffer) == 0 && !c->is_answering) c->is_ours = 0;
 }
 
-/* libevent tells nobody when it frees a connection. A reference of ours keeps
- * the bufferevent alive until the sweep sees that libevent has let go of it (it
- * then has no callbacks). */
+/* libevent tells nobody when it frees a connection. A reference of ours keeps the bufferevent
+ * alive until the sweep sees that libevent has let go of it (it then has no callbacks). */
 static struct bufferevent *on_accept(struct event_base *base, void *arg)
 {
     net *n = arg;
@@ -126,8 +119,7 @@ static int is_let_go(const net_connection *c)
 
 void net_drop(struct bufferevent *bev)
 {
-    /* libevent sees the end of the stream and frees what belongs to the
-     * connection. */
+    /* libevent sees the end of the stream and frees what belongs to the connection. */
     evutil_socket_t fd = bufferevent_getfd(bev);
     if (fd >= 0) shutdown(fd, SHUT_RDWR);
 }
@@ -147,8 +139,7 @@ void net_mark_refused(net_connection *c)
     net_count(c, 0);
 }
 
-/* ---- errors that no request is there for
- * ----------------------------------------------------- */
+/* ---- errors that no request is there for ----------------------------------------------------- */
 
 const char *net_phrase(int status)
 {
@@ -203,17 +194,16 @@ static struct evbuffer *error_reply(const net *n, int status, const char *fields
     return reply;
 }
 
-/* libevent writes a page of HTML where it cannot read a request, and this
- * version has no way to give it another one. It waits in the output until the
- * loop comes round: what it is stands in its first line. */
+/* libevent writes a page of HTML where it cannot read a request, and this version has no way to
+ * give it another one. It waits in the output until the loop comes round: what it is stands in its
+ * first line. */
 static void respell_error(net_connection *c)
 {
     struct evbuffer *output = bufferevent_get_output(c->bev);
     char line[sizeof "HTTP/1.1 400"] = "", sentence[96];
     int status = 0;
     c->is_foreign = 0;
-    evbuffer_unfreeze(output,
-                      1); /* a bufferevent has nobody look into its output or take from it */
+    evbuffer_unfreeze(output, 1); /* a bufferevent lets nobody look into its output */
     evbuffer_copyout(output, line, sizeof line - 1);
     evbuffer_freeze(output, 1);
     if (sscanf(line, "HTTP/1.%*d %d", &status) != 1 || status < 400) return; /* 100 */
@@ -235,9 +225,8 @@ static void respell_error(net_connection *c)
     evbuffer_free(reply);
 }
 
-/* libevent has no answer for a request that it has not read. A client that is
- * still sending would lose this one if the connection were closed now (RFC
- * 9112, 9.6): it is left to close it. */
+/* libevent has no answer for a request that it has not read. A client that is still sending would
+ * lose this one if the connection were closed now (RFC 9112, 9.6): it is left to close it. */
 static void refuse(net_connection *c)
 {
     evutil_socket_t fd = bufferevent_getfd(c->bev);
@@ -255,8 +244,7 @@ static void refuse(net_connection *c)
         net_drop(c->bev);
 }
 
-/* ---- the life of connections
- * ----------------------------------------------------------------- */
+/* ---- the life of connections ----------------------------------------------------------------- */
 
 static int is_late(const net *n, net_connection *c, double now)
 {
@@ -278,8 +266,8 @@ static int is_waited_for(const net *n)
     return n->n_listeners > 0 && poll(fds, (nfds_t)n->n_listeners, 0) > 0;
 }
 
-/* Of connections that keep others out, the one to be closed: nothing was asked
- * on it, and it has had its time. */
+/* Of connections that keep others out, the one to be closed: nothing was asked on it, and it has
+ * had its time. */
 static net_connection *to_spare(const net *n, double now)
 {
     net_connection *idle = NULL, *sending = NULL;
@@ -307,8 +295,7 @@ static void make_room(net *n, double now)
     net_drop(c->bev);
 }
 
-/* Forgets connections that have ended, drops those that take too long, refuses
- * what is too much. */
+/* Forgets connections that have ended, drops those that take too long, refuses what is too much. */
 static void sweep(net *n)
 {
     double now = clock_seconds();
@@ -359,9 +346,7 @@ static void on_sweep(evutil_socket_t fd, short what, void *arg)
     net_arm(arg);
 }
 
-/* ---- opening
- * ---------------------------------------------------------------------------------
- */
+/* ---- opening --------------------------------------------------------------------------------- */
 
 static void fill_limits(net_limits *l)
 {
@@ -397,9 +382,8 @@ static err_code open_into(net *n, err_info *e)
     return ERR_NONE;
 }
 
-/* A write to a client that has left is an error like any other; libevent has no
- * way to ask for that but the process's. A handler that somebody has set stays.
- */
+/* A write to a client that has left is an error like any other; libevent has no way to ask for
+ * that but the process's. A handler that somebody has set stays. */
 static void ignore_broken_pipes(void)
 {
     struct sigaction old, ignore = {.sa_handler = SIG_IGN};
@@ -499,9 +483,7 @@ size_t net_unsent(const net *n)
     return sum;
 }
 
-/* ---- waiting
- * ---------------------------------------------------------------------------------
- */
+/* ---- waiting --------------------------------------------------------------------------------- */
 
 static void on_time(evutil_socket_t fd, short what, void *arg)
 {
@@ -595,9 +577,8 @@ void net_unwatch(net *n, int fd)
     n->n_events = kept;
 }
 
-/* Without EV_PERSIST libevent restores the handler that it found when the
- * signal has come: that is to be the default one, whoever caught the signal
- * before. */
+/* Without EV_PERSIST libevent restores the handler that it found when the signal has come: that is
+ * to be the default one, whoever caught the signal before. */
 err_code net_catch_signal(net *n, int number, err_info *e)
 {
     const struct sigaction by_default = {.sa_handler = SIG_DFL};

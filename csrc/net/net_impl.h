@@ -40,8 +40,7 @@ struct net {
     int n_watched, watched_room;
     net_connection *connections;
     int n_connections;
-    size_t in_common;      /* received bytes beyond what each connection may have
-                              anyway */
+    size_t in_common;      /* received bytes beyond what each connection may have anyway */
     size_t in_refused;     /* bytes of requests that were refused */
     net_request *requests; /* not freed yet */
     net_event *events;     /* [n_events] to be handed out, oldest first */

@@ -28,8 +28,7 @@ void net_drop_body(net_request *r)
     if (c) net_count(c, evbuffer_get_length(bufferevent_get_input(c->bev)));
 }
 
-/* The connection's next request may come; of this one only the reply is still
- * needed. */
+/* The connection's next request may come; of this one only the reply is still needed. */
 static void release_connection(net_request *r)
 {
     net_drop_body(r);
@@ -50,9 +49,8 @@ void net_leave(net_request *r)
     r->req = NULL;
 }
 
-/* libevent frees the connection, and the request with it unless it has taken
- * them apart, as it does when the connection fails before the reply is
- * finished. */
+/* libevent frees the connection, and the request with it unless it has taken them apart, as it does
+ * when the connection fails before the reply is finished. */
 static void on_closed(struct evhttp_connection *evcon, void *arg)
 {
     (void)evcon;
@@ -71,8 +69,8 @@ static void give_up(net_request *r)
     evhttp_connection_free(evcon);
 }
 
-/* libevent does not read while a reply is being made; a client that leaves is
- * seen by this. A client of HTTP/1.0 cannot be probed: it has left. */
+/* libevent does not read while a reply is being made; a client that leaves is seen by this. A
+ * client of HTTP/1.0 cannot be probed: it has left. */
 static void on_leaving(evutil_socket_t fd, short what, void *arg)
 {
     (void)fd;
@@ -109,9 +107,8 @@ void net_drop_reset(net *n)
     }
 }
 
-/* An interim reply, which every client of HTTP/1.1 passes over (RFC
- * 9110, 15.2). One that has left answers it with a reset, which the next one
- * meets. */
+/* An interim reply, which every client of HTTP/1.1 passes over (RFC 9110, 15.2). One that has left
+ * answers it with a reset, which the next one meets. */
 void net_probe(net_request *r)
 {
     static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -122,8 +119,7 @@ void net_probe(net_request *r)
         give_up(r);
 }
 
-/* ---- what proxies could read in another way (RFC 9112, 3.2, 5.1, 6.3)
- * ----------------------- */
+/* ---- what proxies could read in another way (RFC 9112, 3.2, 5.1, 6.3) ----------------------- */
 
 static int is_token(const char *name)
 {
@@ -143,9 +139,8 @@ static int is_number(const char *text)
     return n > 0 && n + strspn(text + n, " \t") == strlen(text);
 }
 
-/* Fields that are read here or by what stands in front of this server, and of
- * which there may be one: with several, or a body whose length two rules give,
- * each might go by another one. */
+/* Fields that are read here or by what stands in front of this server, and of which there may be
+ * one: with several, or a body whose length two rules give, each might go by another one. */
 static int is_unambiguous(struct evhttp_request *req)
 {
     static const char *const single[] = {"Host",   "Content-Length", "Transfer-Encoding",
@@ -242,9 +237,7 @@ void net_request_free(net_request *r)
     mem_free(r);
 }
 
-/* ---- looking
- * ---------------------------------------------------------------------------------
- */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 const char *net_method(const net_request *r)
 {
@@ -305,9 +298,7 @@ int net_is_over(const net_request *r)
     return !r->req;
 }
 
-/* ---- answering
- * -------------------------------------------------------------------------------
- */
+/* ---- answering ------------------------------------------------------------------------------- */
 
 static void add_fields(net_request *r, const net_field *fields, int n_fields)
 {

@@ -372,7 +372,8 @@ describe("net", function()
     for i = 1, 2 do
       local mark, has_sent = sent()
       first[i] = client(port, POST .. mark .. wait_told .. "; printf '%200s' a >&3;" .. READ_ALL)
-      wait_until(has_sent)
+      wait_until(function() return has_sent() and net:n_connections() == i end)
+      net:wait(0.05) -- reads what is there
     end
     for i = 1, 3 do
       local mark, has_read = sent()
