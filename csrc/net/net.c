@@ -238,7 +238,8 @@ static void refuse(net_connection *c)
                   send(fd, evbuffer_pullup(reply, -1), evbuffer_get_length(reply),
                        MSG_NOSIGNAL | MSG_DONTWAIT) >= 0;
     if (reply) evbuffer_free(reply);
-    if (is_sent && c->net->in_refused <= (size_t)(c->net->limits.total_bytes / 2))
+    size_t of_others = c->net->in_refused - c->refused;
+    if (is_sent && of_others <= (size_t)(c->net->limits.total_bytes / 2))
         shutdown(fd, SHUT_WR);
     else
         net_drop(c->bev);

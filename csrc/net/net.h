@@ -11,7 +11,7 @@
  * Requests may have so many bytes together; of those that would need more the last to come are
  * answered 503 by the loop, and the rest of them is thrown away. Half of these bytes are shared out
  * evenly, so that many large requests leave room for small ones. What was refused is held until its
- * client goes, up to half of these bytes more.
+ * client goes; one that comes while more than half of these bytes are held so is dropped.
  * Malformed HTTP is answered by the loop (400, or the connection is closed); so is what two
  * programs could read differently: several lengths, hosts or origins, names that are no tokens. */
 #ifndef NET_NET_H
