@@ -59,15 +59,24 @@ void net_count(net_connection *c, size_t received)
     c->net->in_common += beyond_share(c);
 }
 
+static size_t most_of_one(const net *n)
+{
+    return (size_t)(n->limits.header_bytes + n->limits.body_bytes);
+}
+
 static void on_input(struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *arg)
 {
     net_connection *c = arg;
     if (info->n_added == 0 || c->is_answering) return;
     if (c->reading_since == 0) c->reading_since = clock_seconds();
-    if (c->is_refused)
+    if (c->is_refused) {
         evbuffer_drain(buffer, info->n_added);
-    else
-        net_count(c, c->received + info->n_added);
+        return;
+    }
+    /* What is beyond the limits of one request is not kept: libevent throws it away
+     * and answers 413. */
+    size_t received = c->received + info->n_added, most = most_of_one(c->net);
+    net_count(c, received < most ? received : most);
 }
 
 /* Of what is written without a request, libevent's pages of errors, the connection is told once it

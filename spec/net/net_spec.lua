@@ -348,6 +348,15 @@ describe("net", function()
     assert.equal(0, net:n_connections())
   end)
 
+  it("tells a client that its request is too large for ever from one that may try again", function()
+    -- 4000 bytes in common: more than a request may have, and less than this one has
+    open { header_bytes = 1000, body_bytes = 1000, total_bytes = 8000, connections = 4 }
+    local post = "printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 300000\\r\\n\\r\\n"
+      .. "%300000s' a >&3;" .. READ_ALL
+    assert.matches("^HTTP/1.1 413 ", (serve(post, function() error "must not come" end)))
+    assert.equal(0, net:n_connections())
+  end)
+
   it("refuses of several that are too much together only those that came last", function()
     open { body_bytes = 1 << 20, total_bytes = 8000, connections = 8 } -- 4000, and 500 for each
     local function sent() -- by a script, and what tells when it has
