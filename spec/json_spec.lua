@@ -86,6 +86,15 @@ describe("json.decode", function()
       json.decode([[{"\ud836\udc00": 1, "\ud836\udc00": [18446744073709551616, "\udbff"]}]]))
   end)
 
+  it("refuses numbers beyond all floats where it is told to", function()
+    assert.same({ math.huge, -math.huge }, json.decode("[1e999, -1e999]"))
+    local value, message = json.decode('{"a": [-1e999]}', { finite = true, name = "body" })
+    assert.is_nil(value)
+    assert.equal("body: a number beyond what double precision holds", message)
+    assert.same({ 1e308, 2.0 ^ 64 }, json.decode("[1e308, 18446744073709551616]",
+      { finite = true }))
+  end)
+
   it("refuses what RFC 8259 refuses, with the byte", function()
     local bad = {
       [""] = "byte 0: unexpected end of JSON text",

@@ -9,7 +9,7 @@
 #define DOC "moonlet.json_doc"
 
 /* Stack slots of json_decode's arguments. */
-enum { TEXT = 1, NAME, DEPTH, VALUES, ARRAY_META, OBJECT_META, ORDERS };
+enum { TEXT = 1, NAME, DEPTH, VALUES, ARRAY_META, OBJECT_META, ORDERS, FINITE };
 
 /* The document is a userdata while tables are built from it: Lua may run out of memory there. */
 static int doc_gc(lua_State *L)
@@ -21,6 +21,16 @@ static int doc_gc(lua_State *L)
 }
 
 static void push_value(lua_State *L, const json_value *v);
+
+/* What takes the place of FINITE once a number is not. */
+static void push_float(lua_State *L, double x)
+{
+    if (isinf(x) && lua_toboolean(L, FINITE)) {
+        lua_pushnil(L);
+        lua_replace(L, FINITE);
+    }
+    lua_pushnumber(L, x);
+}
 
 static void push_array(lua_State *L, const json_value *v)
 {
@@ -73,7 +83,7 @@ static void push_value(lua_State *L, const json_value *v)
     case JSON_NULL: lua_pushlightuserdata(L, NULL); break;
     case JSON_BOOL: lua_pushboolean(L, json_bool(v, 0)); break;
     case JSON_INT: lua_pushinteger(L, json_int(v, 0)); break;
-    case JSON_FLOAT: lua_pushnumber(L, json_float(v, 0)); break;
+    case JSON_FLOAT: push_float(L, json_float(v, 0)); break;
     case JSON_STRING:
         s = json_string(v, &n);
         lua_pushlstring(L, s, n);
@@ -83,10 +93,10 @@ static void push_value(lua_State *L, const json_value *v)
     }
 }
 
-/* json_decode(text, name, max_depth, max_values, array_meta, object_meta, orders) -> value
+/* json_decode(text, name, max_depth, max_values, array_meta, object_meta, orders, finite) -> value
  *
  * Every array gets array_meta; every object gets object_meta and orders[object] = {key, ...}. null
- * is the light userdata core.json_null. */
+ * is the light userdata core.json_null. finite: numbers beyond double precision are refused. */
 static int json_decode(lua_State *L)
 {
     size_t n;
@@ -94,8 +104,9 @@ static int json_decode(lua_State *L)
     const char *text = luaL_checklstring(L, TEXT, &n), *name = luaL_checkstring(L, NAME);
     lua_Integer depth = luaL_checkinteger(L, DEPTH), values = luaL_checkinteger(L, VALUES);
     luaL_argcheck(L, values > 0, VALUES, "a positive number expected");
+    luaL_checktype(L, FINITE, LUA_TBOOLEAN);
     for (int i = ARRAY_META; i <= ORDERS; i++) luaL_checktype(L, i, LUA_TTABLE);
-    lua_settop(L, ORDERS);
+    lua_settop(L, FINITE);
     json_doc **d = lua_newuserdatauv(L, sizeof *d, 0);
     *d = NULL;
     luaL_setmetatable(L, DOC);
@@ -105,7 +116,9 @@ static int json_decode(lua_State *L)
     push_value(L, json_root(*d));
     json_close(*d);
     *d = NULL;
-    return 1;
+    if (!lua_isnil(L, FINITE)) return 1;
+    err_set(&e, ERR_FORMAT, "%s: a number beyond what double precision holds", name);
+    return lml_fail(L, &e);
 }
 
 enum { QUOTE_BYTES = 1 << 16 };

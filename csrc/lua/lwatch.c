@@ -8,14 +8,26 @@
 
 static const char LOOK; /* its address is the key of the function in the registry */
 
+/* While a hook runs there are no further hooks, and the handler of an xpcall is called before it
+ * has ended: one that never ends would not be looked at. What memory errors raise calls no handlers
+ * (lua_error in lapi.c). */
+static int raise_past_handlers(lua_State *L)
+{
+    lua_pushliteral(L, "not enough memory");
+    return lua_error(L);
+}
+
 static void on_count(lua_State *L, lua_Debug *unused)
 {
     (void)unused;
     lua_rawgetp(L, LUA_REGISTRYINDEX, &LOOK);
-    lua_call(L, 0, 0);
+    lua_call(L, 0, 1);
+    if (lua_toboolean(L, -1)) raise_past_handlers(L);
+    lua_pop(L, 1);
 }
 
-/* core.on_look(fn): what is called, in the coroutine that is looked at; it may raise. */
+/* core.on_look(fn): what is called, in the coroutine that is looked at; it may raise, or
+ * answer true: then an error is raised that no handler of an xpcall sees. */
 static int on_look(lua_State *L)
 {
     luaL_checktype(L, 1, LUA_TFUNCTION);

@@ -587,12 +587,19 @@ void net_unwatch(net *n, int fd)
     n->n_events = kept;
 }
 
-/* Without EV_PERSIST libevent restores the handler that it found when the signal has come: that is
- * to be the default one, whoever caught the signal before. */
+/* Without EV_PERSIST libevent restores the handler that it found when the loop sees the signal:
+ * that is to be the default one, whoever caught the signal before. A second one ends the process
+ * also where the loop does not come round to the first, hence SA_RESETHAND. */
 err_code net_catch_signal(net *n, int number, err_info *e)
 {
     const struct sigaction by_default = {.sa_handler = SIG_DFL};
     if (sigaction(number, &by_default, NULL) != 0)
         return err_set(e, ERR_IO, "cannot catch signal %d: %s", number, strerror(errno));
-    return watch(n, event_new(n->base, number, EV_SIGNAL, on_signal, n), e);
+    err_code code = watch(n, event_new(n->base, number, EV_SIGNAL, on_signal, n), e);
+    if (code) return code;
+    struct sigaction caught;
+    if (sigaction(number, NULL, &caught) != 0) return ERR_NONE;
+    caught.sa_flags |= (int)SA_RESETHAND;
+    sigaction(number, &caught, NULL);
+    return ERR_NONE;
 }

@@ -9,19 +9,21 @@ guard.INSTRUCTIONS = 10000000 -- a tenth of a second or two
 local STEP <const> = 1000     -- between two looks at how many are left
 local TOO_LONG <const> = ("runs too long: more than %d instructions"):format(guard.INSTRUCTIONS)
 
+-- What to look with, and whether too many instructions were seen.
 local function limit()
   local left = guard.INSTRUCTIONS
   return function()
     left = left - STEP
     -- Each further instruction raises, so that no pcall holds it.
-    if left <= 0 then return TOO_LONG, 1 end
-  end
+    if left <= 0 then return watch.END, 1 end
+  end, function() return left <= 0 end
 end
 
-local function call(look, fn, ...)
+local function call(look, is_spent, fn, ...)
   local thread = coroutine.create(fn)
   watch.set(thread, STEP, look)
   local returned = table.pack(watch.resume(thread, ...))
+  if is_spent and is_spent() then return false, TOO_LONG end
   if coroutine.status(thread) == "suspended" then
     coroutine.close(thread)
     return false, "coroutine.yield: nobody would go on with it"
@@ -34,7 +36,8 @@ end
 ---@return boolean ok
 ---@return any ... what fn returns, or what went wrong
 function guard.call(fn, ...)
-  return call(limit(), fn, ...)
+  local look, is_spent = limit()
+  return call(look, is_spent, fn, ...)
 end
 
 ---As pcall, for what makes functions that will be called by guard.call: it may take its time.
@@ -43,7 +46,7 @@ end
 ---@return boolean ok
 ---@return any ... what fn returns, or what went wrong
 function guard.load(fn, ...)
-  return call(nil, fn, ...)
+  return call(nil, nil, fn, ...)
 end
 
 -- fn, raising what went wrong.

@@ -165,24 +165,26 @@ function json.float_repr(x)
 end
 
 local DECODE_OPTIONS <const> = { name = "string", max_depth = "integer",
-  max_values = "integer" }
+  max_values = "integer", finite = "boolean" }
 
 --- Parses JSON text (RFC 8259, UTF-8, nothing behind the value).
 --
 -- Integers stay integers and 1.0 stays a float; an integer that needs more than 64 bits becomes a
--- float. Of equal keys the last counts, at the place of the first. Half a surrogate pair, which no
--- UTF-8 string can hold, becomes U+FFFD.
+-- float, and a number beyond all floats is infinite. Of equal keys the last counts, at the place of
+-- the first. Half a surrogate pair, which no UTF-8 string can hold, becomes U+FFFD.
 ---@param text string
----@param options? { name?: string, max_depth?: integer, max_values?: integer } name begins error
---- messages ("JSON"); max_depth: levels of arrays and objects (200, at most 1000); max_values: of
---- all of them together (no bound), where arrays, objects and members of these count as four
+---@param options? { name?: string, max_depth?: integer, max_values?: integer, finite?: boolean }
+--- name begins error messages ("JSON"); max_depth: levels of arrays and objects (200, at most
+--- 1000); max_values: of all of them together (no bound), where arrays, objects and members of
+--- these count as four; finite: refuse numbers beyond all floats
 ---@return any value json.null for null
 ---@return string? message with the byte offset, counted from 0
 ---@return string? code "format" or "limit"
 function json.decode(text, options)
   options = option_table.check(options, DECODE_OPTIONS)
   return core.json_decode(text, options.name or "JSON", options.max_depth or DEFAULT_DEPTH,
-    options.max_values or math.maxinteger, array_meta, object_meta, orders)
+    options.max_values or math.maxinteger, array_meta, object_meta, orders,
+    options.finite or false)
 end
 
 --- Parses a file.

@@ -5,6 +5,10 @@ local core = require "moonlet.core"
 
 local watch = {}
 
+---What a look may answer instead of something to raise: an error that says nothing, and which no
+---handler of an xpcall is called for.
+watch.END = {}
+
 local looks = setmetatable({}, { __mode = "k" }) -- by coroutine
 local resumed -- by watch.resume: what runs in there runs on its behalf
 
@@ -15,6 +19,7 @@ core.on_look(function()
   local problem, steps = look()
   if problem == nil then return end
   core.look(thread, steps)
+  if problem == watch.END then return true end
   error(problem, 0)
 end)
 

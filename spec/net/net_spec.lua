@@ -563,6 +563,19 @@ describe("net", function()
     pipe:close()
   end)
 
+  it("catches a signal once, also while nobody waits for it", function()
+    local pipe = assert(io.popen(([[exec lua5.4 -e "package.cpath = '%s'
+      local net = require('moonlet.core').net_open {}
+      net:catch_signal('INT')
+      for n = 1, 2 do
+        io.popen('kill -INT \$PPID'):close()
+        io.write(n)
+        io.flush()
+      end" 2>&1]]):format(package.cpath)))
+    assert.equal("1", pipe:read("a"))
+    pipe:close()
+  end)
+
   it("raises when closed", function()
     open()
     net:close()

@@ -65,6 +65,11 @@ describe("hooks of a server", function()
       ["hook on_request: runs too long: more than %d+ instructions$"] = { on_request = function()
         while true do pcall(string.rep, "x", 10) end
       end },
+      ["hook on_request: runs too long: more than"] = { on_request = function()
+        local function spin() while true do end end
+        xpcall(spin, spin)
+        pcall(coroutine.wrap(function() xpcall(spin, spin) end))
+      end },
       ["hook on_request: [^\n]*runs too long"] = { on_request = function()
         local function spin() repeat until false end
         while true do pcall(coroutine.wrap(function() coroutine.wrap(spin)() end)) end

@@ -77,6 +77,8 @@ describe("server", function()
       { 400, "invalid_request_error", "POST", "/v1/chat/completions", '{"a":"\xff"}' },
       { 400, "invalid_request_error", "POST", "/v1/chat/completions",
         '{"a":' .. ("["):rep(200) .. ("]"):rep(200) .. "}" },
+      { 400, "invalid_request_error", "POST", "/v1/chat/completions", '{"policy": 1e999}' },
+      { 400, "invalid_request_error", "POST", "/v1/responses", '{"tools": [{"a": -1e999}]}' },
       { 400, "invalid_request_error", "POST", "/v1/chat/completions",
         '{"a": [' .. ("1,"):rep(1 << 19) .. "1]}" },
     }

@@ -180,7 +180,7 @@ function Exchange:body()
   local text = self.request:body() or ""
   self.request:drop_body()
   local bytes, body, message = self.server.room:decode(text, { name = "body",
-    max_depth = MAX_DEPTH, max_values = MAX_VALUES })
+    max_depth = MAX_DEPTH, max_values = MAX_VALUES, finite = true })
   self.room_taken = bytes
   if body == nil then refusal.raise(400, message) end
   if not json.is_object(body) then refusal.raise(400, "body: an object expected") end
