@@ -246,8 +246,43 @@ describe("hooks of a server", function()
     assert.equal("{}", ask().json.choices[1].message.tool_calls[1]["function"].arguments)
   end)
 
+  it("may not make what is no request", function()
+    local cycle, wide = {}, {}
+    cycle.x = cycle
+    for _ = 1, 50 do wide = { wide, wide } end
+    local raising = { __index = function() error("bug") end, __pairs = function() error("bug") end,
+      __len = function() while true do end end }
+    for expected, change in pairs {
+      ["a table with a metatable"] = setmetatable({}, raising),
+      ["more than 100 levels"] = body { chat_template_kwargs = cycle },
+      ["more than %d+ values"] = body { chat_template_kwargs = wide },
+      ["a function"] = body { chat_template_kwargs = { f = print } },
+      ["a number that is not finite"] = body { temperature = 1 / 0 },
+      ["keys of several kinds"] = body { user = { 1, a = 2 } },
+    } do
+      serve { on_request = function() return change end }
+      local reply = ask()
+      assert.same({ 422, "hook_failed" }, { reply.status, reply.json.error.code })
+      assert.matches("^hook on_request: what it makes of a request is no JSON: .*" .. expected,
+        log[#log])
+      server:close()
+    end
+    serve { on_request = function() return false end }
+    assert.equal(422, ask().status)
+    assert.equal("hook on_request: a table expected, got boolean", log[#log])
+  end)
+
+  it("are shown tokens, not the engine's own", function()
+    serve { on_token = function(token)
+      token.id, token.text, token.logprob = "x", 5, {}
+    end }
+    local reply = ask { logprobs = true, return_token_ids = true }
+    assert.equal("One two three.", text_of(reply))
+    assert.equal("integer", math.type(reply.json.choices[1].token_ids[1]))
+  end)
+
   it("fail with one line, whatever they raise or give as a reason", function()
-    local mute = setmetatable({}, { __tostring = function() error("bug") end })
+    local mute = setmetatable({}, { __tostring = function() repeat until false end })
     for _, name in ipairs { "on_request", "on_response" } do
       for expected, fn in pairs { ["a text as reason expected, got table"] = function()
         return nil, {}
@@ -322,10 +357,13 @@ describe("policies of a server", function()
   it("that are unknown or fail are answered", function()
     local log = {}
     local server <close> = serve({ broken = function() error("bug") end,
-      wrong = function() return { temprature = 1 } end, nothing = function() end },
+      wrong = function() return { temprature = 1 } end, nothing = function() end,
+      raising = function()
+        return setmetatable({}, { __len = function() error("bug") end })
+      end },
       function(text) log[#log + 1] = text end)
     local reply = ask(server, { policy = "none" })
-    local no_such = 'policy: there is no "%s" here; there are broken, nothing, wrong'
+    local no_such = 'policy: there is no "%s" here; there are broken, nothing, raising, wrong'
     assert.same({ 400, "policy", no_such:format("none") },
       { reply.status, reply.json.error.param, reply.json.error.message })
     for _, name in ipairs { "none", "" } do
@@ -333,12 +371,12 @@ describe("policies of a server", function()
       assert.same({ 400, no_such:format(name) }, { reply.status, reply.json.error.message })
     end
     assert.equal(400, ask(server, { policy = 3 }).status)
-    for _, name in ipairs { "broken", "wrong", "nothing" } do
+    for _, name in ipairs { "broken", "wrong", "nothing", "raising" } do
       reply = ask(server, { policy = name })
       assert.same({ 422, ("the server's policy '%s' failed"):format(name) },
         { reply.status, reply.json.error.message })
     end
-    assert.equal(3, #log)
+    assert.equal(4, #log)
   end)
 
   it("are none where the operator has given none", function()

@@ -43,7 +43,7 @@ function hooks.new(given, log)
 end
 
 local function first_line(problem)
-  local ok, text = pcall(tostring, problem)
+  local ok, text = guard.call(tostring, problem)
   return ok and text:match("^[^\n]*") or ("an error that is a %s"):format(type(problem))
 end
 
@@ -64,6 +64,48 @@ local function refuse_kind(self, name, wanted, value)
   fail(self, name, ("%s expected, got %s"):format(wanted, type(value)))
 end
 
+local MAX_LEVELS <const>, MAX_VALUES <const> = 100, 1 << 20
+local ARRAY <const>, OBJECT <const> = debug.getmetatable(json.array {}),
+  debug.getmetatable(json.object {})
+
+-- Whether the keys of a table are those of a list or an object.
+local function has_keys(list, value)
+  local n = 0
+  for key in next, value do
+    n = n + 1
+    if list and not (math.type(key) == "integer" and key >= 1 and key <= rawlen(value))
+      or not list and type(key) ~= "string" then
+      return false
+    end
+  end
+  return not list or n == rawlen(value)
+end
+
+-- Why a value is no JSON, or nothing. Runs nothing of the hook's: whoever reads the value would
+-- not expect it to raise.
+local function flaw(value, seen, level)
+  local kind = type(value)
+  seen.n = seen.n + 1
+  if seen.n > MAX_VALUES then return ("more than %d values"):format(MAX_VALUES) end
+  if kind == "number" then
+    return (value ~= value or math.abs(value) == math.huge) and "a number that is not finite" or nil
+  end
+  if kind == "string" or kind == "boolean" or value == json.null then return nil end
+  if kind ~= "table" then return "a " .. kind end
+  local meta = debug.getmetatable(value)
+  if meta and meta ~= ARRAY and meta ~= OBJECT then return "a table with a metatable" end
+  if level > MAX_LEVELS then return ("more than %d levels (a cycle?)"):format(MAX_LEVELS) end
+  if not has_keys(json.is_array(value), value) then return "a table with keys of several kinds" end
+  for _, member in next, value do
+    local problem = flaw(member, seen, level + 1)
+    if problem then return problem end
+  end
+end
+
+local function no_json(value)
+  return flaw(value, { n = 0 }, 1)
+end
+
 -- What a hook made of a table: it, changed; another; or a refusal.
 local function changed(self, name, value, ...)
   local other, message = call(self, name, value, ...)
@@ -71,8 +113,9 @@ local function changed(self, name, value, ...)
     if type(message) ~= "string" then refuse_kind(self, name, "a text as reason", message) end
     refusal.raise(400, message)
   end
-  if type(other or value) ~= "table" then refuse_kind(self, name, "a table", other) end
-  return other or value
+  if other == nil then return value end
+  if type(other) ~= "table" then refuse_kind(self, name, "a table", other) end
+  return other
 end
 
 ---@param body table
@@ -80,13 +123,17 @@ end
 ---@return table body
 function Hooks:request(body, path)
   if not self.on_request then return body end
-  return changed(self, "on_request", body, path)
+  local made = changed(self, "on_request", body, path)
+  local problem = no_json(made)
+  if problem then fail(self, "on_request", "what it makes of a request is no JSON: " .. problem) end
+  return made
 end
 
 ---@return boolean ends whether the answer ends in front of this token
 function Hooks:ends(token, request)
   if not self.on_token then return false end
-  local answer = call(self, "on_token", token, request)
+  local shown = { id = token.id, text = token.text, logprob = token.logprob } -- it may change it
+  local answer = call(self, "on_token", shown, request)
   if answer and answer ~= "stop" then
     refuse_kind(self, "on_token", '"stop" or nothing', answer)
   end
@@ -95,7 +142,7 @@ end
 
 local function is_call(one)
   return type(one) == "table" and type(one.id) == "string" and type(one.name) == "string"
-    and json.is_object(one.arguments) and pcall(json.encode, one.arguments)
+    and json.is_object(one.arguments)
 end
 
 local function is_message(message)
@@ -114,8 +161,9 @@ end
 ---@return moonlet.server.Message
 function Hooks:response(message, request)
   message = changed(self, "on_response", message, request)
-  local ok, fits = pcall(is_message, message)
-  if not (ok and fits) then fail(self, "on_response", "no message is like what it returned") end
+  if no_json(message) or not is_message(message) then
+    fail(self, "on_response", "no message is like what it returned")
+  end
   return message
 end
 
@@ -149,6 +197,16 @@ local function guarded(spec)
   local made = { seed = spec.seed }
   for i, stage in ipairs(spec) do made[i] = guard.stage(stage) end
   return made
+end
+
+-- As it is to be used, or nil and what is wrong with it.
+local function check_made(made)
+  if type(made) == "table" and debug.getmetatable(made) then
+    return nil, "a plain table expected"
+  end
+  local ok, message = check_policy(type(made) == "table" and made)
+  if not ok then return nil, message end
+  return guarded(made)
 end
 
 local function no_policy(server, name)
@@ -199,8 +257,9 @@ function hooks.find_policy(server, request)
   if type(spec) ~= "function" then return guarded(spec), name end
   local ok, made = guard.call(spec, request)
   local message = made
-  if ok then ok, message = check_policy(type(made) == "table" and made) end
-  if ok then return guarded(made), name end
+  if ok then ok, made, message = guard.call(check_made, made) end
+  if ok and made then return made, name end
+  if not ok then message = made end
   local code
   message, code = hooks.explain_policy(server, name, message)
   return refusal.raise(422, message, { code = code })
