@@ -111,6 +111,9 @@ describe("an agent", function()
     fails("ask: a text as reason expected, got boolean", { ask = answers(false, true) })
     fails("after_tool: a table with a text as content expected, got table",
       { ask = answers(true), after_tool = function(_, result) result.content = nil end })
+    for got, answer in pairs { integer = 5, string = "x", table = {}, ["function"] = print } do
+      fails("stop: true or false expected, got " .. got, { stop = answers(answer) })
+    end
   end)
 
   it("raises what hooks raise, with the conversation whole", function()

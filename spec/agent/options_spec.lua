@@ -28,6 +28,10 @@ describe("an agent", function()
     raises("one of the options save and resume", { model = texts, save = "a", resume = "b" })
     raises("has its own", { model = texts, system = "a", resume = "b" })
     raises("max_steps': 1 or more", { model = texts, max_steps = 0 })
+    raises("ctx': 1 or more", { model = texts, ctx = 0 })
+    for _, seconds in ipairs { -1, 0, 0 / 0 } do
+      raises("tool_seconds': a number above 0", { model = texts, tool_seconds = seconds })
+    end
     raises("parallel': 1 or more", { model = texts, parallel = 0 })
     raises("parallel': boolean or integer expected, got string", { model = texts, parallel = "x" })
     local function refuses(pattern, ...)
@@ -43,12 +47,15 @@ describe("an agent", function()
     refuses("tool 'f': run: function expected, got nil$", { name = "f" })
     refuses("tool 'echo': description: string expected", echo_tool { description = 3 })
     refuses("tool 'echo': seconds: a number above 0", echo_tool { seconds = 0 })
+    local cycle = { properties = {} }
+    cycle.properties.a = cycle
     for problem, parameters in pairs { ["table expected, got string"] = "object",
       ['parameters.type: one of "object" expected'] = { type = "string" },
       ["parameters: object expected"] = json.array { 1 },
       ["parameters.properties.a: object or boolean"] = { properties = { a = "string" } },
       ["parameters.required"] = { required = { 3 } },
-      ["parameters: a JSON schema expected"] = { properties = { a = print } } } do
+      ["a JSON schema expected: cannot encode a function"] = { properties = { a = print } },
+      ["a JSON schema expected: cannot encode .* %(a cycle%?%)$"] = cycle } do
       refuses("tool 'echo': .*" .. problem, echo_tool { parameters = parameters })
     end
     open({ "x" }, { tools = { echo_tool { parameters = { required = {} } }, "read" } }):close()

@@ -226,6 +226,30 @@ describe("an agent", function()
     end
   end)
 
+  it("ends when it is closed from within", function()
+    local function closed_by(how, tool, on)
+      local agent
+      agent = open({ call("echo", { text = "hi" }), "Done." }, {
+        tools = { echo_tool { run = tool } }, on = on and function() agent:close() end })
+      assert.same({ n = 3, nil, "the agent was closed", "cancelled" },
+        table.pack(agent:run("Go")), how)
+      assert.has_error(function() agent:run("Go on") end, "closed agent")
+      agent:close()
+    end
+    closed_by("at once", function(_, ctx) ctx.agent:close() end)
+    closed_by("and waits", function(_, ctx)
+      ctx.agent:close()
+      wait_for_cancel(ctx)
+    end)
+    closed_by("an event", nil, true)
+    local agent = open { ("word "):rep(100) }
+    assert.has_error(function()
+      for event in agent:events("Go") do
+        assert(event)
+        agent:close()
+      end
+    end, "closed agent")
+  end)
 
   it("hands out events one by one", function()
     local agent <close> = open({ call("echo", { text = "hi" }), "It says hi." },
@@ -255,7 +279,6 @@ describe("an agent", function()
       for event in broken:events("Go") do assert(event) end
     end)
   end)
-
 
   it("shares an engine with others, and can be a tool itself", function()
     local loop <close> = assert(sched.open())

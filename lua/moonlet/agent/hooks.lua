@@ -75,4 +75,13 @@ function hooks.after_tool(agent, call, result)
   return check_result("after_tool", agent.after_tool(call, result) or result)
 end
 
+---@param agent moonlet.Agent
+---@param turn moonlet.AgentTurn
+---@return boolean ends the run
+function hooks.stop(agent, turn)
+  local answer = agent.stop_hook and agent.stop_hook(turn) or false
+  if type(answer) ~= "boolean" then wrong("stop", "true or false", answer) end
+  return answer
+end
+
 return hooks

@@ -110,11 +110,15 @@ local function check_options(o)
   if o.resume and o.system then
     options.misuse("option 'system': a resumed conversation has its own")
   end
-  for _, name in ipairs { "max_steps", "max_tokens", "token_budget", "result_bytes",
+  for _, name in ipairs { "ctx", "max_steps", "max_tokens", "token_budget", "result_bytes",
     "parallel" } do
     if math.type(o[name]) and o[name] < 1 then
       options.misuse(("option '%s': 1 or more expected"):format(name))
     end
+  end
+  local seconds = o.tool_seconds or TOOL_SECONDS
+  if seconds <= 0 or seconds ~= seconds then
+    options.misuse("option 'tool_seconds': a number above 0 expected")
   end
 end
 
@@ -218,12 +222,24 @@ function Agent:emit(event)
   if self.on then self.on(event) end
 end
 
+-- Frees what the agent has opened.
+local function release(self)
+  if self.conversation then self.conversation:close() end
+  if self.owns_loop then
+    if self.engine then self.engine:close() end
+    self.loop:close()
+  end
+  if self.owns_model then self.model:close() end
+  self.owns_loop, self.owns_model = false, false
+end
+
 -- Nothing of a run outlives it, however it ends.
 local function guarded(self, text)
   local returned = table.pack(failure.returned(xpcall(run.go, debug.traceback, self, text)))
   if self.ticket then self.ticket:cancel() end
   calls.settle(self)
   self.ticket, self.running = nil, false
+  if self.closed and not self.owns_loop then release(self) end
   return returned
 end
 
@@ -246,7 +262,17 @@ local function drives_loop(self)
   return self.owns_loop or not coroutine.isyieldable()
 end
 
+-- Whoever closes the agent from in there is inside of the loop.
+local function leave_loop(driven)
+  local self = driven.agent
+  self.is_driven = false
+  if self.closed then release(self) end
+end
+
 local function drive(self, done)
+  if self.closed and not done() then options.misuse("closed agent") end
+  self.is_driven = true
+  local _ <close> = setmetatable({ agent = self }, { __close = leave_loop })
   while not done() do
     local ok, message = self.loop:run()
     if not ok then error(message, 0) end
@@ -301,7 +327,7 @@ function Agent:events(text)
     return event
   end
   local ending = setmetatable({}, { __close = function()
-    if not returned then
+    if not (returned or self.closed) then
       self:cancel()
       wait(function() return returned end)
     end
@@ -318,16 +344,12 @@ function Agent:cancel()
   calls.wake(self)
 end
 
----Frees what the agent has opened.
+---Frees what the agent has opened; from within a run, when that has ended.
 function Agent:close()
   self.closed = true
-  if self.conversation then self.conversation:close() end
-  if self.owns_loop then
-    if self.engine then self.engine:close() end
-    self.loop:close()
-  end
-  if self.owns_model then self.model:close() end
-  self.owns_loop, self.owns_model = false, false
+  self:cancel()
+  if self.is_driven or self.running and not self.owns_loop then return end
+  release(self)
 end
 
 Agent.__close = Agent.close

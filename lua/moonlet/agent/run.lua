@@ -150,8 +150,8 @@ function Run:take_step()
   agent:emit { kind = "turn", step = self.steps, message = message, reason = said.reason }
   local results = self:answer_calls(said.calls)
   if agent.cancelled then return "cancelled" end
-  if agent.stop_hook and agent.stop_hook { step = self.steps, message = message,
-    calls = said.calls, results = results } then
+  if hooks.stop(agent, { step = self.steps, message = message, calls = said.calls,
+    results = results }) then
     return "hook"
   end
   local asks_again = said.unread and (said.reason == "stop" or #said.calls > 0)
@@ -175,6 +175,7 @@ function run.go(agent, text)
   repeat
     reason = self.steps == agent.max_steps and "steps" or self:take_step()
   until reason
+  if agent.closed and reason == "cancelled" then check(nil, "the agent was closed", reason) end
   local result = { text = self.text, reason = reason, steps = self.steps, usage = self.usage }
   agent:emit { kind = "end", result = result }
   return result

@@ -34,8 +34,9 @@ end
 local function check_parameters(parameters, place)
   local encoded, text = pcall(json.encode, parameters)
   if not encoded then
-    options.misuse(("%s: parameters: a JSON schema expected, which has no %s"):format(place,
-      tostring(text):match("[^ ]+$")))
+    text = tostring(text)
+    options.misuse(("%s: parameters: a JSON schema expected: %s"):format(place,
+      text:match("cannot encode.*") or text))
   end
   local ok, message = validate.check(json.decode(text), SCHEMA, "parameters")
   if not ok then options.misuse(("%s: no JSON schema: %s"):format(place, message)) end
