@@ -19,13 +19,15 @@ Replay.__index = Replay
 local Ticket = {}
 Ticket.__index = Ticket
 
+local KNOWN <const> = { text = true, finish_reason = true, message = true, delay_ms = true,
+  prefill_ms = true, tokens_per_step = true }
 local REASONS <const> = { stop = true, length = true, error = true }
 
 local function check_number(line, name, default, min)
   local value = line[name]
   if value == nil then return default end
-  if type(value) ~= "number" or value < min then
-    return nil, ("%s: a number from %d expected"):format(name, min)
+  if type(value) ~= "number" or not (value >= min and value < math.huge) then
+    return nil, ("%s: a finite number from %d expected"):format(name, min)
   end
   return value
 end
@@ -34,6 +36,11 @@ local function read_answer(line, place)
   local message
   if not json.is_object(line) or type(line.text) ~= "string" then
     return nil, place .. ': an object with "text" expected', "format"
+  end
+  for name in pairs(line) do
+    if not KNOWN[name] then
+      return nil, ("%s: unknown field '%s'"):format(place, tostring(name)), "format"
+    end
   end
   local answer = { text = line.text, finish_reason = line.finish_reason or "stop",
     message = type(line.message) == "string" and line.message or nil }

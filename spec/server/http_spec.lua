@@ -3,6 +3,7 @@
 local client = require "spec.support.client"
 local http = require "moonlet.server.http"
 local moonlet = require "moonlet"
+local replay = require "moonlet.replay"
 local served = require "spec.support.served"
 local work = require "spec.support.work"
 
@@ -71,6 +72,8 @@ describe("server", function()
       { 413, "invalid_request_error", "POST", "/v1/chat/completions", { a = ("x"):rep(2 << 20) } },
       { 415, "invalid_request_error", "POST", "/v1/chat/completions", "a=b",
         { ["Content-Type"] = "application/x-www-form-urlencoded" } },
+      { 415, "invalid_request_error", "POST", "/v1/chat/completions", HELLO,
+        { ["Content-Encoding"] = "gzip" } },
       { 400, "invalid_request_error", "POST", "/v1/chat/completions", '{"messages": [' },
       { 400, "invalid_request_error", "POST", "/v1/chat/completions", "[]" },
       { 400, "invalid_request_error", "POST", "/v1/chat/completions", "" },
@@ -92,6 +95,46 @@ describe("server", function()
     end
     assert.equal("OPTIONS, POST",
       client.ask(server, "GET", "/v1/chat/completions").fields.allow)
+  end)
+
+  it("refuses in every dialect what it cannot make a model keep to", function()
+    server = served.replay { "x" }
+    local refused = { structured_outputs = { json = {} }, chat_template = "x",
+      response_format = { type = "json_object" } }
+    for path, body in pairs { ["/v1/chat/completions"] = HELLO,
+      ["/v1/messages"] = { messages = HELLO.messages, max_tokens = 5 },
+      ["/v1/completions"] = { prompt = "x" }, ["/v1/responses"] = { input = "x" } } do
+      for name, value in pairs(refused) do
+        local given = { [name] = value }
+        for key, of_all in pairs(body) do given[key] = of_all end
+        local reply = client.ask(server, "POST", path, given)
+        assert.equal(400, reply.status, path)
+        assert.matches("^" .. name .. ": ", reply.json.error.message)
+      end
+      assert.equal(200, client.ask(server, "POST", path, body,
+        { ["Content-Encoding"] = "identity" }).status)
+    end
+  end)
+
+  it("sends no heartbeats without pauses", function()
+    server = served.replay { "x" }
+    for _, seconds in ipairs { 0, -1, 0 / 0 } do
+      assert.error_matches(function() served.replay({ "x" }, { heartbeat = seconds }) end,
+        "option 'heartbeat': seconds above 0 expected")
+    end
+  end)
+
+  it("says where a script is none", function()
+    server = served.replay { "x" }
+    for line, problem in pairs { ['{"text": "a", "delay": 3}'] = "unknown field 'delay'",
+      ['{"text": "a", "prefill_ms": 1e999}'] = "prefill_ms: a finite number from 0 expected" } do
+      local path = os.tmpname()
+      local file = assert(io.open(path, "w"))
+      file:write('{"text": "b"}\n', line)
+      file:close()
+      assert.same({ nil, path .. ":2: " .. problem, "format" }, { replay.read(path) })
+      os.remove(path)
+    end
   end)
 
   it("answers HEAD with the head of GET", function()
@@ -303,7 +346,7 @@ describe("server", function()
     server = served.replay { "x" }
     local path = os.tmpname()
     local file = assert(io.open(path, "w"))
-    file:write("one\n\n  two \r\n")
+    file:write("# keys\none\n\n  two \r\n")
     file:close()
     assert.same({ "one", "two" }, http.read_keys(path))
     assert(io.open(path, "w")):close()

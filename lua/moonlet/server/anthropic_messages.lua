@@ -187,6 +187,7 @@ local function read(exchange)
   local f = fields.of(exchange:body())
   local r = { model = generation.model_name(f, server), id = generation.new_id("msg_"),
     stream = f:boolean("stream") or false }
+  conversation.refuse_unserved(f)
   local variables = conversation.variables(server)
   local wanted = { n = 1, max_tokens = f:integer("max_tokens", 1),
     sampling = sampling.read(f, server, "stop_sequences") }

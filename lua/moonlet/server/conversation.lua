@@ -207,6 +207,16 @@ function conversation.refuse_format(f, name)
   f:refuse_constraint(name, given.type)
 end
 
+---Refuses fields that change what is generated in ways that are not offered.
+---@param f moonlet.server.Fields
+function conversation.refuse_unserved(f)
+  conversation.refuse_format(f, "response_format")
+  if f:get("structured_outputs") then f:refuse_constraint("structured_outputs", "this") end
+  if f:get("chat_template") then
+    f:refuse("chat_template", "the checkpoint's own template is used")
+  end
+end
+
 -- ---- prompts -----------------------------------------------------------------------------------
 
 ---What a template refuses is the fault of the request; where it lies is left out. A prompt that

@@ -168,6 +168,11 @@ function Exchange:body()
   if kind and not kind:lower():find("^%s*application/[%w.+-]*json%s*%f[;\0]") then
     refusal.raise(415, "Content-Type: application/json expected")
   end
+  local coding = self.request:header("Content-Encoding") or ""
+  if coding ~= "" and coding:lower() ~= "identity" then
+    refusal.raise(415, "Content-Encoding: bodies are taken as they are, not compressed",
+      { fields = { ["Accept-Encoding"] = "identity" } })
+  end
   local n, most = self.request:body_bytes(), self.server.limits.body_bytes
   if n > most then
     refusal.raise(413, ("the body has %d bytes, more than %d"):format(n, most))
@@ -363,7 +368,7 @@ function http.serve(server, request)
   request:close()
 end
 
----Reads the lines of a file of keys.
+---Reads the lines of a file of keys; those that begin with "#" are comments.
 ---@param path string
 ---@return string[]? keys, string? message, string? code
 function http.read_keys(path)
@@ -375,7 +380,7 @@ function http.read_keys(path)
     if #line > MAX_KEY_BYTES then
       return nil, ("%s: a key of more than %d bytes"):format(path, MAX_KEY_BYTES), "format"
     end
-    if line ~= "" then keys[#keys + 1] = line end
+    if line ~= "" and line:sub(1, 1) ~= "#" then keys[#keys + 1] = line end
   end
   if #keys == 0 then return nil, path .. ": no key in it", "format" end
   return keys

@@ -197,6 +197,9 @@ local function no_log() end
 function server.open(given)
   local o = options.check(given, KNOWN)
   if not o.model then options.misuse("option 'model': a directory or a model expected") end
+  if o.heartbeat and (o.heartbeat <= 0 or o.heartbeat ~= o.heartbeat) then
+    options.misuse("option 'heartbeat': seconds above 0 expected")
+  end
   local own, transport = split_limits(o.limits)
   local keys = o.api_keys or {}
   local self = setmetatable({

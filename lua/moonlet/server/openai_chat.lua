@@ -56,14 +56,6 @@ function chat.read_ending(f)
   return continues and "continue" or begins == false and "none" or nil
 end
 
--- Fields that change what is generated in ways that are not offered.
-local function refuse_unserved(f)
-  if f:get("structured_outputs") then f:refuse_constraint("structured_outputs", "this") end
-  if f:get("chat_template") then
-    f:refuse("chat_template", "the checkpoint's own template is used")
-  end
-end
-
 ---The request as the generation core takes it.
 ---@return table request { wanted =, stream =, include_usage =, continuous =, model =, ... }
 local function read(exchange)
@@ -73,8 +65,7 @@ local function read(exchange)
   if not messages then f:refuse("messages", "a list expected") end
   local variables = chat.template_variables(f, server)
   local calls = conversation.read_tool_choice(f, variables.tools)
-  conversation.refuse_format(f, "response_format")
-  refuse_unserved(f)
+  conversation.refuse_unserved(f)
   local r = { model = generation.model_name(f, server) }
   r.stream, r.include_usage, r.continuous = openai.stream_options(f)
   r.include_reasoning = f:boolean("include_reasoning") ~= false

@@ -1,5 +1,6 @@
 --- /v1/completions: texts that go on, and log-probabilities of texts that are given.
 
+local conversation = require "moonlet.server.conversation"
 local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
@@ -19,6 +20,7 @@ local function read(exchange)
   local f = fields.of(exchange:body())
   local r = { model = generation.model_name(f, server), id = generation.new_id("cmpl-"),
     created = os.time(), server = server }
+  conversation.refuse_unserved(f)
   r.stream, r.include_usage, r.continuous = openai.stream_options(f)
   r.echo = f:boolean("echo") or false
   r.logprobs = f:integer("logprobs", 0, MAX_LOGPROBS)

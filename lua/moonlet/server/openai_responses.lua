@@ -124,6 +124,7 @@ local function read_include(f)
 end
 
 local function refuse_unserved(f)
+  conversation.refuse_unserved(f)
   if f:get("conversation") then
     f:refuse("conversation", "there are none; send it as input, or name a previous_response_id")
   end

@@ -53,10 +53,6 @@ local function request(limits)
       properties = json.object { ["function"] = object { name = text } },
       required = json.array { "function" } }),
     parallel_tool_calls = boolean,
-    response_format = { type = "object", required = json.array { "type" }, properties =
-      json.object { type = shape.one_of("text", "json_object", "json_schema"),
-      json_schema = nullable { type = "object" } } },
-    structured_outputs = { type = "object" },
     max_completion_tokens = { type = "integer", minimum = 1 },
     max_tokens = { type = "integer", minimum = 1 },
     n = { type = "integer", minimum = 1, maximum = limits.choices },
@@ -74,7 +70,6 @@ local function request(limits)
     echo = { type = "boolean", description = "The answer begins with the message that goes on." },
     prompt_logprobs = { type = "integer", minimum = 0, maximum = 20,
       description = "of the prompt; not in streams" },
-    chat_template = text,
   }
   shape.with(properties, variables(limits))
   shape.with(properties, sampling())

@@ -1,5 +1,7 @@
---- The fields that say how tokens are chosen, as moonlet.server.sampling reads them.
+--- The fields that say how tokens are chosen, as moonlet.server.sampling reads them, and
+--- those that are refused.
 
+local json = require "moonlet.json"
 local shape = require "moonlet.server.openapi.shape"
 
 local number = { type = "number" }
@@ -30,5 +32,10 @@ return function()
     ignore_eos = { type = "boolean" },
     min_tokens = { type = "integer", minimum = 0 },
     skip_special_tokens = { type = "boolean" },
+    response_format = { type = "object", required = json.array { "type" }, properties =
+      json.object { type = shape.one_of("text", "json_object", "json_schema"),
+      json_schema = shape.nullable { type = "object" } } },
+    structured_outputs = { type = "object" },
+    chat_template = { type = "string" },
   }
 end
