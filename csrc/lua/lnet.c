@@ -67,13 +67,14 @@ static int open_net(lua_State *L)
     return box->n ? 1 : lml_fail(L, &e);
 }
 
-/* net:set_error_form(content_type, before, after) -> true; see net_set_error_form */
+/* net:set_error_form(content_type, before, after, after_failure) -> true; see net_set_error_form */
 static int set_error_form(lua_State *L)
 {
     err_info e;
     const char *type = luaL_checkstring(L, 2), *before = luaL_checkstring(L, 3),
-               *after = luaL_checkstring(L, 4);
-    if (net_set_error_form(check_net(L), type, before, after, &e)) return lml_fail(L, &e);
+               *after = luaL_checkstring(L, 4), *after_failure = luaL_checkstring(L, 5);
+    if (net_set_error_form(check_net(L), type, before, after, after_failure, &e))
+        return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;
 }

@@ -177,10 +177,11 @@ const char *net_phrase(int status)
     return "";
 }
 
-void net_add_error(const net *n, struct evbuffer *body, const char *sentence)
+void net_add_error(const net *n, struct evbuffer *body, int status, const char *sentence)
 {
     if (n->error_type)
-        evbuffer_add_printf(body, "%s%s%s", n->error_before, sentence, n->error_after);
+        evbuffer_add_printf(body, "%s%s%s", n->error_before, sentence,
+                            status < 500 ? n->error_after : n->error_after_failure);
 }
 
 /* A whole reply; the connection ends behind it. */
@@ -193,7 +194,7 @@ static struct evbuffer *error_reply(const net *n, int status, const char *fields
         if (body) evbuffer_free(body);
         return NULL;
     }
-    net_add_error(n, body, sentence);
+    net_add_error(n, body, status, sentence);
     evbuffer_add_printf(reply, "HTTP/1.1 %d %s\r\n%s", status, net_phrase(status), fields);
     if (n->error_type) evbuffer_add_printf(reply, "Content-Type: %s\r\n", n->error_type);
     evbuffer_add_printf(reply, "Content-Length: %zu\r\nConnection: close\r\n\r\n",
@@ -209,7 +210,7 @@ static struct evbuffer *error_reply(const net *n, int status, const char *fields
 static void respell_error(net_connection *c)
 {
     struct evbuffer *output = bufferevent_get_output(c->bev);
-    char line[sizeof "HTTP/1.1 400"] = "", sentence[96];
+    char line[sizeof "HTTP/1.1 400"] = "", sentence[128];
     int status = 0;
     c->is_foreign = 0;
     evbuffer_unfreeze(output, 1); /* a bufferevent lets nobody look into its output */
@@ -220,7 +221,9 @@ static void respell_error(net_connection *c)
         snprintf(sentence, sizeof sentence, "malformed HTTP, or a head of more than %lld bytes",
                  (long long)c->net->limits.header_bytes);
     else if (status == 413)
-        snprintf(sentence, sizeof sentence, "the body has more than %lld bytes",
+        snprintf(sentence, sizeof sentence,
+                 "the body has more than %lld bytes, or sizes of chunks that cannot be read "
+                 "(extensions are not)",
                  (long long)c->net->limits.body_bytes);
     else
         snprintf(sentence, sizeof sentence, "%s", net_phrase(status));
@@ -434,18 +437,20 @@ void net_close(net *n)
     mem_free(n->error_type);
     mem_free(n->error_before);
     mem_free(n->error_after);
+    mem_free(n->error_after_failure);
     mem_free(n);
 }
 
 err_code net_set_error_form(net *n, const char *content_type, const char *before, const char *after,
-                            err_info *e)
+                            const char *after_failure, err_info *e)
 {
-    const char *const given[] = {content_type, before, after};
-    char **const kept[] = {&n->error_type, &n->error_before, &n->error_after};
-    char *made[3];
-    for (int i = 0; i < 3; i++) made[i] = mem_copy(given[i], strlen(given[i]), e);
-    int is_whole = made[0] && made[1] && made[2];
-    for (int i = 0; i < 3; i++) {
+    const char *const given[] = {content_type, before, after, after_failure};
+    char **const kept[] = {&n->error_type, &n->error_before, &n->error_after,
+                           &n->error_after_failure};
+    char *made[4];
+    for (int i = 0; i < 4; i++) made[i] = mem_copy(given[i], strlen(given[i]), e);
+    int is_whole = made[0] && made[1] && made[2] && made[3];
+    for (int i = 0; i < 4; i++) {
         mem_free(is_whole ? *kept[i] : made[i]);
         if (is_whole) *kept[i] = made[i];
     }

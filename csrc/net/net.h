@@ -44,9 +44,10 @@ net *net_open(const net_limits *limits, err_info *e);
 void net_close(net *n);
 
 /* Bodies of the errors that the loop answers itself: a sentence, without quotes or backslashes,
- * between two texts. Without this they are empty. */
+ * between two texts, of which the second is another one behind a status of 500 and more. Without
+ * this they are empty. */
 err_code net_set_error_form(net *n, const char *content_type, const char *before, const char *after,
-                            err_info *e);
+                            const char *after_failure, err_info *e);
 
 /* Accepts connections at host (an address or a name) and port; 0 takes a free one. Returns the
  * port, or -1. */

@@ -35,8 +35,9 @@ struct net {
     struct event *sweeper;
     struct evhttp_bound_socket *listeners[NET_MAX_LISTENERS];
     int n_listeners, is_full;
-    char *error_type, *error_before, *error_after; /* NULL: errors have no body */
-    struct event **watched;                        /* [n_watched] of watched_room */
+    char *error_type, *error_before; /* NULL: errors have no body */
+    char *error_after, *error_after_failure;
+    struct event **watched; /* [n_watched] of watched_room */
     int n_watched, watched_room;
     net_connection *connections;
     int n_connections;
@@ -69,7 +70,7 @@ void net_drop(struct bufferevent *bev);
 /* The standard phrase of a status; "" for one that has none. */
 const char *net_phrase(int status);
 /* Adds the body of an error that the loop answers; nothing without a form. */
-void net_add_error(const net *n, struct evbuffer *body, const char *sentence);
+void net_add_error(const net *n, struct evbuffer *body, int status, const char *sentence);
 /* evhttp's callback for every request. */
 void net_on_request(struct evhttp_request *req, void *arg);
 /* Connections of requests that were reset have ended. */

@@ -167,7 +167,7 @@ static void answer_error(const net *n, struct evhttp_request *req, int status, c
 {
     struct evkeyvalq *fields = evhttp_request_get_output_headers(req);
     struct evbuffer *body = evbuffer_new();
-    if (body) net_add_error(n, body, sentence);
+    if (body) net_add_error(n, body, status, sentence);
     if (n->error_type) evhttp_add_header(fields, "Content-Type", n->error_type);
     if (status == 503) evhttp_add_header(fields, "Retry-After", "2");
     evhttp_add_header(fields, "Connection", "close");

@@ -2,6 +2,7 @@
 
 local client = require "spec.support.client"
 local http = require "moonlet.server.http"
+local json = require "moonlet.json"
 local moonlet = require "moonlet"
 local replay = require "moonlet.replay"
 local served = require "spec.support.served"
@@ -134,6 +135,17 @@ describe("server", function()
       file:close()
       assert.same({ nil, path .. ":2: " .. problem, "format" }, { replay.read(path) })
       os.remove(path)
+    end
+  end)
+
+  it("has errors of the loop named by their status", function()
+    server = served.replay { "x" }
+    local before, after, after_failure = http.error_form()
+    for end_of, kind in pairs { [after] = "invalid_request_error",
+      [after_failure] = "server_error" } do
+      local body = json.decode(before .. "a sentence" .. end_of)
+      assert.same({ "error", "a sentence", kind, json.null },
+        { body.type, body.error.message, body.error.type, body.error.code })
     end
   end)
 

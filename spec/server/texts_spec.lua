@@ -148,7 +148,10 @@ describe("a served model's texts", function()
     local pipe = assert(io.popen("echo " .. short .. " | base64 -d"))
     assert.equal(packed, pipe:read("a"))
     pipe:close()
-    assert.equal(400, post("/v1/embeddings", { input = TEXT, dimensions = 100000 }).status)
+    server.engine.score = function() error("evaluated") end
+    local large = post("/v1/embeddings", { input = TEXT, dimensions = hidden + 1 })
+    server.engine.score = nil
+    assert.same({ 400, "dimensions" }, { large.status, large.json.error.param })
     assert.equal(400, post("/v1/embeddings", { input = TEXT, encoding_format = "xml" }).status)
   end)
 

@@ -50,12 +50,15 @@ end
 
 ---What the event loop puts around a sentence where it answers itself, before it is known which
 ---dialect a client speaks: all find in it what they look for.
----@return string before, string after
+---@return string before, string after, string after_failure behind a status of 500 and more
 function http.error_form()
-  local text = json.encode(json.object({ type = "error", error = json.object({ message = "\0",
-    type = "invalid_request_error", param = json.null, code = json.null },
-    { "message", "type", "param", "code" }) }, { "type", "error" }))
-  return text:match("^(.*)\\u0000(.*)$")
+  local before, after = {}, {}
+  for i, status in ipairs { 400, 503 } do
+    local text = json.encode(json.object({ type = "error",
+      error = http.openai_error({ status = status, message = "\0" }).error }, { "type", "error" }))
+    before[i], after[i] = text:match("^(.*)\\u0000(.*)$")
+  end
+  return before[1], after[1], after[2]
 end
 
 ---Answers with an error, in a stream that has begun as its last event.

@@ -73,6 +73,7 @@ local KNOWN <const> = { model = "any", host = "string", port = "integer", api_ke
 ---@field engine moonlet.Engine
 ---@field model moonlet.Model
 ---@field is_closing boolean
+---@field dimensions? integer of embeddings; scripted answers have none
 local Server = {}
 Server.__index = Server
 
@@ -131,6 +132,7 @@ local function open_engine(self, o)
     if not answers then return nil, message, code end
     self.engine = replay.open(self.model, self.loop, answers, { ctx = o.ctx, queue = o.queue })
   else
+    self.dimensions = self.model:info().config.hidden_size -- not to be had while it computes
     self.engine, message, code = engine.open(self.model, self.loop, { ctx = o.ctx, kv = o.kv,
       sessions = o.sessions, queue = o.queue, cache_bytes = o.cache_bytes })
   end

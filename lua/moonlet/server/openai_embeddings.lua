@@ -30,16 +30,14 @@ function embeddings.post(exchange)
   if format ~= "float" and format ~= "base64" then
     f:refuse("encoding_format", "float or base64 expected")
   end
-  local dimensions, model_name = f:integer("dimensions", 1), generation.model_name(f, server)
+  local dimensions, model_name = f:integer("dimensions", 1, server.dimensions),
+    generation.model_name(f, server)
   local list, n_tokens = json.array {}, 0
   for _, input in ipairs(inputs) do generation.check_room(server, input, "input") end
   exchange:is_read()
   for i, input in ipairs(inputs) do
     local values = scoring.mean(exchange, input.ids)
     if not values then return end
-    if dimensions and dimensions > #values then
-      f:refuse("dimensions", ("at most %d is possible"):format(#values))
-    end
     n_tokens = n_tokens + input.n
     local embedding = server.loop:gently(encode, cut(values, dimensions), format)
     list[i] = json.object({ object = "embedding", index = i - 1, embedding = embedding },
