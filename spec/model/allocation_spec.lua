@@ -46,14 +46,15 @@ local SCRIPT <const> = [[
 describe("a decode step", function()
   local function run(precision, threads)
     local path = assert(package.searchpath("moonlet.core", package.cpath))
-    local counted = path:gsub("moonlet/core%.so$", "?.so"):gsub("/amx/%?", "/?")
-      :gsub("%?%.so$", "counted/?.so")
+    -- Emulated tiles are in a module of their own, which does not count; what does has none.
+    local dir, emulated = path:gsub("moonlet/core%.so$", ""):gsub("/amx/$", "/")
     local script = os.tmpname()
     local file = assert(io.open(script, "w"))
     assert(file:write(SCRIPT))
     file:close()
-    local pipe = assert(io.popen(("LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' LUA_CPATH='%s' "
-      .. "lua5.4 '%s' %s %d 2>&1"):format(counted, script, precision, threads)))
+    local pipe = assert(io.popen(("%s LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' "
+      .. "LUA_CPATH='%scounted/?.so' lua5.4 '%s' %s %d 2>&1"):format(
+      emulated > 0 and "env -u MOONLET_CPU" or "", dir, script, precision, threads)))
     local text = pipe:read("a")
     pipe:close()
     os.remove(script)
