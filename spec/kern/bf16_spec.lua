@@ -2,6 +2,7 @@
 -- the definition written out here.
 
 local core = require "moonlet.core"
+local fast_linear = require "spec.support.fast_linear"
 local numbers = require "spec.support.numbers"
 
 local LEAST <const> = 0x1p-126
@@ -69,22 +70,7 @@ local function fp8(rng, rows, cols, group, tile_rows, dtype, any_scale)
     scales = table.concat(scales) }
 end
 
-local function run(variant, m, x, n_x, threads)
-  return (core.kern_run(variant, "linear",
-    { matrix = m, x = x, n_x = n_x, threads = threads, fast = true }))
-end
-
-local function compare(m, x, n_x, what)
-  local expected = run("scalar", m, x, n_x)
-  for _, variant in ipairs(core.kernels()) do
-    local difference = numbers.difference(expected, run(variant.name, m, x, n_x))
-    if difference then
-      error(("%s, %d x %d, %d tokens, %s: %s"):format(variant.name, m.rows, m.cols, n_x, what,
-        difference), 2)
-    end
-  end
-  return expected
-end
+local run, compare = fast_linear.run, fast_linear.compare
 
 --- Calls f in awkward shapes.
 local function each_shape(f)

@@ -2,6 +2,7 @@
 -- the definition written out here.
 
 local core = require "moonlet.core"
+local fast_linear = require "spec.support.fast_linear"
 local numbers = require "spec.support.numbers"
 
 local function shape_of(m)
@@ -55,22 +56,7 @@ local function each_matrix(f)
   end
 end
 
-local function run(variant, m, x, n_x, threads)
-  return (core.kern_run(variant, "linear",
-    { matrix = m, x = x, n_x = n_x, threads = threads, fast = true }))
-end
-
-local function compare(m, x, n_x, what)
-  local expected = run("scalar", m, x, n_x)
-  for _, variant in ipairs(core.kernels()) do
-    local difference = numbers.difference(expected, run(variant.name, m, x, n_x))
-    if difference then
-      error(("%s, %s, %d tokens, %s: %s"):format(variant.name, shape_of(m), n_x, what, difference),
-        2)
-    end
-  end
-  return expected
-end
+local run, compare = fast_linear.run, fast_linear.compare
 
 --- A row as it is after the rounding to 8 bits, from the definition.
 local function rounded(x)

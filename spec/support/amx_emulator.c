@@ -1,9 +1,9 @@
 /* AMX for machines without it, linked into the module that specs load from build/amx.
  *
  * The linker hands calls of cpu_detect to __wrap_cpu_detect here, which says that there are tiles
- * where there is AVX-512 with BF16, as all that have tiles do. Tile instructions then end in SIGILL, whose handler computes what they
- * would have and steps over them; what is no tile instruction, or one that the processor would
- * refuse in its state, ends the process as ever.
+ * where there is AVX-512 with BF16, as all that have tiles do. Tile instructions then end in
+ * SIGILL, whose handler computes what they would have and steps over them; what is no tile
+ * instruction, or one that the processor would refuse in its state, ends the process as ever.
  *
  * Encodings, conditions and results are those of Intel's SDM: volume 2, chapters 4 and 5
  * (LDTILECFG, TDPBSSD and so on, TILELOADD, TILERELEASE, TILESTORED, TILEZERO), and volume 1,

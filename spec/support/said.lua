@@ -30,7 +30,8 @@ said.TEXTS = {
     .. "<parameter=city>\nRome\n<parameter=days>\n2\n</function>",
   ["failure 20: a call without parameters"] =
     "</think>\n<tool_call>\n<function=weather>\n</function>\n</tool_call>",
-  ["failure 24: characters of several tokens"] = "Ünïcödé 🙂🙃</think>\n\n日本語 🎉 тест",
+  ["failure 24: characters of several tokens"] =
+    "Ünïcödé 🙂🙃</think>\n\n日本語 🎉 тест",
   ["a Hermes call"] = '</think>\n<tool_call>\n{"name": "weather", "arguments": {"city": "A"}}\n'
     .. "</tool_call>",
   ["what only looks like a call"] = "</think>\n\nUse <tool_call> and </think> and <b>bold</b>",
