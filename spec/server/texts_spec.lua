@@ -78,6 +78,35 @@ describe("a served model's texts", function()
     end
   end)
 
+  -- OpenAI's spelling, seen in answers of gpt-3.5-turbo-instruct: "\u{9002}" as "bytes:\xe9\x80",
+  -- "bytes:\x82".
+  it("are scored token by token where these are parts of characters", function()
+    local text = "Once \\ \u{9002}\u{1F642} upon"
+    local lists = complete { prompt = text, echo = true, max_tokens = 0, logprobs = 20 }
+      .choices[1].logprobs
+    local whole, n_parts = "", 0
+    for i, token in ipairs(lists.tokens) do
+      local bytes = token:match("^bytes:(.*)$")
+      if bytes then
+        n_parts = n_parts + 1
+        bytes = bytes:gsub("\\x(%x%x)", function(digits)
+          return string.char(tonumber(digits, 16))
+        end)
+      end
+      whole = whole .. (bytes or token)
+      if i > 1 then
+        local n = 0
+        for other in pairs(lists.top_logprobs[i]) do
+          assert.is_nil(other:find("\u{FFFD}", 1, true))
+          n = n + 1
+        end
+        assert.is_true(n >= 20) -- none has taken another's place
+      end
+    end
+    assert.equal(text, whole)
+    assert.is_true(n_parts > 2)
+  end)
+
   it("are scored as vLLM does it, streamed and whole", function()
     local ids = model:encode(TEXT)
     local expected = expected_logprobs(ids)

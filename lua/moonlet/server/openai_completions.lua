@@ -55,13 +55,23 @@ local function new_state(tokenizer)
   return { stream = tokenizer:stream { skip_special = false }, offset = 0, text = "" }
 end
 
+local ESCAPED <const> = "[\0-\31\\\127-\255]"
+
+-- A token's text; parts of characters in OpenAI's spelling of bytes ("bytes:\xe9\x80"), as there
+-- is no field for them here. Without it several of them would be one key of top_logprobs.
+local function token_text(tokenizer, id)
+  local bytes = openai.token_text(tokenizer, id)
+  if utf8.len(bytes) then return bytes end
+  return "bytes:" .. bytes:gsub(ESCAPED, function(c) return ("\\x%02x"):format(c:byte()) end)
+end
+
 local function top_of(tokenizer, token)
   if not token.logprob then return json.null end
   local top = json.object {}
   for _, other in ipairs(token.top or {}) do
-    top[openai.token_text(tokenizer, other.id)] = other.logprob
+    top[token_text(tokenizer, other.id)] = other.logprob
   end
-  top[openai.token_text(tokenizer, token.id)] = token.logprob
+  top[token_text(tokenizer, token.id)] = token.logprob
   return top
 end
 
@@ -77,7 +87,7 @@ local function list_tokens(state, tokenizer, tokens)
   local lists = new_lists()
   for i, token in ipairs(tokens) do
     lists.text_offset[i] = state.offset
-    lists.tokens[i] = openai.token_text(tokenizer, token.id)
+    lists.tokens[i] = token_text(tokenizer, token.id)
     lists.token_logprobs[i] = token.logprob or json.null
     lists.top_logprobs[i] = top_of(tokenizer, token)
     state.offset = state.offset + (utf8.len(state.stream:step(token.id) or "") or 0)
