@@ -64,17 +64,40 @@ static size_t most_of_one(const net *n)
     return (size_t)(n->limits.header_bytes + n->limits.body_bytes);
 }
 
+/* Looks at the last bytes of the input. Of a request that has to be refused libevent gets no more.
+ */
+static void follow(net_connection *c, size_t n_bytes)
+{
+    struct evbuffer *input = bufferevent_get_input(c->bev);
+    struct evbuffer_ptr at;
+    struct evbuffer_iovec piece;
+    evbuffer_ptr_set(input, &at, evbuffer_get_length(input) - n_bytes, EVBUFFER_PTR_SET);
+    while (n_bytes > 0 && !c->fault && evbuffer_peek(input, -1, &at, &piece, 1) > 0) {
+        c->fault = net_follow(&c->framing, (uint64_t)c->net->limits.body_bytes, piece.iov_base,
+                              piece.iov_len);
+        n_bytes -= piece.iov_len;
+        evbuffer_ptr_set(input, &at, piece.iov_len, EVBUFFER_PTR_ADD);
+    }
+    if (c->fault) evbuffer_drain(input, evbuffer_get_length(input));
+}
+
+void net_begin_request(net_connection *c)
+{
+    c->framing = (net_framing){0};
+    follow(c, evbuffer_get_length(bufferevent_get_input(c->bev)));
+}
+
 static void on_input(struct evbuffer *buffer, const struct evbuffer_cb_info *info, void *arg)
 {
     net_connection *c = arg;
     if (info->n_added == 0 || c->is_answering) return;
     if (c->reading_since == 0) c->reading_since = clock_seconds();
-    if (c->is_refused) {
+    if (c->is_refused)
         evbuffer_drain(buffer, info->n_added);
-        return;
-    }
-    /* What is beyond the limits of one request is not kept: libevent throws it away
-     * and answers 413. */
+    else
+        follow(c, info->n_added);
+    if (c->is_refused || c->fault) return;
+    /* Chunks may have more around them than in them, which is not kept. */
     size_t received = c->received + info->n_added, most = most_of_one(c->net);
     net_count(c, received < most ? received : most);
 }
@@ -222,9 +245,7 @@ static void respell_error(net_connection *c)
                  (long long)c->net->limits.header_bytes);
     else if (status == 413)
         snprintf(sentence, sizeof sentence,
-                 "the body has more than %lld bytes, or sizes of chunks that cannot be read "
-                 "(extensions are not)",
-                 (long long)c->net->limits.body_bytes);
+                 "the body, or what is behind it, is too large or cannot be read");
     else
         snprintf(sentence, sizeof sentence, "%s", net_phrase(status));
     struct evbuffer *reply = error_reply(c->net, status, "", sentence);
@@ -237,13 +258,26 @@ static void respell_error(net_connection *c)
     evbuffer_free(reply);
 }
 
+static struct evbuffer *refusal_of(const net_connection *c)
+{
+    char sentence[128];
+    if (!c->fault) return error_reply(c->net, 503, "Retry-After: 2\r\n", NET_TOO_MUCH);
+    if (c->fault == 413)
+        snprintf(sentence, sizeof sentence, "the body has more than %lld bytes",
+                 (long long)c->net->limits.body_bytes);
+    else
+        snprintf(sentence, sizeof sentence, "a chunk of the body has no size that can be read");
+    return error_reply(c->net, c->fault, "", sentence);
+}
+
 /* libevent has no answer for a request that it has not read. A client that is still sending would
- * lose this one if the connection were closed now (RFC 9112, 9.6): it is left to close it. */
+ * lose this one if the connection were closed now (RFC 9112, 9.6): it is left to close it, within
+ * request_seconds. */
 static void refuse(net_connection *c)
 {
     evutil_socket_t fd = bufferevent_getfd(c->bev);
     struct evbuffer *input = bufferevent_get_input(c->bev);
-    struct evbuffer *reply = error_reply(c->net, 503, "Retry-After: 2\r\n", NET_TOO_MUCH);
+    struct evbuffer *reply = refusal_of(c);
     net_mark_refused(c);
     evbuffer_drain(input, evbuffer_get_length(input));
     int is_sent = reply && evbuffer_get_length(bufferevent_get_output(c->bev)) == 0 &&
@@ -326,7 +360,7 @@ static void sweep(net *n)
             continue;
         }
         if (c->is_foreign) respell_error(c);
-        if (!c->is_ours && net_is_too_much(c)) refuse(c);
+        if (!c->is_ours && !c->is_refused && (c->fault || net_is_too_much(c))) refuse(c);
         if (is_late(n, c, now)) net_drop(c->bev);
         at = &c->next;
     }
@@ -386,9 +420,6 @@ static err_code open_into(net *n, err_info *e)
                                             EVHTTP_REQ_CONNECT);
     evhttp_set_max_headers_size(n->http, n->limits.header_bytes);
     evhttp_set_max_body_size(n->http, n->limits.body_bytes);
-    /* A client that is still sending would lose the reply (RFC 9112, 9.6): what is too much is
-     * thrown away until its end, within request_seconds. */
-    evhttp_set_flags(n->http, EVHTTP_SERVER_LINGERING_CLOSE);
     evhttp_set_default_content_type(n->http, NULL);
     evhttp_set_bevcb(n->http, on_accept, n);
     evhttp_set_gencb(n->http, net_on_request, n);

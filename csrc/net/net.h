@@ -4,14 +4,17 @@
  * inside libevent. One thread uses a net and everything that comes from it.
  *
  * Sizes, waiting times and the number of connections are bounded: headers and bodies beyond their
- * limits are refused while they arrive, a client that takes too long to send a request or to read
- * its reply is dropped. Beyond the limit of connections nobody is accepted until one ends; while
- * somebody waits for that, the connection that has been idle longest is closed, or if none is, the
- * one whose request has been arriving longest.
+ * limits are refused before they arrive, as far as it is known then, and what comes of them is
+ * thrown away, so that the client can read why. A client that takes too long to send a request or
+ * to read its reply is dropped. Beyond the limit of connections nobody is accepted until one ends;
+ * while somebody waits for that, the connection that has been idle longest is closed, or if none
+ * is, the one whose request has been arriving longest.
+ *
  * Requests may have so many bytes together; of those that would need more the last to come are
  * answered 503 by the loop, and the rest of them is thrown away. Half of these bytes are shared out
  * evenly, so that many large requests leave room for small ones. What was refused is held until its
  * client goes; one that comes while more than half of these bytes are held so is dropped.
+ *
  * Malformed HTTP is answered by the loop (400, or the connection is closed); so is what two
  * programs could read differently: several lengths, hosts or origins, names that are no tokens. */
 #ifndef NET_NET_H

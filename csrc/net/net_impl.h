@@ -7,6 +7,7 @@
 #include <event2/event.h>
 #include <event2/http.h>
 
+#include "net/framing.h"
 #include "net/net.h"
 
 enum { NET_MAX_LISTENERS = 8 };
@@ -22,6 +23,8 @@ typedef struct net_connection {
     int is_answering;        /* a request was read, its reply is not finished */
     int is_refused;          /* told so; what it still sends is thrown away */
     int is_spared;           /* closed for the sake of others */
+    int fault;               /* status with which its request has to be refused, or 0 */
+    net_framing framing;     /* where in a request the bytes are that come */
     size_t received;         /* bytes of the request that is read or answered */
     size_t refused;          /* of one that was refused, which are there until it ends */
     double idle_since, reading_since, stalled_since; /* seconds; 0: is not */
@@ -62,6 +65,8 @@ void net_forget_events(net *n, const net_request *r);
 net_connection *net_connection_of(net *n, const struct bufferevent *bev);
 /* The connection has this many bytes of a request from now on. */
 void net_count(net_connection *c, size_t received);
+/* What it sends from now on, and what of that is there already, is its next request. */
+void net_begin_request(net_connection *c);
 /* Its request has to be refused: all of them together have too many bytes. */
 int net_is_too_much(const net_connection *c);
 /* It is: what it has keeps no others from being read. */

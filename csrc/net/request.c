@@ -37,6 +37,7 @@ static void release_connection(net_request *r)
     c->is_answering = 0;
     c->reading_since = 0;
     c->idle_since = clock_seconds();
+    net_begin_request(c);
 }
 
 void net_leave(net_request *r)

@@ -31,6 +31,11 @@ describe("net", function()
     return c.output(), seen
   end
 
+  -- A connection ends once its client has left and that was seen.
+  local function wait_for_none()
+    while net:n_connections() > 0 do net:wait(0.05) end
+  end
+
   -- Something to wait for in a script, and what makes it happen.
   local function event()
     local mark = os.tmpname()
@@ -233,7 +238,7 @@ describe("net", function()
       assert.is_true(n <= 1, out) -- what is refused at its head may lose the answer
       assert.is_nil(out:find("HTTP/1.1 [^4]"))
     end
-    assert.equal(0, net:n_connections())
+    wait_for_none()
   end)
 
   it("answers requests that come at once one after the other, whatever their minor version",
@@ -268,7 +273,7 @@ describe("net", function()
       assert.is_nil(out:find("HTTP/1.1 200", 1, true))
       assert.is_nil(out:find("<", 1, true)) -- no page of the library's
     end
-    assert.equal(0, net:n_connections())
+    wait_for_none()
   end)
 
   it("answers errors of its own in the form that it is given", function()
@@ -282,8 +287,9 @@ describe("net", function()
       ["printf 'nonsense\\r\\n\\r\\n'"] = { "400 Bad Request",
         "malformed HTTP, or a head of more than 1000 bytes" },
       ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 1500\\r\\n\\r\\n%1500s' a"] =
-        { "413 Content Too Large", "the body has more than 1000 bytes, "
-        .. "or sizes of chunks that cannot be read (extensions are not)" },
+        { "413 Content Too Large", "the body has more than 1000 bytes" },
+      ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\nx\\r\\n'"] =
+        { "400 Bad Request", "a chunk of the body has no size that can be read" },
       ["printf 'GET / HTTP/1.1\\r\\n\\r\\n'"] = { "400 Bad Request",
         "the head can be read in more than one way" },
       ["printf 'CONNECT a:1 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'"] =
@@ -355,7 +361,74 @@ describe("net", function()
     local post = "printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 300000\\r\\n\\r\\n"
       .. "%300000s' a >&3;" .. READ_ALL
     assert.matches("^HTTP/1.1 413 ", (serve(post, function() error "must not come" end)))
-    assert.equal(0, net:n_connections())
+    wait_for_none()
+  end)
+
+  local HEAD <const> = "POST / HTTP/1.1\\r\\nHost: x\\r\\n"
+  local CHUNKED <const> = HEAD .. "Transfer-Encoding: chunked\\r\\n\\r\\n"
+
+  -- Nothing but the answer ends these clients.
+  it("refuses a body by the length that its head declares, whether it comes or not", function()
+    open { body_bytes = 1000 }
+    for _, length in ipairs { "1001", "99999999999999999999999", "0001001" } do
+      for _, script in ipairs {
+        "printf '%sContent-Length:\\t%s  \\r\\n\\r\\n' >&3;" .. READ_ALL,
+        "printf '%sExpect: 100-continue\\r\\nCONTENT-length: %s\\r\\n\\r\\n' >&3;" .. READ_ALL,
+        "printf '%sContent-Length: %s\\r\\n\\r\\n%%9999999s' a >&3;" .. READ_ALL,
+      } do
+        local out, seen = serve(script:format(HEAD, length))
+        assert.matches("^HTTP/1.1 413 ", out, script)
+        assert.same({}, seen)
+      end
+    end
+    wait_for_none()
+  end)
+
+  it("refuses chunks as soon as they are too much, or are none", function()
+    open { body_bytes = 1000 }
+    local function after(line) return ("printf '%s' >&3;"):format(CHUNKED .. line) .. READ_ALL end
+    for line, status in pairs {
+      ["3e9\\r\\n"] = 413, ["ffffffffffffffff\\r\\n"] = 413, ["10000000000000000\\r\\n"] = 413,
+      ["1\\r\\na\\r\\n3e8;x\\r\\n"] = 413, ["-5\\r\\n"] = 400, ["-0\\r\\n"] = 400,
+      ["+5\\r\\n"] = 400, ["0x5\\r\\n"] = 400, [" 5\\r\\n"] = 400, [";5\\r\\n"] = 400,
+      ["5g\\r\\n"] = 400, ["1\\r\\naz\\r\\n"] = 400, [("0"):rep(2000)] = 400,
+      ["5;" .. ("x"):rep(2000)] = 400,
+    } do
+      local out, seen = serve(after(line))
+      assert.matches("^HTTP/1.1 " .. status, out, line)
+      assert.same({}, seen, line)
+    end
+    wait_for_none()
+  end)
+
+  it("refuses a second request for its sizes as it does the first", function()
+    open { body_bytes = 1000 }
+    for line, status in pairs { ["3e9\\r\\n"] = 413, ["+1\\r\\n"] = 400 } do
+      local out = serve(("printf '%s1\\r\\na\\r\\n0\\r\\n\\r\\n%s' >&3;"):format(CHUNKED,
+        CHUNKED .. line) .. READ_ALL, function(kind, r)
+          if kind == "request" then r:reply(200, {}, r:body()) end
+        end)
+      assert.matches("^HTTP/1.1 200 OK\r\n.-\r\n\r\naHTTP/1.1 " .. status, out)
+    end
+    wait_for_none()
+  end)
+
+  -- RFC 9112, 7.1.1: a recipient must ignore extensions that it does not know.
+  it("passes over extensions of chunks, in whatever pieces they come", function()
+    open()
+    local chunks <const> = [[Transfer-Encoding: chunked\r\n\r\n5;a=b\r\nhello\r\n]]
+      .. [[06 ; c="1 2;3"\r\n; it;0\r\n1;\r\n;\r\n0;last\r\nX: y;z\r\n\r\n]]
+    local bytes = HEAD .. chunks .. HEAD .. CLOSE .. chunks
+    for _, write in ipairs { "printf '%s' >&3;", [[text=$(printf '%s.'); text=${text%%.}
+      for ((i = 0; i < ${#text}; i++)); do printf %%s "${text:i:1}" >&3; done;]] } do
+      local bodies = {}
+      serve(write:format(bytes) .. READ_ALL, function(kind, r)
+        if kind ~= "request" then return end
+        bodies[#bodies + 1] = r:body()
+        r:reply(200, {}, "")
+      end)
+      assert.same({ "hello; it;0;", "hello; it;0;" }, bodies)
+    end
   end)
 
   it("refuses of several that are too much together only those that came last", function()

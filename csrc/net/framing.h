@@ -1,0 +1,34 @@
+/* framing: requests that are wrong by their sizes, seen before libevent reads them.
+ *
+ * libevent 2.1 reads a body that is too large to its end, also one that never comes, before it says
+ * so; it takes "-0" for the size of a chunk and ";" for none, keeps what comes instead of a size
+ * whatever it grows to, and tells of all this only once it has written a reply. So what arrives is
+ * looked at first: the lengths in heads, and the sizes of chunks (RFC 9112, 7.1). Extensions of
+ * these become what libevent passes over. */
+#ifndef NET_FRAMING_H
+#define NET_FRAMING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum net_framing_place {
+    NET_IN_HEAD,
+    NET_IN_SIZE,  /* the line before a chunk, or what ends the chunk before */
+    NET_IN_CHUNK, /* its bytes */
+    NET_IN_REST,  /* of the request nothing more has to be looked at */
+};
+
+typedef struct net_framing { /* zeros: before a request */
+    enum net_framing_place in;
+    int is_chunked;
+    uint64_t body; /* bytes of it that the head declares, or that the chunks so far have */
+    uint64_t left; /* of the chunk */
+    size_t n_line; /* of the line, of which the beginning is kept */
+    char line[64];
+} net_framing;
+
+/* Follows the next bytes of a request, in which extensions are overwritten. The status with which
+ * it is to be refused: 413 (a body of more than body_bytes), 400 (no size of a chunk), or 0. */
+int net_follow(net_framing *f, uint64_t body_bytes, char *bytes, size_t n_bytes);
+
+#endif
