@@ -155,22 +155,33 @@ describe("a served model", function()
       cut.choices[1].finish_reason, cut.choices[1].stop_reason })
   end)
 
-  -- Batches begun or under way between a client's leaving and nothing being worked on. It leaves
-  -- when `is_time(engine)`.
-  local function batches_after_leaving(body, is_time, path)
+  -- How clients leave. Programs that end close their connections (FIN); some reset them (RST), as
+  -- does the system of one that has not read everything.
+  local LEAVINGS <const> = { FIN = "exit", RST = [[exec perl -MSocket -e '
+    open(my $s, "+<&=3") or die;
+    setsockopt($s, SOL_SOCKET, SO_LINGER, pack("ii", 1, 0)) or die']] }
+
+  -- Batches begun between a client's leaving, when `is_time(engine)`, and nothing being worked on.
+  -- From then on none begins before the server knows.
+  local function batches_after_leaving(leave, body, is_time, path)
     local engine, gone, go = server.engine, server.loop.on_gone, os.tmpname()
     os.remove(go)
-    local at_leaving
+    local is_told, at_leaving
     server.loop.on_gone = function(request)
       at_leaving = engine.stats.batches
       gone(request)
     end
+    engine.model = setmetatable({ start = function(_, parts)
+      if not is_told and is_time(engine) then
+        is_told = io.open(go, "w"):close()
+      end
+      while is_told and not at_leaving do server.loop:sleep(0.001) end
+      return model:start(parts)
+    end }, { __index = model })
     local c = client.start(server.port,
-      ('cat "$0.in" >&3; while [ ! -e %s ]; do sleep 0.01; done'):format(go),
+      ('cat "$0.in" >&3; while [ ! -e %s ]; do sleep 0.01; done; '):format(go) .. leave,
       client.bytes("POST", path or PATH, body))
     server.loop:spawn(function()
-      while not is_time(engine) do server.loop:sleep(0.001) end
-      assert(io.open(go, "w")):close()
       while not at_leaving do server.loop:sleep(0.001) end
       engine:drain()
       while next(server.exchanges) do server.loop:sleep(0.001) end
@@ -178,37 +189,70 @@ describe("a served model", function()
     end)
     assert(server:run())
     while not c.is_done() do os.execute("sleep 0.02") end
-    c.output()
+    assert.equal("", c.output())
     os.remove(go)
+    engine.model, server.loop.on_gone = model, gone
     return engine.stats.batches - at_leaving
   end
 
-  it("frees the engine when a client leaves, and keeps what was read", function()
-    server = served.model(model, { ctx = 4096 })
-    local long = user(("The cat sat on the mat. "):rep(300))
-    local function generates(engine) return engine.stats.generated_tokens >= 3 end
-    local function reads(engine)
-      local ticket = engine.active[1]
-      return ticket and ticket.evaluated >= 64
+  local function generates(engine) return engine.stats.generated_tokens >= 3 end
+  local function reads(engine)
+    local ticket = engine.active[1]
+    return ticket and ticket.evaluated >= 64
+  end
+
+  for how, leave in pairs(LEAVINGS) do
+    it("frees the engine when a client leaves, and keeps what was read: " .. how, function()
+      local logged = {}
+      server = served.model(model, { ctx = 4096,
+        log = function(text) logged[#logged + 1] = text end })
+      local long = user(("The cat sat on the mat. "):rep(300))
+      for _, case in ipairs {
+        { { messages = user "Tell me a story.", ignore_eos = true }, generates },
+        { { messages = user "Tell me a story.", ignore_eos = true, stream = true }, generates },
+        { { messages = user "Tell me a story.", ignore_eos = true, stream = true }, generates,
+          "/v1/messages" },
+        { { input = "Tell me a story.", ignore_eos = true, stream = true }, generates,
+          "/v1/responses" },
+        { { messages = long, stream = true }, reads },
+        { { input = long[1].content }, reads, "/v1/embeddings" },
+        { { prompt = long[1].content, echo = true, logprobs = 3, max_tokens = 0 }, reads,
+          "/v1/completions" },
+      } do
+        server.engine.stats.generated_tokens = 0
+        assert.is_true(batches_after_leaving(leave, table.unpack(case)) <= 1)
+        assert.same({}, server.exchanges)
+      end
+      local again = ask { messages = long, max_tokens = 1 }
+      assert.is_true(again.usage.prompt_tokens_details.cached_tokens >= 64)
+      assert.same({}, logged)
+    end)
+  end
+
+  it("forgets requests whose clients reset the connection before they are whole", function()
+    local logged, statuses = {}, {}
+    server = served.model(model, { log = function(text) logged[#logged + 1] = text end,
+      on_served = function(exchange) statuses[#statuses + 1] = exchange.status end })
+    local body = { messages = user "Hi", max_tokens = 1 }
+    local bytes = client.bytes("POST", PATH, body, { Expect = "100-continue" })
+    local head = bytes:find("\r\n\r\n", 1, true) + 3
+    for n = 1, #bytes - 1, 7 do
+      -- Behind the head the rest comes once that was read.
+      local script = n > head and ('head -c %d "$0.in" >&3; head -c 12 <&3 >/dev/null; '
+        .. 'tail -c +%d "$0.in" >&3; '):format(head, head + 1) or 'cat "$0.in" >&3; '
+      local c = client.start(server.port, script .. LEAVINGS.RST, bytes:sub(1, n))
+      client.wait(server, { c })
+      assert.equal("", c.output())
     end
-    for _, case in ipairs {
-      { { messages = user "Tell me a story.", ignore_eos = true }, generates },
-      { { messages = user "Tell me a story.", ignore_eos = true, stream = true }, generates },
-      { { messages = user "Tell me a story.", ignore_eos = true, stream = true }, generates,
-        "/v1/messages" },
-      { { input = "Tell me a story.", ignore_eos = true, stream = true }, generates,
-        "/v1/responses" },
-      { { messages = long, stream = true }, reads },
-      { { input = long[1].content }, reads, "/v1/embeddings" },
-      { { prompt = long[1].content, echo = true, logprobs = 3, max_tokens = 0 }, reads,
-        "/v1/completions" },
-    } do
-      server.engine.stats.generated_tokens = 0
-      assert.is_true(batches_after_leaving(table.unpack(case)) <= 1)
-      assert.same({}, server.exchanges)
-    end
-    local again = ask { messages = long, max_tokens = 1 }
-    assert.is_true(again.usage.prompt_tokens_details.cached_tokens >= 64)
+    assert.same({}, statuses)
+    ask(body)
+    assert.same({ 200 }, statuses)
+    assert.same({}, logged)
+    server.loop:spawn(function()
+      while server.loop.net:n_connections() > 0 do server.loop:sleep(0.001) end
+      server.loop:stop()
+    end)
+    assert(server:run())
   end)
 
   it("ends what was begun for a request that fails", function()
