@@ -20,30 +20,31 @@ describe("Vercel's AI SDK #client", function()
       .. "%s node $script %s/v1"):format(clients.dir(), path(), server.url))
     assert.matches("ok\n$", out)
   end)
+
+  it("says what it is asked to in docs/server.md", function()
+    local work <close> = clients.scratch()
+    local server <close> = served.replay({ "Hello there." }, { api_keys = { "none" } })
+    work.write("proj/hello.mjs", (clients.documented("JavaScript", server.url)))
+    local out = client.command(server, ("cd %s/proj; ln -s %s/ai-sdk/node_modules .; "
+      .. "%s node hello.mjs"):format(work.dir, clients.dir(), path()))
+    assert.equal("Hello there.", out)
+  end)
 end)
 
--- As docs/server.md has it, with a key.
-local OPENCODE <const> = [[{"model": "local/qwen3.6", "small_model": "local/qwen3.6",
-  "provider": {"local": {"npm": "@ai-sdk/openai-compatible",
-    "options": {"baseURL": "%s/v1", "apiKey": "key"},
-    "models": {"qwen3.6": {"limit": {"context": 65536, "output": 8192}}}}}}]]
-
 describe("agents over the chat API #client", function()
-  -- `command` of an agent whose tool `shell` takes commands, in a folder of its own.
-  local function makes_a_file(shell, config, command)
+  -- What an agent prints, whose tool `shell` takes commands, in a folder of its own. `set_up(work,
+  -- url)` is the script that runs it, with what docs/server.md says.
+  local function makes_a_file(shell, set_up)
     local work <close> = clients.scratch()
     local server <close> = served.replay({
       "I should run it.\n</think>\n\nRunning it.\n\n" .. clients.call(shell,
         { { "command", "echo yes > made-by-agent" }, { "description", "Makes a file" } }),
-      "It is there.\n</think>\n\nThe file is DONE." }, THINKS)
+      "It is there.\n</think>\n\nThe file is DONE." },
+      { ctx = 65536, api_keys = { "none" }, template_variables = { enable_thinking = true } })
     local statuses = clients.statuses(server)
-    if config then
-      work.write("home/.config/opencode/opencode.json", config:format(server.url))
-    end
-    local out = client.command(server, ("cd %s/proj; timeout 120 env HOME=%s/home XDG_CONFIG_HOME= "
-      .. "XDG_DATA_HOME= XDG_STATE_HOME= XDG_CACHE_HOME= OPENAI_BASE_URL=%s/v1 %s %s </dev/null; "
-      .. "echo rc $?"):format(work.dir, work.dir, server.url, path(),
-      command:format(clients.dir())))
+    local out = client.command(server, ("exec </dev/null; cd %s/proj; export HOME=%s/home %s; "
+      .. "unset XDG_CONFIG_HOME XDG_DATA_HOME XDG_STATE_HOME XDG_CACHE_HOME\n%s\necho rc $?")
+      :format(work.dir, work.dir, path(), set_up(work, server.url)))
     assert.matches("The file is DONE%.\n.*rc 0\n$", out)
     assert.equal("yes\n", work.read "proj/made-by-agent")
     assert.same({ 200, 200 }, statuses)
@@ -51,13 +52,20 @@ describe("agents over the chat API #client", function()
   end
 
   it("opencode: runs a command, sees what came of it, and answers", function()
-    local out = makes_a_file("bash", OPENCODE,
-      "%s/opencode/node_modules/.bin/opencode run --title t --thinking 'Make the file'")
+    local out = makes_a_file("bash", function(work, url)
+      local config, file = clients.documented("opencode", url)
+      work.write("home/" .. file, config)
+      return ("timeout 120 %s/opencode/node_modules/.bin/opencode run --title t --thinking "
+        .. "'Make the file'"):format(clients.dir())
+    end)
     assert.matches("I should run it.", out, 1, true)
   end)
 
   it("qwen-code: runs a command, sees what came of it, and answers", function()
-    makes_a_file("run_shell_command", nil, "OPENAI_API_KEY=key OPENAI_MODEL=qwen3.6 "
-      .. "%s/qwen-code/node_modules/.bin/qwen --auth-type openai -y -p 'Make the file'")
+    makes_a_file("run_shell_command", function(_, url)
+      return ("qwen() { timeout 120 %s/qwen-code/node_modules/.bin/qwen \"$@\" -y "
+        .. "-p 'Make the file'; }\n%s"):format(clients.dir(),
+        (clients.documented("qwen-code", url)))
+    end)
   end)
 end)

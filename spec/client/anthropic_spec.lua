@@ -15,6 +15,14 @@ describe("Anthropic's Python SDK #client", function()
       :format(clients.dir(), server.url))
     assert.matches("ok\n$", out)
   end)
+
+  it("says what it is asked to in docs/server.md", function()
+    local work <close> = clients.scratch()
+    local server <close> = served.replay({ "Hello there." }, { api_keys = { "none" } })
+    work.write("hello.py", (clients.documented("Python, Anthropic's SDK", server.url)))
+    assert.matches("Hello there.", client.command(server, ("%s/venv/bin/python %s/hello.py")
+      :format(clients.dir(), work.dir)), 1, true)
+  end)
 end)
 
 describe("Claude Code #client", function()
@@ -23,14 +31,13 @@ describe("Claude Code #client", function()
     local server <close> = served.replay({
       "I should run it.\n</think>\n\nRunning it.\n\n" .. clients.call("Bash",
         { { "command", "touch made-by-claude" }, { "description", "Make a file" } }),
-      "It is there.\n</think>\n\nThe file is DONE." }, { ctx = 65536, api_keys = { "key" } })
+      "It is there.\n</think>\n\nThe file is DONE." }, { ctx = 65536, api_keys = { "none" } })
     local statuses = clients.statuses(server)
-    local out = client.command(server, ("cd %s/proj; timeout 60 env HOME=%s/home "
-      .. "ANTHROPIC_BASE_URL=%s ANTHROPIC_AUTH_TOKEN=key ANTHROPIC_MODEL=demo-model "
-      .. "CLAUDE_CODE_MAX_CONTEXT_TOKENS=65536 CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 "
-      .. "%s/agents/node_modules/.bin/claude -p 'Run touch made-by-claude' "
-      .. "--allowedTools 'Bash(touch:*)' </dev/null; echo rc $?"):format(work.dir, work.dir,
-      server.url, clients.dir()))
+    local out = client.command(server, ("exec </dev/null; cd %s/proj; export HOME=%s/home\n"
+      .. "claude() { timeout 60 %s/agents/node_modules/.bin/claude \"$@\" "
+      .. "-p 'Run touch made-by-claude' --allowedTools 'Bash(touch:*)'; }\n%s\necho rc $?")
+      :format(work.dir, work.dir, clients.dir(),
+      (clients.documented("Claude Code", server.url))))
     assert.matches("The file is DONE.\nrc 0\n$", out)
     assert.equal("", work.read "proj/made-by-claude")
     assert.same({ 200, 200 }, statuses)

@@ -19,17 +19,21 @@ describe("Pi #client", function()
   after_each(function() work.close() end)
 
   -- Output of pi with these arguments; the server is asked at most once per answer.
-  local function pi(arguments, answers, options, api)
-    local server <close> = served.replay(answers, options or { ctx = 32768 })
+  local function run(server, model, arguments, n_answers)
     local statuses = clients.statuses(server)
-    api = api or "openai-completions"
-    work.write("home/.pi/agent/models.json", MODELS:format(server.url, BASES[api], api))
     local out = client.command(server, ("cd %s/proj; timeout 60 env HOME=%s/home PI_OFFLINE=1 node "
-      .. "%s/pi/node_modules/.bin/pi --offline --no-session --provider local --model demo-model "
-      .. "%s </dev/null; echo rc $?"):format(work.dir, work.dir, clients.dir(), arguments))
-    assert.equal(#answers, #statuses, out)
+      .. "%s/pi/node_modules/.bin/pi --offline --no-session --provider local --model %s "
+      .. "%s </dev/null; echo rc $?"):format(work.dir, work.dir, clients.dir(), model, arguments))
+    assert.equal(n_answers, #statuses, out)
     assert.matches("rc 0\n$", out)
     return out
+  end
+
+  local function pi(arguments, answers, options, api)
+    local server <close> = served.replay(answers, options or { ctx = 32768 })
+    api = api or "openai-completions"
+    work.write("home/.pi/agent/models.json", MODELS:format(server.url, BASES[api], api))
+    return run(server, "demo-model", arguments, #answers)
   end
 
   it("T1: answers", function()
@@ -42,6 +46,17 @@ describe("Pi #client", function()
         { "content", api } }), "Done." }, nil, api)
       assert.equal(api, work.read("proj/hello.txt"))
     end
+  end)
+
+  it("thinks, and writes a file, as docs/server.md sets it up", function()
+    local server <close> = served.replay({ "I should write it.\n</think>\n\n" .. call("write",
+      { { "path", "hello.txt" }, { "content", "hi" } }), "So.\n</think>\n\nDone." },
+      { ctx = 32768, api_keys = { "none" } })
+    local config, file = clients.documented("Pi", server.url)
+    work.write("home/" .. file, config)
+    local out = run(server, "qwen3.6", '--mode json --thinking high -p "Write hello.txt"', 2)
+    assert.equal("hi", work.read("proj/hello.txt"))
+    assert.matches('"thinking":"I should write it."', out, 1, true)
   end)
 
   it("T3: edits a file, with arguments that are lists of objects", function()

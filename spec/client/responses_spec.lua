@@ -18,35 +18,30 @@ describe("OpenAI's Python SDK, responses #client", function()
   end)
 end)
 
--- As docs/server.md has it, with a key.
-local CONFIG <const> = [[
-model = "qwen3.6"
-model_provider = "local"
-model_context_window = 65536
-
-[model_providers.local]
-name = "local"
-base_url = "%s/v1"
-wire_api = "responses"
-env_key = "MOONLET_KEY"
-]]
-
 describe("codex #client", function()
-  it("runs a command, sees what came of it, and answers", function()
+  local function makes_a_file(key, more)
     local work <close> = clients.scratch()
     local server <close> = served.replay({
       "I should run it.\n</think>\n\nRunning it.\n\n" .. clients.call("exec_command",
         { { "cmd", "echo yes > made-by-codex" } }),
       "It is there.\n</think>\n\nThe file is DONE." },
-      { ctx = 65536, api_keys = { "key" }, template_variables = { enable_thinking = true } })
-    work.write("home/.codex/config.toml", CONFIG:format(server.url))
+      { ctx = 65536, api_keys = { key }, template_variables = { enable_thinking = true } })
+    local config, file = clients.documented("codex", server.url)
+    work.write("home/" .. file, config .. more)
     local statuses = clients.statuses(server)
-    local out = client.command(server, ("cd %s/proj; timeout 90 env HOME=%s/home MOONLET_KEY=key "
+    local out = client.command(server, ("cd %s/proj; timeout 90 env HOME=%s/home MOONLET_KEY=%s "
       .. "%s/agents/node_modules/.bin/codex exec --skip-git-repo-check -s danger-full-access "
-      .. "'Make the file' </dev/null; echo rc $?"):format(work.dir, work.dir, clients.dir()))
+      .. "'Make the file' </dev/null; echo rc $?"):format(work.dir, work.dir, key or "",
+      clients.dir()))
     assert.matches("The file is DONE.\nrc 0\n$", out)
     assert.matches("\nI should run it.\n", out, 1, true)
     assert.equal("yes\n", work.read "proj/made-by-codex")
     assert.same({ 200, 200 }, statuses)
+  end
+
+  it("runs a command, sees what came of it, and answers", function() makes_a_file(nil, "") end)
+
+  it("takes a key from the variable that its configuration names", function()
+    makes_a_file("key", 'env_key = "MOONLET_KEY"\n')
   end)
 end)

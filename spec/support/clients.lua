@@ -26,6 +26,20 @@ function clients.scratch()
   return setmetatable(self, { __close = self.close })
 end
 
+-- What docs/server.md has the users of a client paste, where the server is at `url`, and the file
+-- that it says to paste it into.
+function clients.documented(name, url)
+  local file <close> = assert(io.open("docs/server.md"))
+  for intro, text in file:read("a"):gmatch("\n([^\n]+):\n\n```%l+\n(.-)```") do
+    if intro:sub(1, #name) == name then
+      local here, n = text:gsub("http://127.0.0.1:8080", url)
+      assert(n == 1, text)
+      return here, intro:match("`~/([^`]+)`")
+    end
+  end
+  error("docs/server.md: nothing for " .. name)
+end
+
 -- A call as Qwen's models write it; arguments are pairs of a name and a text.
 function clients.call(name, arguments)
   local parts = { "<tool_call>\n<function=" .. name .. ">\n" }
