@@ -12,11 +12,11 @@ local TOO_LONG <const> = ("runs too long: more than %d instructions"):format(gua
 -- What to look with, and whether too many instructions were seen.
 local function limit()
   local left = guard.INSTRUCTIONS
+  local function is_spent() return left <= 0 end
   return function()
     left = left - STEP
-    -- Each further instruction raises, so that no pcall holds it.
-    if left <= 0 then return watch.END, 1 end
-  end, function() return left <= 0 end
+    return is_spent()
+  end, is_spent
 end
 
 local function call(look, is_spent, fn, ...)

@@ -100,6 +100,67 @@ describe("an agent", function()
     end)
   end)
 
+  -- What goes on for long, if nothing stops it; and the clock, by the second at each look at it.
+  local escaped
+  local function long()
+    for _ = 1, 3000000 do end
+    escaped = escaped + 1
+  end
+
+  local function count_looks()
+    local seconds, now = sys.seconds, 0
+    escaped = 0
+    sys.seconds = function() now = now + 1; return now end -- luacheck: ignore 122
+    finally(function() sys.seconds = seconds end) -- luacheck: ignore 122
+  end
+
+  it("gives up a tool whatever it does when its time is over", function()
+    count_looks()
+    local function closing() return setmetatable({}, { __close = long }) end
+    local function hold()
+      local held <close> = closing()
+      long(held)
+    end
+    for how, run in pairs {
+      ["a handler"] = function() xpcall(long, long) end,
+      ["handlers again and again"] = function() for _ = 1, 20 do xpcall(long, long) end end,
+      ["closing"] = hold,
+      ["closing in a coroutine"] = function() coroutine.wrap(hold)() end,
+      ["a coroutine that is closed by one"] = function()
+        local held <close> = setmetatable({}, { __close = coroutine.wrap(hold) })
+        hold(held)
+      end,
+      ["an error that cannot be told"] = function()
+        error(setmetatable({}, { __tostring = long }))
+      end,
+      ["a reason that cannot be told"] = function()
+        return nil, setmetatable({}, { __tostring = long })
+      end,
+    } do
+      assert.equal("Error: the tool was given up after 5 s",
+        (result_of(call("echo", { text = "hi" }),
+          { tools = { echo_tool { seconds = 5, run = run } } })), how)
+      assert.equal(0, escaped, how)
+    end
+  end)
+
+  it("stops what a tool told on_cancel, too", function()
+    count_looks()
+    local others = 0
+    for _, fn in ipairs { long, function() xpcall(long, long) end,
+      function() error(setmetatable({}, { __tostring = long })) end } do
+      local content = result_of(call("echo", { text = "hi" }), { tools = { echo_tool { seconds = 5,
+        run = function(_, ctx)
+          ctx.on_cancel(fn)
+          ctx.on_cancel(function() others = others + 1 end)
+          long()
+        end } } })
+      assert.equal("Error: the tool cannot be stopped: what it told on_cancel takes too long",
+        content)
+    end
+    assert.same({ 0, 3 }, { escaped, others })
+  end)
+
   it("tells a tool all that it wanted to know of its end, also late and after a mistake", function()
     local told = {}
     local content = result_of(call("echo", { text = "hi" }), { tools = { echo_tool {
@@ -113,23 +174,26 @@ describe("an agent", function()
     assert.same({ true, true }, told)
   end)
 
-  it("ends though a tool that nobody waits for goes on", function()
-    -- The clock goes on by what is waited for, which takes no time.
+  it("ends though a tool that nobody waits for goes on, and what it told on_cancel", function()
+    -- The clock goes on by being looked at, which somebody has to go on with.
     local core = require "moonlet.core"
     local seconds, now = core.seconds, 0
     local function hurry() now = now + 0.1; return now end
     core.seconds, sys.seconds = hurry, hurry -- luacheck: ignore 122
     finally(function() core.seconds, sys.seconds = seconds, seconds end) -- luacheck: ignore 122
-    local ended = false
+    local ended, told = false, 0
     local agent = open({ call("echo", { text = "hi" }), "Done." }, { tools = { echo_tool {
       run = function(_, ctx)
         ctx.loop:spawn(function()
           while not ended do ctx.loop:sleep(0) end
         end)
+        ctx.on_cancel(function() ctx.loop:signal():wait() end)
+        ctx.on_cancel(function() told = told + 1 end)
         ctx.loop:signal():wait()
       end } } })
     assert.equal("Done.", assert(agent:run("Go")).text)
     assert.equal("Error: the tool was given up after 120 s", agent.messages[3].content)
+    assert.equal(1, told)
     ended = true
     agent:close()
   end)

@@ -91,6 +91,21 @@ describe("hooks of a server", function()
     assert.equal(200, ask().status) -- its own coroutines are its own
   end)
 
+  it("end in what coroutines of theirs close", function()
+    local escaped = false
+    serve { on_request = function()
+      coroutine.wrap(function()
+        local held <close> = setmetatable({}, { __close = function()
+          for _ = 1, 1000000 do end
+          escaped = true
+        end })
+        repeat until not held
+      end)()
+    end }
+    assert.equal(422, ask().status)
+    assert.is_false(escaped)
+  end)
+
   it("may refuse a request", function()
     serve { on_request = function(request)
       if request.messages then return nil, "not on Sundays" end

@@ -11,9 +11,7 @@ local watch = require "moonlet.watch"
 local calls = {}
 
 local HOOK_STEPS <const> = 10000 -- of Lua between looks at the clock
-local CLOSING_STEPS <const> = 1000
-local STOP_SECONDS <const> = 3    -- for a tool to stop when nobody waits for it any more
-local GIVEN_UP <const> = setmetatable({}, { __tostring = function() return "given up" end })
+local STOP_SECONDS <const> = 3   -- for a tool to stop when nobody waits for it any more
 
 ---@class moonlet.ToolContext
 ---@field agent moonlet.Agent
@@ -48,54 +46,69 @@ local function spell(value)
   return value == nil and "ok" or json.encode(value)
 end
 
-local function read_answer(returned)
-  if not returned[1] then
-    local problem = returned[2]
-    if problem == GIVEN_UP then return nil end
-    return failure("the tool failed: " .. first_line(problem))
-  end
-  if returned[2] == nil and returned[3] ~= nil then return failure(explain(returned[3])) end
-  local ok, text = pcall(spell, returned[2])
+local function read_answer(ok, answer, problem)
+  if not ok then return failure("the tool failed: " .. first_line(answer)) end
+  if answer == nil and problem ~= nil then return failure(explain(problem)) end
+  local text
+  ok, text = pcall(spell, answer)
   if not ok then return failure("the tool's result is no JSON value") end
   return { content = text, is_error = false }
 end
 
 -- ---- one tool at work --------------------------------------------------------------------------
 
--- Runs a tool in this coroutine. Lua that never gives way is stopped where it is, in a coroutine of
--- its own, too. Where it catches that, it has some steps to close what it has open; then each
--- further one raises, so that no pcall around the work holds it.
+-- Calls fn, which runs what is the tool's in a pcall: what it returns, or nothing and true when the
+-- job's time was over before. Lua that never gives way is stopped where it is.
+local function within(job, fn, ...)
+  local is_over = false
+  local ok, value = watch.pcall(HOOK_STEPS, function()
+    is_over = is_over or job.deadline ~= nil and sys.seconds() > job.deadline
+    return is_over
+  end, fn, ...)
+  if is_over then return nil, true end
+  if not ok then error(value, 0) end
+  return value
+end
+
+-- What a tool answers is read with functions of its own, too.
+local function answer_of(tool, ctx)
+  return read_answer(pcall(tool.run, ctx.call.arguments, ctx))
+end
+
 local function work(job, tool, ctx)
-  local thread, steps = coroutine.running(), CLOSING_STEPS
-  local function look()
-    if not job.deadline or sys.seconds() <= job.deadline then return nil end
-    local given = steps
-    steps = 1
-    return GIVEN_UP, given
-  end
-  local function run()
-    local returned = table.pack(true, tool.run(ctx.call.arguments, ctx))
-    watch.set(thread, 0)
-    return returned
-  end
-  local function fail(problem)
-    watch.set(thread, 0)
-    return { false, problem }
-  end
-  watch.set(thread, HOOK_STEPS, look)
-  job.returned = select(2, xpcall(run, fail))
+  job.result = within(job, answer_of, tool, ctx)
+  job.has_ended = true
   job.changed:notify()
 end
 
--- Tells a tool that nobody waits for it any more. What that raises comes back, when all are told.
-local function abandon(batch, job)
-  local problem
-  job.is_abandoned, job.deadline = true, sys.seconds() + STOP_SECONDS
-  if not job.returned then batch.agent.abandoned[#batch.agent.abandoned + 1] = job end
-  for _, fn in ipairs(job.on_cancel) do
-    local ok, message = pcall(fn)
-    if not ok then problem = problem or message end
+-- Waits for what a job tells of, until its time is over.
+local function wait_for(job, is_there)
+  local in_time = true
+  while in_time and not is_there() do
+    in_time = job.changed:wait(job.deadline and math.max(0, job.deadline - sys.seconds()))
   end
+end
+
+local function problem_of(fn)
+  local ok, problem = pcall(fn)
+  return not ok and first_line(problem) or nil
+end
+
+-- Tells a tool that nobody waits for it any more, and waits a short while until all is told. What
+-- was wrong with that comes back.
+local function abandon(agent, job)
+  local problem, n_told = nil, 0
+  job.is_abandoned, job.deadline = true, sys.seconds() + STOP_SECONDS
+  if not job.has_ended then agent.abandoned[#agent.abandoned + 1] = job end
+  for _, fn in ipairs(job.on_cancel) do
+    agent.loop:spawn(function()
+      local text, is_late = within(job, problem_of, fn)
+      problem = problem or text or is_late and "what it told on_cancel takes too long"
+      n_told = n_told + 1
+      job.changed:notify()
+    end)
+  end
+  wait_for(job, function() return n_told == #job.on_cancel end)
   return problem
 end
 
@@ -112,15 +125,11 @@ local function run_tool(batch, tool, call)
     end }
   agent.jobs[job] = true
   agent.loop:spawn(work, job, tool, ctx)
-  local in_time = true
-  while in_time and not (job.returned or agent.cancelled or batch.problem) do
-    in_time = job.changed:wait(job.deadline and math.max(0, job.deadline - sys.seconds()))
-  end
+  wait_for(job, function() return job.has_ended or agent.cancelled or batch.problem end)
   agent.jobs[job] = nil
-  local result = job.returned and read_answer(job.returned)
-  if result then return result end
-  local problem = abandon(batch, job)
-  if problem then return failure("the tool cannot be stopped: " .. first_line(problem)) end
+  if job.result then return job.result end
+  local problem = abandon(agent, job)
+  if problem then return failure("the tool cannot be stopped: " .. problem) end
   if agent.cancelled then return failure("the user interrupted the tool") end
   if batch.problem then return failure("the tool was interrupted") end
   return failure(("the tool was given up after %g s"):format(seconds))
@@ -134,10 +143,7 @@ end
 ---Waits until the tools that were given up or interrupted have stopped, a short while at most.
 function calls.settle(agent)
   for _, job in ipairs(agent.abandoned) do
-    local in_time = true
-    while in_time and not job.returned do
-      in_time = job.changed:wait(math.max(0, job.deadline - sys.seconds()))
-    end
+    wait_for(job, function() return job.has_ended end)
   end
   agent.abandoned = {}
 end
