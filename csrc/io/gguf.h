@@ -15,8 +15,20 @@
 
 /* The numbers of the format. */
 typedef enum gguf_kind {
-    GGUF_U8, GGUF_I8, GGUF_U16, GGUF_I16, GGUF_U32, GGUF_I32, GGUF_F32, GGUF_BOOL, GGUF_STRING,
-    GGUF_ARRAY, GGUF_U64, GGUF_I64, GGUF_F64, GGUF_N_KINDS
+    GGUF_U8,
+    GGUF_I8,
+    GGUF_U16,
+    GGUF_I16,
+    GGUF_U32,
+    GGUF_I32,
+    GGUF_F32,
+    GGUF_BOOL,
+    GGUF_STRING,
+    GGUF_ARRAY,
+    GGUF_U64,
+    GGUF_I64,
+    GGUF_F64,
+    GGUF_N_KINDS
 } gguf_kind;
 
 /* Element types of tensors that moonlet has to name; the others are numbers as well. */
@@ -53,7 +65,7 @@ void gguf_close(gguf_file *f);
 int gguf_is(const char *path);
 
 int64_t gguf_n_values(const gguf_file *f);
-const gguf_value *gguf_value_at(const gguf_file *f, int64_t i);         /* sorted by key */
+const gguf_value *gguf_value_at(const gguf_file *f, int64_t i);   /* sorted by key */
 const gguf_value *gguf_find(const gguf_file *f, const char *key); /* NULL if absent */
 
 /* Element i, or `fallback` when v is NULL, i is outside it or it is of another sort. Integers and
@@ -70,7 +82,7 @@ int gguf_each_string(const gguf_value *v, int (*fn)(void *ctx, const char *s, si
 int gguf_is_string(const gguf_value *v, const char *s);
 
 int64_t gguf_n_tensors(const gguf_file *f);
-const gguf_tensor *gguf_tensor_at(const gguf_file *f, int64_t i); /* sorted by name */
+const gguf_tensor *gguf_tensor_at(const gguf_file *f, int64_t i);          /* sorted by name */
 const gguf_tensor *gguf_find_tensor(const gguf_file *f, const char *name); /* NULL if absent */
 
 /* ---- writing ---------------------------------------------------------------------------- */

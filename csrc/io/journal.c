@@ -16,7 +16,7 @@ enum { MAX_BYTES = 256 << 20 };
 
 struct journal {
     int fd;
-    char *path, *text; /* owned */
+    char *path, *text;       /* owned */
     size_t n_bytes, n_lines; /* n_lines: bytes up to the last newline */
     int is_cut;
 };

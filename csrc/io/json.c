@@ -17,8 +17,7 @@ struct json_doc {
     map_file text;  /* of parts that are set apart */
 };
 
-json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth,
-                     err_info *e)
+json_doc *json_parse(const char *text, size_t n_bytes, const char *name, int max_depth, err_info *e)
 {
     return json_parse_some(text, n_bytes, name, max_depth, SIZE_MAX, e);
 }

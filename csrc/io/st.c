@@ -159,7 +159,8 @@ static err_code list_directory(st_set *set, const char *dir, json_doc **index, e
     if (stat(path, &st) == 0 || errno != ENOENT) {
         *index = json_read_file(path, e);
         json_value *map = *index ? json_get(json_root(*index), "weight_map") : NULL;
-        if (!*index) code = e ? e->code : ERR_FORMAT;
+        if (!*index)
+            code = e ? e->code : ERR_FORMAT;
         else if (json_type_of(map) != JSON_OBJECT)
             code = err_set(e, ERR_FORMAT, "%s: no weight_map object", path);
         else if ((code = add_listed(set, dir, map, e)))
@@ -206,8 +207,7 @@ static err_code sort_table(st_set *set, err_info *e)
     for (int64_t i = 1; i < set->n_tensors; i++) {
         const st_tensor *t = &set->tensors[i - 1], *u = &set->tensors[i];
         if (strcmp(t->name, u->name) == 0)
-            return err_set(e, ERR_FORMAT, "%s: tensor %s is also in %s", u->file, u->name,
-                           t->file);
+            return err_set(e, ERR_FORMAT, "%s: tensor %s is also in %s", u->file, u->name, t->file);
     }
     return ERR_NONE;
 }
@@ -224,8 +224,8 @@ static int check_promise(void *ctx, const char *tensor, size_t tensor_bytes, jso
     promise *p = ctx;
     if (st_find(p->set, tensor)) return 0;
     return (int)err_set(p->e, ERR_FORMAT,
-                        "%s: tensor %.255s is not in %s, where the index places it", p->dir,
-                        tensor, json_string(v, NULL));
+                        "%s: tensor %.255s is not in %s, where the index places it", p->dir, tensor,
+                        json_string(v, NULL));
 }
 
 /* Maps the files and builds the table. */
@@ -262,9 +262,8 @@ st_set *st_open(const char *path, err_info *e)
     st_set *set = mem_array(1, sizeof *set, e);
     if (!set) return NULL;
     json_doc *index = NULL;
-    err_code code = S_ISDIR(st.st_mode)
-                        ? list_directory(set, path, &index, e)
-                        : add_file(set, mem_copy(path, strlen(path), e), e);
+    err_code code = S_ISDIR(st.st_mode) ? list_directory(set, path, &index, e)
+                                        : add_file(set, mem_copy(path, strlen(path), e), e);
     const json_value *map = index ? json_get(json_root(index), "weight_map") : NULL;
     if (!code) code = read_files(set, path, map, e);
     json_close(index);

@@ -14,8 +14,23 @@
 #include "base/err.h"
 
 typedef enum st_dtype {
-    ST_BOOL, ST_U8, ST_I8, ST_F8_E4M3, ST_F8_E5M2, ST_F8_E8M0, ST_U16, ST_I16, ST_F16, ST_BF16,
-    ST_U32, ST_I32, ST_F32, ST_U64, ST_I64, ST_F64, ST_N_DTYPES
+    ST_BOOL,
+    ST_U8,
+    ST_I8,
+    ST_F8_E4M3,
+    ST_F8_E5M2,
+    ST_F8_E8M0,
+    ST_U16,
+    ST_I16,
+    ST_F16,
+    ST_BF16,
+    ST_U32,
+    ST_I32,
+    ST_F32,
+    ST_U64,
+    ST_I64,
+    ST_F64,
+    ST_N_DTYPES
 } st_dtype;
 
 enum { ST_MAX_DIMS = 8 };
@@ -44,7 +59,7 @@ st_set *st_open(const char *path, err_info *e);
 void st_close(st_set *set);
 
 int64_t st_count(const st_set *set);
-const st_tensor *st_at(const st_set *set, int64_t i); /* sorted by name */
+const st_tensor *st_at(const st_set *set, int64_t i);          /* sorted by name */
 const st_tensor *st_find(const st_set *set, const char *name); /* NULL if absent */
 /* From __metadata__ of the first file by name, of those in the index if there is one; NULL if
  * absent. */

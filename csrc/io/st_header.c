@@ -39,8 +39,7 @@ int st_shape_bytes(st_dtype dtype, int n_dims, const int64_t *shape, int64_t *n_
 static err_code read_shape(st_tensor *t, const json_value *shape, err_info *e)
 {
     size_t n = json_length(shape);
-    if (json_type_of(shape) != JSON_ARRAY)
-        return err_set(e, ERR_FORMAT, "shape is not an array");
+    if (json_type_of(shape) != JSON_ARRAY) return err_set(e, ERR_FORMAT, "shape is not an array");
     if (n > ST_MAX_DIMS)
         return err_set(e, ERR_UNSUPPORTED, "%zu dimensions, more than %d", n, ST_MAX_DIMS);
     t->n_dims = (int)n;
@@ -73,8 +72,7 @@ static err_code read_place(const reader *r, st_tensor *t, const json_value *offs
     if (json_length(offsets) != 2 || begin < 0 || end < begin)
         return err_set(r->e, ERR_FORMAT, "data_offsets is not a pair of ascending offsets");
     if (end > room)
-        return err_set(r->e, ERR_FORMAT,
-                       "data ends at byte %lld of %lld in the file (truncated?)",
+        return err_set(r->e, ERR_FORMAT, "data ends at byte %lld of %lld in the file (truncated?)",
                        (long long)end + r->data_at, (long long)r->m->n_bytes);
     if (end - begin != t->n_bytes)
         return err_set(r->e, ERR_FORMAT, "data_offsets span %lld bytes, shape and dtype %lld",
@@ -193,8 +191,7 @@ static err_code header_length(const map_file *m, size_t *n_bytes, err_info *e)
     if (n > m->n_bytes - 8)
         return err_set(e, ERR_FORMAT, "header of %llu bytes in a file of %zu (truncated?)",
                        (unsigned long long)n, m->n_bytes);
-    if (n < 2 || m->data[8] != '{')
-        return err_set(e, ERR_FORMAT, "header does not begin with '{'");
+    if (n < 2 || m->data[8] != '{') return err_set(e, ERR_FORMAT, "header does not begin with '{'");
     *n_bytes = (size_t)n;
     return ERR_NONE;
 }
@@ -204,8 +201,7 @@ err_code st_header_read(st_header *h, const map_file *m, const char *path, err_i
     size_t header_bytes = 0;
     *h = (st_header){0};
     if (header_length(m, &header_bytes, e)) return err_prefix(e, "%s", path);
-    json_doc *doc =
-        json_parse((const char *)m->data + 8, header_bytes, "header", HEADER_DEPTH, e);
+    json_doc *doc = json_parse((const char *)m->data + 8, header_bytes, "header", HEADER_DEPTH, e);
     if (!doc) return err_prefix(e, "%s", path);
     reader r = {.h = h, .m = m, .path = path, .data_at = (int64_t)header_bytes + 8, .e = e};
     err_code code = read_header(&r, doc, header_bytes);

@@ -76,8 +76,7 @@ static err_code push(buf *b, candidate c, err_info *e)
     if (code) return code;
     candidate *heap = b->data;
     size_t i = b->n / sizeof c;
-    for (; i > 0 && heap[(i - 1) / 2].order > c.order; i = (i - 1) / 2)
-        heap[i] = heap[(i - 1) / 2];
+    for (; i > 0 && heap[(i - 1) / 2].order > c.order; i = (i - 1) / 2) heap[i] = heap[(i - 1) / 2];
     heap[i] = c;
     b->n += sizeof c;
     return ERR_NONE;

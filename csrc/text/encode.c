@@ -114,8 +114,7 @@ static err_code split_pieces(encoder *c, const char *s, size_t n, pretok_fn fn, 
                              err_info *e)
 {
     if (n == 0) return ERR_NONE;
-    return c->t->pretok ? pretok_split(c->t->pretok, c->split, s, n, fn, ctx, e)
-                        : fn(ctx, s, n, e);
+    return c->t->pretok ? pretok_split(c->t->pretok, c->split, s, n, fn, ctx, e) : fn(ctx, s, n, e);
 }
 
 static err_code split_text(encoder *c, const char *s, size_t n, pretok_fn fn, void *ctx,
@@ -200,7 +199,9 @@ static err_code encode_between(encoder *c, added_stage stage, const stretch *s, 
     if (stage == ADDED_NORMALIZED) return split_pieces(c, text, n, encode_piece, c, e);
     if (!(c->t->added.stages & ADDED_NORMALIZED)) return split_text(c, text, n, encode_piece, c, e);
     err_code code = normalise_stretch(c, s, e);
-    stretch whole = {.text = c->whole.data, .end = c->whole.n, .plain = c->plain.data,
+    stretch whole = {.text = c->whole.data,
+                     .end = c->whole.n,
+                     .plain = c->plain.data,
                      .plain_end = c->plain.n / sizeof(tok_range)};
     return code ? code : encode_stage(c, ADDED_NORMALIZED, &whole, e);
 }
@@ -213,8 +214,7 @@ static err_code encode_stage(encoder *c, added_stage stage, const stretch *s, er
     size_t i = s->begin, k = s->plain_begin;
     err_code code = ERR_NONE;
     while (i < s->end && !code) {
-        while (k < s->plain_end &&
-               (s->plain[k].end <= i || s->plain[k].end == s->plain[k].begin))
+        while (k < s->plain_end && (s->plain[k].end <= i || s->plain[k].end == s->plain[k].begin))
             k++;
         size_t limit = k < s->plain_end ? s->plain[k].begin : s->end, at = 0, len = 0;
         if (limit <= i) {

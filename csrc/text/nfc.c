@@ -46,8 +46,10 @@ static int is_inert(int32_t c)
     size_t low = 0, high = sizeof inert / sizeof *inert;
     while (low < high) {
         size_t mid = (low + high) / 2;
-        if (inert[mid][1] < c) low = mid + 1;
-        else high = mid;
+        if (inert[mid][1] < c)
+            low = mid + 1;
+        else
+            high = mid;
     }
     return low < sizeof inert / sizeof *inert && inert[low][0] <= c;
 }
@@ -101,8 +103,10 @@ static err_code decompose(const char *s, size_t n, buf *cps, err_info *e)
         if (code) return code;
         int32_t *to = (int32_t *)((char *)cps->data + cps->n);
         size_t n_to = 1;
-        if (is_inert(c)) *to = c;
-        else n_to = (size_t)utf8proc_decompose_char(c, to, MOST, compose_options, &boundary);
+        if (is_inert(c))
+            *to = c;
+        else
+            n_to = (size_t)utf8proc_decompose_char(c, to, MOST, compose_options, &boundary);
         cps->n += n_to * sizeof c;
     }
     return ERR_NONE;
@@ -123,8 +127,8 @@ static err_code compose(int32_t *cp, size_t n, buf *out, err_info *e)
     err_code c = ERR_NONE;
     for (size_t i = 0, end; i < n && !c; i = end) {
         for (end = i + 1; end < n && !is_inert(cp[end]);) end++;
-        utf8proc_ssize_t n_nfc = utf8proc_normalize_utf32(cp + i, (utf8proc_ssize_t)(end - i),
-                                                          compose_options);
+        utf8proc_ssize_t n_nfc =
+            utf8proc_normalize_utf32(cp + i, (utf8proc_ssize_t)(end - i), compose_options);
         if (n_nfc < 0) return err_set(e, ERR_FORMAT, "NFC: %s", utf8proc_errmsg(n_nfc));
         c = encode_all(cp + i, (size_t)n_nfc, out, e);
     }

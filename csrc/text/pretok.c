@@ -20,10 +20,10 @@ struct pretok_work {
 
 /* White_Space (Unicode PropList.txt) as the inside of a character class: TAB to CR, NEL and the
  * separators. And everything else likewise, because a class cannot hold a negated class. */
-#define SPACE     "\\t-\\r\\x{85}\\p{Z}"
-#define NON_SPACE                                                                            \
-    "\\x{0}-\\x{8}\\x{e}-\\x{1f}!-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}" \
-    "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}"            \
+#define SPACE "\\t-\\r\\x{85}\\p{Z}"
+#define NON_SPACE                                                                                  \
+    "\\x{0}-\\x{8}\\x{e}-\\x{1f}!-\\x{84}\\x{86}-\\x{9f}\\x{a1}-\\x{167f}\\x{1681}-\\x{1fff}"      \
+    "\\x{200b}-\\x{2027}\\x{202a}-\\x{202e}\\x{2030}-\\x{205e}\\x{2060}-\\x{2fff}"                 \
     "\\x{3001}-\\x{10ffff}"
 
 typedef struct rewriter {
@@ -195,12 +195,12 @@ err_code pretok_split(const pretok *p, pretok_work *w, const char *text, size_t 
     size_t shown = 0; /* end of the last piece */
     err_code c = ERR_NONE;
     for (size_t i = 0; i < n && !c;) {
-        int rc = pcre2_match(p->code, (PCRE2_SPTR)text, n, i, PCRE2_NO_UTF_CHECK, w->data,
-                             w->context);
+        int rc =
+            pcre2_match(p->code, (PCRE2_SPTR)text, n, i, PCRE2_NO_UTF_CHECK, w->data, w->context);
         if (rc == PCRE2_ERROR_NOMATCH) break;
         if (rc < 0)
-            return err_set(e, ERR_LIMIT, "split pattern gives up at byte %zu (PCRE2 error %d)",
-                           i, rc);
+            return err_set(e, ERR_LIMIT, "split pattern gives up at byte %zu (PCRE2 error %d)", i,
+                           rc);
         size_t begin = ends[0], end = ends[1];
         if (begin > shown) c = fn(ctx, text + shown, begin - shown, e);
         if (end > begin && !c) c = fn(ctx, text + begin, end - begin, e);

@@ -15,7 +15,7 @@
 
 /* The split of a ByteLevel pre-tokenizer with use_regex (tokenizers, pre_tokenizers/byte_level.rs,
  * itself from openai/gpt-2). */
-#define GPT2_PATTERN                                                                          \
+#define GPT2_PATTERN                                                                               \
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+"
 
 typedef struct loader {
@@ -110,8 +110,8 @@ static int check_field(void *ctx, const char *key, size_t n, json_value *v)
                         value.text);
 }
 
-static err_code check_fields(const json_value *object, const char *where,
-                             const char *const *known, const char *const *neutral, err_info *e)
+static err_code check_fields(const json_value *object, const char *where, const char *const *known,
+                             const char *const *neutral, err_info *e)
 {
     field_check c = {where, known, neutral, e};
     if (json_type_of(object) != JSON_OBJECT)
@@ -147,8 +147,7 @@ static err_code load_byte_level(loader *l, const json_value *v)
 {
     static const char *const known[] = {"type", "trim_offsets", "use_regex", NULL};
     static const char *const neutral[] = {"add_prefix_space", NULL};
-    if (!is_string(json_get(v, "type"), "ByteLevel"))
-        return refuse_type(v, "pre_tokenizer", l->e);
+    if (!is_string(json_get(v, "type"), "ByteLevel")) return refuse_type(v, "pre_tokenizer", l->e);
     err_code c = check_fields(v, "pre_tokenizer.ByteLevel", known, neutral, l->e);
     if (c || !json_bool(json_get(v, "use_regex"), 1)) return c;
     if (l->t->pretok)
@@ -187,7 +186,8 @@ static err_code load_pre_tokenizer(loader *l, const json_value *v)
     if (n < 1 || n > 2)
         return err_set(l->e, ERR_UNSUPPORTED,
                        "pre_tokenizer: a Sequence of %zu is not supported, only ByteLevel and "
-                       "Split, ByteLevel", n);
+                       "Split, ByteLevel",
+                       n);
     if (n == 2) c = load_split(l, json_at(list, 0));
     return c ? c : load_byte_level(l, json_at(list, n - 1));
 }
@@ -207,14 +207,13 @@ static int adds_nothing(const json_value *post)
  * influence on ids either. */
 static err_code load_components(loader *l, const json_value *root)
 {
-    static const char *const known[] = {"version",        "truncation",    "padding",
-                                        "added_tokens",   "normalizer",    "pre_tokenizer",
-                                        "post_processor", "decoder",       "model", NULL};
+    static const char *const known[] = {
+        "version",       "truncation",     "padding", "added_tokens", "normalizer",
+        "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
     err_code c = check_fields(root, "tokenizer", known, nothing, l->e);
     if (c) return c;
     const json_value *post = json_get(root, "post_processor"), *decoder = json_get(root, "decoder");
-    if (!adds_nothing(post))
-        return refuse_type(post, "post_processor", l->e);
+    if (!adds_nothing(post)) return refuse_type(post, "post_processor", l->e);
     if (!is_string(json_get(decoder, "type"), "ByteLevel"))
         return refuse_type(decoder, "decoder", l->e);
     c = load_normalizer(l, json_get(root, "normalizer"));
@@ -295,8 +294,7 @@ static err_code add_merge(loader *l, const json_value *v, uint32_t rank)
 {
     const char *s[2];
     size_t n[2];
-    if (!merge_sides(v, s, n))
-        return err_set(l->e, ERR_FORMAT, "two entries expected");
+    if (!merge_sides(v, s, n)) return err_set(l->e, ERR_FORMAT, "two entries expected");
     const vocab *voc = &l->t->vocab;
     l->spelled.n = 0;
     size_t cut = 0;
@@ -311,7 +309,9 @@ static err_code add_merge(loader *l, const json_value *v, uint32_t rank)
     if (left < 0 || right < 0 || id < 0)
         return err_set(l->e, ERR_FORMAT, "'%s' + '%s': %s is not in the vocabulary",
                        quote(s[0], n[0]).text, quote(s[1], n[1]).text,
-                       left < 0 ? "the first" : right < 0 ? "the second" : "the result");
+                       left < 0    ? "the first"
+                       : right < 0 ? "the second"
+                                   : "the result");
     bpe_add(&l->t->bpe, left, right, rank, id);
     return ERR_NONE;
 }
@@ -333,8 +333,7 @@ static err_code load_merges(loader *l, const json_value *v)
         return err_set(l->e, ERR_FORMAT, "model.merges: array expected");
     size_t n = json_apart_length(v);
     if (n > VOCAB_MOST_IDS)
-        return err_set(l->e, ERR_LIMIT, "model.merges: %zu entries, at most %d", n,
-                       VOCAB_MOST_IDS);
+        return err_set(l->e, ERR_LIMIT, "model.merges: %zu entries, at most %d", n, VOCAB_MOST_IDS);
     err_code c = bpe_init(&l->t->bpe, n, l->e);
     return c ? c : (err_code)json_each_apart(v, load_merge, l, l->e);
 }
@@ -342,11 +341,14 @@ static err_code load_merges(loader *l, const json_value *v)
 static err_code load_model(loader *l, const json_value *v)
 {
     static const char *const known[] = {"type", "vocab", "merges", "fuse_unk", NULL};
-    static const char *const neutral[] = {"dropout", "unk_token", "continuing_subword_prefix",
-                                          "end_of_word_suffix", "byte_fallback", "ignore_merges",
+    static const char *const neutral[] = {"dropout",
+                                          "unk_token",
+                                          "continuing_subword_prefix",
+                                          "end_of_word_suffix",
+                                          "byte_fallback",
+                                          "ignore_merges",
                                           NULL};
-    if (json_type_of(v) != JSON_OBJECT)
-        return err_set(l->e, ERR_FORMAT, "model: object expected");
+    if (json_type_of(v) != JSON_OBJECT) return err_set(l->e, ERR_FORMAT, "model: object expected");
     if (!is_string(json_get(v, "type"), "BPE")) return refuse_type(v, "model", l->e);
     err_code c = check_fields(v, "model", known, neutral, l->e);
     if (!c) c = load_vocab(l, json_get(v, "vocab"));

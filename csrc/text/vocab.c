@@ -68,8 +68,8 @@ err_code vocab_set(vocab *v, int32_t id, const char *bytes, size_t n, int flags,
         v->slots[find_slot(v, bytes, n)] = id;
         if (n == 1) v->byte_ids[(uint8_t)*bytes] = id;
     }
-    v->entries[id] = (vocab_entry){(uint32_t)v->bytes.n, (uint32_t)n,
-                                   (uint8_t)(flags | VOCAB_USED)};
+    v->entries[id] =
+        (vocab_entry){(uint32_t)v->bytes.n, (uint32_t)n, (uint8_t)(flags | VOCAB_USED)};
     return buf_append(&v->bytes, bytes, n, e);
 }
 
