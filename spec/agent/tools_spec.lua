@@ -181,11 +181,15 @@ describe("an agent", function()
     local function hurry() now = now + 0.1; return now end
     core.seconds, sys.seconds = hurry, hurry -- luacheck: ignore 122
     finally(function() core.seconds, sys.seconds = seconds, seconds end) -- luacheck: ignore 122
-    local ended, told = false, 0
+    local ended, told, n_turns = false, 0, 0
     local agent = open({ call("echo", { text = "hi" }), "Done." }, { tools = { echo_tool {
       run = function(_, ctx)
         ctx.loop:spawn(function()
-          while not ended do ctx.loop:sleep(0) end
+          while not ended do
+            n_turns = n_turns + 1
+            assert(n_turns < 100000, "the run waits for ever")
+            ctx.loop:sleep(0)
+          end
         end)
         ctx.on_cancel(function() ctx.loop:signal():wait() end)
         ctx.on_cancel(function() told = told + 1 end)
