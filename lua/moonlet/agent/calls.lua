@@ -172,7 +172,9 @@ local function answer(batch, part)
     arguments = json.decode(json.encode(part.arguments)) }
   local result = refuse(agent, tool, call) or run_tool(batch, tool, call)
   result.content = clip.text(result.content, batch.most_bytes)
-  return hooks.after_tool(agent, call, result)
+  result = hooks.after_tool(agent, call, result)
+  result.content = clip.valid(result.content)
+  return result
 end
 
 -- ---- all calls of a turn -----------------------------------------------------------------------

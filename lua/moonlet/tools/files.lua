@@ -8,6 +8,7 @@ local files = {}
 local MAX_FILE_BYTES <const> = 64 << 20 -- that is read at all
 local MAX_LINES <const>, MAX_BYTES <const> = 2000, 48 << 10 -- that one call shows
 local PROBED_BYTES <const> = 8192
+local MAX_PLACES <const> = 10 -- that edit names
 local MAX_ENTRIES <const> = 1000
 local MAX_LEVELS <const> = 16
 
@@ -141,18 +142,24 @@ end
 
 -- ---- edit --------------------------------------------------------------------------------------
 
--- Numbers of the lines in which a text begins, and where the first one is.
+-- How often a text occurs, where first, and the numbers of the lines in which the first few begin.
 local function find_all(bytes, wanted)
-  local lines, first, at, number, counted = {}, nil, 1, 1, 1
+  local n, first, lines, at, number, counted = 0, nil, {}, 1, 1, 1
   while true do
     local found = bytes:find(wanted, at, true)
-    if not found then return lines, first end
-    first = first or found
-    local _, breaks = bytes:sub(counted, found - 1):gsub("\n", "")
-    number, counted = number + breaks, found
-    lines[#lines + 1] = number
+    if not found then return n, first, lines end
+    n, first = n + 1, first or found
+    if n <= MAX_PLACES then
+      local _, breaks = bytes:sub(counted, found - 1):gsub("\n", "")
+      number, counted = number + breaks, found
+      lines[n] = number
+    end
     at = found + 1
   end
+end
+
+local function with_crlf(lines)
+  return (lines:gsub("\r?\n", "\r\n"))
 end
 
 local function edit(place, given)
@@ -160,18 +167,20 @@ local function edit(place, given)
   if not bytes then return nil, path, code end
   local old, new = given.old_text, given.new_text
   if old == "" then return nil, "old_text is empty", "range" end
-  local lines, at = find_all(bytes, old)
-  if #lines == 0 and bytes:find("\r\n", 1, true) and not old:find("\r", 1, true) then
-    -- Models see and write line feeds; the file keeps its own line ends.
-    old, new = old:gsub("\n", "\r\n"), new:gsub("\r?\n", "\r\n")
-    lines, at = find_all(bytes, old)
+  -- Models write line feeds; the file keeps its own line ends.
+  local n, at, lines = find_all(bytes, old)
+  if n == 0 and bytes:find("\r\n", 1, true) and not old:find("\r", 1, true) then
+    old, new = with_crlf(old), with_crlf(new)
+    n, at, lines = find_all(bytes, old)
+  elseif not old:find("\n", 1, true) and bytes:match("\r?\n") == "\r\n" then
+    new = with_crlf(new)
   end
-  if #lines == 0 then
+  if n == 0 then
     return nil, given.path .. ": old_text was not found; it must match exactly, blanks included",
       "range"
-  elseif #lines > 1 then
+  elseif n > 1 then
     return nil, ("%s: old_text was found %d times (lines %s); give more of its surroundings")
-      :format(given.path, #lines, table.concat(lines, ", ", 1, math.min(#lines, 10))), "range"
+      :format(given.path, n, table.concat(lines, ", ")), "range"
   end
   local ok, message
   ok, message, code = sys.write_file(path, bytes:sub(1, at - 1) .. new .. bytes:sub(at + #old))
@@ -215,10 +224,11 @@ local function walk(place, dir, levels, out)
 end
 
 local function list(place, given)
-  local path, message, code = place:resolve(given.path or ".")
+  local dir = given.path or "."
+  local path, message, code = place:resolve(dir)
   if not path then return nil, message, code end
   if sys.file_kind(path) ~= "directory" then
-    return nil, given.path .. ": no such directory", "io"
+    return nil, dir .. ": no such directory", "io"
   end
   local out = { n = 0 }
   local ok
