@@ -22,7 +22,7 @@ static const char *value_of(const char *line)
 /* What is malformed here libevent refuses, and what contradicts itself net_on_request. */
 static int end_head_line(net_framing *f, uint64_t body_bytes)
 {
-    if (f->n_line == 0) {
+    if (f->line[0] == '\0') { /* to libevent also a line that begins with such a byte */
         if (!f->is_chunked && f->body > body_bytes) return 413;
         f->in = f->is_chunked ? NET_IN_SIZE : NET_IN_REST;
         f->body = 0;

@@ -5,10 +5,11 @@
  *
  * Sizes, waiting times and the number of connections are bounded: headers and bodies beyond their
  * limits are refused before they arrive, as far as it is known then, and what comes of them is
- * thrown away, so that the client can read why. A client that takes too long to send a request or
- * to read its reply is dropped. Beyond the limit of connections nobody is accepted until one ends;
- * while somebody waits for that, the connection that has been idle longest is closed, or if none
- * is, the one whose request has been arriving longest.
+ * thrown away, so that the client can read why. What a client sends while it is answered is not
+ * read beyond these limits. One that takes too long to send a request or to read its reply is
+ * dropped. Beyond the limit of connections nobody is accepted until one ends; while somebody waits
+ * for that, the connection that has been idle longest is closed, or if none is, the one whose
+ * request has been arriving longest.
  *
  * Requests may have so many bytes together; of those that would need more the last to come are
  * answered 503 by the loop, and the rest of them is thrown away. Half of these bytes are shared out

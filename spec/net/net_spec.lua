@@ -398,7 +398,43 @@ describe("net", function()
       assert.matches("^HTTP/1.1 " .. status, out, line)
       assert.same({}, seen, line)
     end
+    -- Where libevent sees the end of a head.
+    local nul <const> = "printf '%sTransfer-Encoding: chunked\\r\\n\\0\\r\\n%s' >&3;" .. READ_ALL
+    assert.matches("^HTTP/1.1 400", (serve(nul:format(HEAD, ("0"):rep(2000)))))
     wait_for_none()
+  end)
+
+  it("takes bodies up to its limit, whole or as one chunk", function()
+    open { header_bytes = 1000, body_bytes = 100000 }
+    for _, script in ipairs { "'%sContent-Length: 100000\\r\\n\\r\\n%%0100000d' 7",
+      "'%sTransfer-Encoding: chunked\\r\\n\\r\\n186a0;x\\r\\n%%0100000d\\r\\n0\\r\\n\\r\\n' 7" } do
+      local n
+      serve("printf " .. script:format(HEAD .. CLOSE) .. " >&3;" .. READ_ALL, function(kind, r)
+        if kind ~= "request" then return end
+        n = #r:body()
+        r:reply(200, {}, "")
+      end)
+      assert.equal(100000, n)
+    end
+  end)
+
+  it("leaves with its client what that sends while it is answered", function()
+    open { body_bytes = 1 << 20 }
+    local c = client(port, [[exec perl -e '$SIG{PIPE} = "IGNORE"; open(my $s, "+<&=3") or die;
+      syswrite($s, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); my ($n, $some) = (0, "x" x 65536);
+      while ($n < 1 << 28) { my $w = syswrite($s, $some) or last; $n += $w } print $n']])
+    local request
+    for _ = 1, 100 do -- rounds in each of which all that is there is read
+      local kind, r = net:wait(0.005)
+      if kind == "request" then
+        request = r
+        r:start(200, {})
+        r:write("x")
+      end
+    end
+    request:close()
+    while not c.is_done() do net:wait(0.05) end
+    assert.is_true(tonumber(c.output()) < 1 << 26)
   end)
 
   it("refuses a second request for its sizes as it does the first", function()
