@@ -47,9 +47,12 @@ describe("moonlet agent", function()
 
   it("shows the beginning of long results and of long arguments", function()
     place.write("work/long.txt", ("a line\n"):rep(100))
+    place.write("work/wide.txt", ("\u{20AC}"):rep(500) .. "\nend\n")
     local text = agent(script { call("read", { path = "long.txt" }),
+      call("read", { path = "wide.txt" }),
       call("read", { path = ("\u{20AC}"):rep(200) }), "Done." } .. " -p Go")
     assert.matches("\n  | a line\n  | %(90 more lines%)\n", text)
+    assert.matches("\n  | [\u{20AC}]+%.%.%.\n  | end\n", text)
     assert.matches("\u{20AC}%.%.%.\n", text)
     assert.truthy(utf8.len(text))
   end)

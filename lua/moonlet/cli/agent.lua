@@ -9,7 +9,7 @@ local agent = {}
 
 local DEFAULT_TOOLS <const> = "read,write,edit,list,grep,bash"
 local SHOWN_LINES <const>, SHOWN_BYTES <const> = 10, 800 -- of a tool's result
-local SHOWN_LINE <const> = 220 -- bytes of a call
+local SHOWN_LINE <const> = 220 -- bytes of a call, and of one of those lines
 
 function agent.define(parser)
   local command = parser:command("agent", "Let a model work in a directory, with tools.")
@@ -53,11 +53,10 @@ end
 local function shown_result(content)
   local lines, bytes, n = {}, 0, 0
   for line in (content:gsub("\n$", "") .. "\n"):gmatch("([^\n]*)\n") do
+    local shown = shown_start(output.visible((line:gsub("\r$", ""))))
     n = n + 1
-    bytes = bytes + #line
-    if n <= SHOWN_LINES and bytes <= SHOWN_BYTES then
-      lines[n] = "  | " .. output.visible((line:gsub("\r$", "")))
-    end
+    bytes = bytes + #shown
+    if n <= SHOWN_LINES and bytes <= SHOWN_BYTES then lines[n] = "  | " .. shown end
   end
   if #lines < n then lines[#lines + 1] = ("  | (%d more lines)"):format(n - #lines) end
   return table.concat(lines, "\n")
