@@ -30,7 +30,8 @@ end
 local function parse_arguments()
   local parser = argparse("side_by_side", "Compares the speed of engines, round by round.")
   parser:argument("engines", "'NAME = moonlet DIR ...', 'NAME = llama-bench BINARY MODEL ...', "
-    .. "'NAME = ik-llama-bench BINARY MODEL ...'"):args("+")
+    .. "'NAME = ik-llama-bench BINARY MODEL ...', 'NAME = ik-sweep-bench BINARY MODEL ...'")
+    :args("+")
   parser:option("--threads", "of every engine"):convert(math.tointeger):default("2")
   parser:option("--prompt", "tokens of a prompt"):convert(math.tointeger):default("512")
   parser:option("--gen", "tokens decoded"):convert(math.tointeger):default("64")
@@ -49,8 +50,8 @@ local function quote(word)
   return "'" .. tostring(word):gsub("'", "'\\''") .. "'"
 end
 
--- The JSON that a command prints; what it says besides is shown if it fails.
-local function ask(words)
+-- What a command prints and what it says besides, which is shown if it fails.
+local function run(words)
   local quoted, log = {}, os.tmpname()
   for i, word in ipairs(words) do quoted[i] = quote(word) end
   local pipe <close> = assert(io.popen(table.concat(quoted, " ") .. " 2>" .. log))
@@ -59,7 +60,11 @@ local function ask(words)
   local said = sys.read_file(log)
   os.remove(log)
   if not ok then error(("%s failed:\n%s"):format(table.concat(words, " "), said), 0) end
-  return assert(json.decode(text))
+  return text, said
+end
+
+local function ask(words)
+  return assert(json.decode((run(words))))
 end
 
 local function joined(list)
@@ -95,7 +100,8 @@ ASK["llama-bench"] = function(words, test)
   return rows_of(ask(table.move(words, 3, #words, #command + 1, command)))
 end
 
--- ik_llama.cpp's has no depths: a prompt is measured at 0 only, decoding after a prompt.
+-- ik_llama.cpp's has no depths: a prompt is measured at 0 only, decoding after a prompt. Its
+-- llama-sweep-bench, below, has both, but no medians.
 ASK["ik-llama-bench"] = function(words, test)
   local command = { words[1], "-m", words[2], "-t", test.threads, "-r", 1, "-o", "json" }
   local at_zero = false
@@ -110,6 +116,25 @@ ASK["ik-llama-bench"] = function(words, test)
   return rows_of(ask(table.move(words, 3, #words, #command + 1, command)))
 end
 
+-- A prompt and decoding at every multiple of the prompt's length, as lines of JSON in what it says.
+ASK["ik-sweep-bench"] = function(words, test)
+  local wanted = {}
+  for _, depth in ipairs(test.depth) do wanted[depth] = true end
+  local command = { words[1], "-m", words[2], "-t", test.threads, "-ub", test.prompt,
+    "-n", test.gen, "-c", math.max(table.unpack(test.depth)) + test.prompt,
+    "--output-format", "jsonl" }
+  local _, said = run(table.move(words, 3, #words, #command + 1, command))
+  local rows = {}
+  for line in said:gmatch("{[^\n]*}") do
+    local step = assert(json.decode(line))
+    if wanted[step.n_kv] then
+      rows[#rows + 1] = { kind = "prefill", depth = step.n_kv, tokens_per_second = step.speed_pp }
+      rows[#rows + 1] = { kind = "decode", depth = step.n_kv, tokens_per_second = step.speed_tg }
+    end
+  end
+  return rows
+end
+
 local function read_engine(text)
   local name, rest = text:match("^%s*(%S+)%s*=%s*(.+)$")
   local words = {}
@@ -117,8 +142,8 @@ local function read_engine(text)
   local kind = table.remove(words, 1)
   local needed = kind == "moonlet" and 1 or 2
   if not (ASK[kind] and #words >= needed) then
-    error("an engine is 'NAME = moonlet DIR' or 'NAME = [ik-]llama-bench BINARY MODEL': " .. text,
-      0)
+    error("an engine is 'NAME = moonlet DIR', 'NAME = [ik-]llama-bench BINARY MODEL' or "
+      .. "'NAME = ik-sweep-bench BINARY MODEL': " .. text, 0)
   end
   return { name = name, ask = ASK[kind], words = words, text = rest }
 end
