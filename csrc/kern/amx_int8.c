@@ -92,7 +92,8 @@ V16_FN int n_halves(num_mode mode)
 /* A panel times n_tokens, a constant, in tiles that are configured for them. One part of the sums
  * after the other; a part's product i is of its block i / halves. */
 V16_FN void panel_tile(num_mode mode, int n_tokens, const char *panel, int64_t n_blocks,
-                       int64_t n_rows, const tile_rows *x, float *y, int64_t ldy)
+                       int64_t n_rows, const tile_rows *x, const soon *next_panel, float *y,
+                       int64_t ldy)
 {
     panel_sums part[INT8_PARTS];
     _Alignas(64) tile_result ring[LEAD];
@@ -104,6 +105,7 @@ V16_FN void panel_tile(num_mode mode, int n_tokens, const char *panel, int64_t n
         EACH_VEC EACH_TOKEN_HERE sum[v][t] = v16_zero();
         for (int64_t i = -LEAD; i < n; i++) {
             int64_t next = i + LEAD, ahead = p + next / halves * INT8_PARTS, h = next % halves;
+            if (next < n && h == 0) ask(next_panel, ahead);
             if (next < n)
                 multiply(mode, panel + ahead * INT8_PANEL_BYTES + h * 4 * PANEL_STEP,
                          x->first.natural + ahead * INT8_BLOCK + h * 16, stride);
@@ -124,12 +126,13 @@ V16_FN void panel_tile(num_mode mode, int n_tokens, const char *panel, int64_t n
 
 /* ---- forms ---------------------------------------------------------------------------------- */
 
-#define TILE(mode, n) panel_tile(mode, n, panel, n_blocks, n_rows, x, y, ldy)
+#define TILE(mode, n) panel_tile(mode, n, panel, n_blocks, n_rows, x, next, y, ldy)
 
 /* LEAST_TOKENS and more make tiles of no fewer than seven tokens: 13 are two of them. */
 #define TILES(name, mode)                                                                          \
     static void tile_##name(const char *panel, int64_t n_blocks, int64_t n_rows,                   \
-                            const tile_rows *x, int n_tokens, float *y, int64_t ldy)               \
+                            const tile_rows *x, int n_tokens, const soon *next, float *y,          \
+                            int64_t ldy)                                                           \
     {                                                                                              \
         switch (n_tokens) {                                                                        \
         case 7: TILE(mode, 7); break;                                                              \
@@ -182,13 +185,17 @@ static const form *form_of(const num_matrix *w)
 
 /* Tiles are configured for n tokens: the last ones may meet some that were met before, and give
  * the same numbers again. */
-static void panel_products(tile_fn *tile, const num_matrix *w, int64_t n_rows, const char *panel,
-                           const char *x, int64_t n_x, int64_t n, float *y, int64_t ldy)
+static void panel_products(tile_fn *tile, const num_matrix *w, int64_t row, int64_t n_rows,
+                           const char *panel, const char *x, int64_t n_x, int64_t n, float *y,
+                           int64_t ldy)
 {
-    for (int64_t done = 0; done < n_x; done += n) {
-        int64_t t = least(done, n_x - n);
+    int64_t n_tiles = (n_x + n - 1) / n;
+    ask_numbers(w, row + n_rows);
+    for (int64_t i = 0; i < n_tiles; i++) {
+        int64_t t = least(i * n, n_x - n);
         tile_rows rows = tile_rows_at(x, t, w->cols);
-        tile(panel, w->cols / INT8_BLOCK, n_rows, &rows, (int)n, y + t * ldy, ldy);
+        soon next = soon_at(w, row + n_rows, i, n_tiles);
+        tile(panel, w->cols / INT8_BLOCK, n_rows, &rows, (int)n, &next, y + t * ldy, ldy);
     }
 }
 
@@ -205,7 +212,7 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
     for (int64_t r = 0; r < n_rows; r += INT8_PANEL_ROWS) {
         int64_t here = least(n_rows - r, INT8_PANEL_ROWS);
         f->lay(w, row + r, here, scratch);
-        panel_products(f->tile, w, here, scratch, x, n_x, n, y + r, ldy);
+        panel_products(f->tile, w, row + r, here, scratch, x, n_x, n, y + r, ldy);
     }
     release();
 }

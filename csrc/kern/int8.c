@@ -16,8 +16,8 @@ int kern_takes_int8(const num_matrix *w)
 
 int64_t kern_int8_bytes(int64_t cols)
 {
-    int64_t n = int8_n_blocks(cols);
-    return (n * (2 * INT8_BLOCK + 5 * (int64_t)sizeof(float)) + 63) / 64 * 64;
+    int64_t n = int8_n_blocks(cols), of_block = 2 * INT8_BLOCK + 5 * (int64_t)sizeof(float);
+    return (n * of_block + 2 * (int64_t)sizeof(int32_t) + 63) / 64 * 64;
 }
 
 /* ---- rows of w ------------------------------------------------------------------------------ */

@@ -39,6 +39,7 @@ typedef struct int8_row {
     float *sum;      /* [n_blocks] scale * sum of q */
     int32_t *offset; /* [n_blocks] -12 * sum of q */
     int32_t *half;   /* [2 * n_blocks] the same for each 16 columns */
+    int32_t *range;  /* [2] least and largest exponent of the scales; in AVX-512 */
 } int8_row;
 
 static inline int64_t int8_split_at(int64_t block)
@@ -58,7 +59,7 @@ static inline int8_row int8_row_at(void *row, int64_t cols)
     int8_t *natural = row, *split = natural + n * INT8_BLOCK;
     float *scale = (float *)(void *)(split + n * INT8_BLOCK), *sum = scale + n;
     int32_t *offset = (int32_t *)(void *)(sum + n), *half = offset + n;
-    return (int8_row){natural, split, scale, sum, offset, half};
+    return (int8_row){natural, split, scale, sum, offset, half, half + 2 * n};
 }
 
 static inline int int8_has_nibbles(const num_matrix *w)

@@ -6,6 +6,7 @@
 #define KERN_INT8_PANEL512_H
 
 #include "kern/int8_load512.h"
+#include "kern/kern_const.h"
 
 enum { PANEL_VECS = INT8_PANEL_ROWS / 16 };
 
@@ -43,13 +44,9 @@ V16_FN void transpose_16(__m512i m[16])
     }
 }
 
-/* Where a row's codes from block b on lie. The same place of the row 16 further is asked for: rows
- * are read 64 bytes at a time, more streams than the hardware follows. */
 V16_FN const uint8_t *codes_at(const num_matrix *w, int64_t row, int64_t b, int bits)
 {
-    const uint8_t *p = w->codes + row * w->row_bytes + b * INT8_BLOCK * bits / 8;
-    _mm_prefetch((const char *)p + 16 * w->row_bytes, _MM_HINT_T1);
-    return p;
+    return w->codes + row * w->row_bytes + b * INT8_BLOCK * bits / 8;
 }
 
 V16_FN char *panel_block(char *panel, int64_t b)
@@ -236,9 +233,53 @@ V16_FN void add_parts(int n_tokens, panel_sums part[INT8_PARTS], int64_t n_rows,
     }
 }
 
+/* ---- what is read next ---------------------------------------------------------------------- */
+
+/* The codes of the next panel, asked for while tokens meet this one: laying out would want them
+ * from memory faster than it gives them, products leave it idle. A tile's block b asks for `step`
+ * bytes from `at + b * step` on, but for nothing from `end` on. */
+typedef struct soon {
+    const uint8_t *at, *end;
+    int64_t step;
+} soon;
+
+/* The tiles that ask: the last ones, as many tokens push out of the cache what comes too early. */
+enum { SOON_TILES = 8 };
+
+V16_FN void ask(const soon *s, int64_t b)
+{
+    const uint8_t *at = s->at + b * s->step, *end = at + s->step < s->end ? at + s->step : s->end;
+    for (; at < end; at += 64) kern_prefetch(at);
+}
+
+/* What tile i of n_tiles asks for, if the next panel begins at `row`. */
+V16_FN soon soon_at(const num_matrix *w, int64_t row, int64_t i, int64_t n_tiles)
+{
+    int64_t n_bytes = least(INT8_PANEL_ROWS, w->rows - row) * w->row_bytes;
+    int64_t n_asking = least(n_tiles, SOON_TILES), n_blocks = w->cols / INT8_BLOCK;
+    int64_t asked = i - (n_tiles - n_asking), lines = n_asking * n_blocks * 64;
+    const uint8_t *codes = w->codes + row * w->row_bytes;
+    if (asked < 0) return (soon){codes, codes, 0};
+    int64_t step = (n_bytes + lines - 1) / lines * 64;
+    return (soon){codes + asked * n_blocks * step, codes + n_bytes, step};
+}
+
+/* Its scales and biases, which are few. */
+V16_FN void ask_numbers(const num_matrix *w, int64_t row)
+{
+    int64_t n = least(INT8_PANEL_ROWS, w->rows - row);
+    number_source s = scales_of(w->mode, w);
+    kern_prefetch_all(s.data + row * s.row_bytes, n * s.row_bytes);
+    if (w->mode != NUM_AFFINE) return;
+    s = biases_of(w);
+    kern_prefetch_all(s.data + row * s.row_bytes, n * s.row_bytes);
+}
+
+/* ---- tiles ---------------------------------------------------------------------------------- */
+
 /* A panel times n_tokens, with the sums of `n_rows` of its rows to y. */
 typedef void tile_fn(const char *panel, int64_t n_blocks, int64_t n_rows, const tile_rows *x,
-                     int n_tokens, float *y, int64_t ldy);
+                     int n_tokens, const soon *next, float *y, int64_t ldy);
 
 /* Tokens from t on. */
 V16_FN tile_rows tile_rows_at(const char *x, int64_t t, int64_t cols)

@@ -84,6 +84,20 @@ V16_FN void quantize_four(const float *x, int64_t b, int8_row row)
     _mm_storeu_ps(row.sum + b, _mm_mul_ps(scale, _mm_cvtepi32_ps(sum)));
 }
 
+/* The exponents of the least and the largest scale. */
+static void find_range(int8_row row, int64_t n_blocks)
+{
+    uint32_t low = UINT32_MAX, high = 0; /* no scale is negative: their bits have their order */
+    for (int64_t b = 0; b < n_blocks; b++) {
+        uint32_t bits;
+        memcpy(&bits, row.scale + b, sizeof bits);
+        low = bits < low ? bits : low;
+        high = bits > high ? bits : high;
+    }
+    row.range[0] = (int32_t)(low >> 23);
+    row.range[1] = (int32_t)(high >> 23);
+}
+
 static void quantize(const float *x, int64_t cols, void *out)
 {
     enum { FOUR = INT8_PARTS * INT8_BLOCK };
@@ -95,6 +109,7 @@ static void quantize(const float *x, int64_t cols, void *out)
         memcpy(last, x + k, (size_t)(cols - k) * sizeof *last);
         quantize_four(last, k / INT8_BLOCK, row);
     }
+    find_range(row, cols / INT8_BLOCK);
 }
 
 /* ---- scales that are powers of two ---------------------------------------------------------- */
@@ -116,20 +131,17 @@ static exponents weight_exponents(const num_matrix *w, int64_t row, int64_t n_ro
     return (exponents){low - 1, high == 255 ? 255 : high - 1}; /* the gain is 1/2 */
 }
 
-/* Of the scales of n rows of x, none of which is negative. */
-static exponents row_exponents(const tile_rows *x, int64_t n_blocks, int64_t n)
+/* Of the scales of a tile's n rows. */
+static exponents row_exponents(const tile_rows *x, int64_t n)
 {
-    uint32_t low = UINT32_MAX, high = 0;
+    exponents all = {255, 0};
     for (int64_t t = 0; t < n; t++) {
-        const char *scale = (const char *)x->first.scale + t * x->stride;
-        for (int64_t b = 0; b < n_blocks; b++) {
-            uint32_t bits;
-            memcpy(&bits, scale + b * 4, 4);
-            low = bits < low ? bits : low;
-            high = bits > high ? bits : high;
-        }
+        int32_t range[2];
+        memcpy(range, (const char *)x->first.range + t * x->stride, sizeof range);
+        all.least = range[0] < all.least ? range[0] : all.least;
+        all.most = range[1] > all.most ? range[1] : all.most;
     }
-    return (exponents){(int)(low >> 23 & 255), (int)(high >> 23 & 255)};
+    return all;
 }
 
 /* Whether all products are normal numbers, so that adding exponents is multiplying. */
@@ -206,14 +218,17 @@ V16_FN void add_block(num_mode mode, int split, int shifts, int n_tokens, const 
 /* A panel times n_tokens, a constant. One part of the sums after the other, so that as few as
  * possible are alive. */
 V16_FN void panel_tile(num_mode mode, int split, int shifts, int n_tokens, const char *panel,
-                       int64_t n_blocks, int64_t n_rows, const tile_rows *x, float *y, int64_t ldy)
+                       int64_t n_blocks, int64_t n_rows, const tile_rows *x, const soon *next,
+                       float *y, int64_t ldy)
 {
     panel_sums part[INT8_PARTS];
     for (int p = 0; p < INT8_PARTS; p++) {
         panel_sums sum;
         EACH_VEC EACH_TOKEN_HERE sum[v][t] = v16_zero();
-        for (int64_t b = p; b < n_blocks; b += INT8_PARTS)
+        for (int64_t b = p; b < n_blocks; b += INT8_PARTS) {
+            ask(next, b);
             add_block(mode, split, shifts, n_tokens, panel + b * INT8_PANEL_BYTES, b, x, sum);
+        }
         EACH_VEC EACH_TOKEN_HERE part[p][v][t] = sum[v][t];
     }
     add_parts(n_tokens, part, n_rows, y, ldy);
@@ -222,13 +237,14 @@ V16_FN void panel_tile(num_mode mode, int split, int shifts, int n_tokens, const
 /* ---- forms ---------------------------------------------------------------------------------- */
 
 #define TILE(mode, split, shifts, n)                                                               \
-    panel_tile(mode, split, shifts, n, panel, n_blocks, n_rows, x, y, ldy)
+    panel_tile(mode, split, shifts, n, panel, n_blocks, n_rows, x, next, y, ldy)
 
 /* Panels of one layout, whatever they were decoded from. More than GEMV_WIDE_TOKENS make tiles of
  * no fewer than three: seven are two of them. */
 #define TILES(name, mode, split, shifts)                                                           \
     static void tile_##name(const char *panel, int64_t n_blocks, int64_t n_rows,                   \
-                            const tile_rows *x, int n_tokens, float *y, int64_t ldy)               \
+                            const tile_rows *x, int n_tokens, const soon *next, float *y,          \
+                            int64_t ldy)                                                           \
     {                                                                                              \
         switch (n_tokens) {                                                                        \
         case 3: TILE(mode, split, shifts, 3); break;                                               \
@@ -299,12 +315,14 @@ static void panel_products(const form *f, const num_matrix *w, int64_t row, int6
     int is_mxfp4 = w->mode == NUM_MXFP4;
     exponents of_w = {0, 0};
     if (is_mxfp4) of_w = weight_exponents(w, row, n_rows);
+    ask_numbers(w, row + n_rows);
     for (int64_t i = 0, t = 0; i < n_tiles; i++) {
         int64_t n = (n_x - t + n_tiles - i - 1) / (n_tiles - i); /* tiles as even as can be */
         tile_rows rows = tile_rows_at(x, t, w->cols);
-        int shifts = is_mxfp4 && adds_exponents(of_w, row_exponents(&rows, n_blocks, n));
+        int shifts = is_mxfp4 && adds_exponents(of_w, row_exponents(&rows, n));
         tile_fn *tile = shifts ? tile_shifted : f->tile;
-        tile(panel, n_blocks, n_rows, &rows, (int)n, y + t * ldy, ldy);
+        soon next = soon_at(w, row + n_rows, i, n_tiles);
+        tile(panel, n_blocks, n_rows, &rows, (int)n, &next, y + t * ldy, ldy);
         t += n;
     }
 }

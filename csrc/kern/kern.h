@@ -184,6 +184,13 @@ int64_t kern_scratch_bytes(int64_t max_cols);
 void kern_linear(struct pool *p, const kern_ops *ops, const num_matrix *w, const float *x,
                  int64_t ldx, int64_t n_x, float *y, int64_t ldy, void *scratch);
 
+/* Where the driver finds a job: its first block among those of all jobs, the first row of its x
+ * among those of all; and rounded, that x and what the job picks of it in 8 bits, and x in bf16. */
+typedef struct kern_place {
+    int64_t first_block, first_row;
+    char *source, *rows, *bf16;
+} kern_place;
+
 /* Several products in one parallel region: the experts of a token, or matrices that share x. */
 typedef struct kern_job {
     const num_matrix *w;
@@ -192,9 +199,10 @@ typedef struct kern_job {
     int64_t ldx, n_x, ldy;
     const int32_t *pick; /* which rows of x; NULL: the first n_x. In 8 bits only */
     int64_t n_from;      /* rows of x that jobs pick from */
+    kern_place place;    /* written by the driver */
 } kern_job;
 
-void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs, int64_t n_jobs,
+void kern_linear_jobs(struct pool *p, const kern_ops *ops, kern_job *jobs, int64_t n_jobs,
                       int64_t max_cols, void *scratch);
 
 /* Whether products with w are defined for 8-bit activations: affine groups of a multiple of 32,
@@ -214,7 +222,7 @@ int64_t kern_bf16_bytes(const kern_ops *ops, int64_t cols);
  * each row that is picked, kern_bf16_bytes(ops, cols) for each that meets one which takes bf16;
  * jobs that follow one another and share x, and what they pick of it, share these. Jobs that pick
  * must take 8 bits. */
-void kern_linear_jobs_fast(struct pool *p, const kern_ops *ops, const kern_job *jobs,
-                           int64_t n_jobs, int64_t max_cols, void *scratch, void *rows);
+void kern_linear_jobs_fast(struct pool *p, const kern_ops *ops, kern_job *jobs, int64_t n_jobs,
+                           int64_t max_cols, void *scratch, void *rows);
 
 #endif

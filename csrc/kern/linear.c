@@ -9,15 +9,22 @@
 
 /* A block of decoded rows takes a quarter of a megabyte, so that it and the tokens it meets stay
  * in L2; it is also work enough (some microseconds) to be worth handing to a thread. */
-enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, ITEMS_PER_THREAD = 64, FEW = 4 };
+enum { BLOCK_FLOATS = 64 * 1024, BLOCK_MAX_ROWS = 64, FEW = 4 };
+
+/* Pieces of a loop, as many for each thread as even out its end. A block takes the more time the
+ * more rows of x it meets; what is read from memory is better read in long pieces. */
+enum { PIECES = 64, PIECES_OF_MANY = 1024 };
 
 typedef struct work {
     const kern_ops *ops;
-    const kern_job *jobs;
+    kern_job *jobs;
     int64_t n_jobs;
     char *scratch;
     int64_t scratch_bytes;
-    char *rows; /* of the jobs' x, rounded; NULL in f32 */
+    char *rows;               /* of the jobs' x, rounded; NULL in f32 */
+    int64_t n_blocks, n_rows; /* of all jobs; of all x */
+    int64_t most;             /* rows of x that a job meets */
+    int gathers;              /* some job does */
 } work;
 
 static int runs_int8(const work *p, const num_matrix *w)
@@ -66,29 +73,19 @@ int64_t kern_scratch_bytes(int64_t max_cols)
     return ((bytes > panel ? bytes : panel) + 63) / 64 * 64;
 }
 
-/* A job, and where the rounded rows of its x lie, and those it reads in 8 bits: rows of an x in 8
- * bits are followed by those in bf16 and by what jobs pick of it. NULL where no job wants them. */
-typedef struct place {
-    const work *work;
-    const kern_job *job, *end;
-    char *source, *bf16, *rows, *free;
-} place;
-
-static void run_block(const place *at, int64_t block, float *scratch)
+static void run_block(const work *p, const kern_job *job, int64_t block, float *scratch)
 {
-    const work *p = at->work;
-    const kern_job *job = at->job;
     const kern_ops *ops = p->ops;
     const num_matrix *w = job->w;
     int64_t cols = w->cols, size = block_rows(p, w), first = block * size;
     int64_t n = w->rows - first < size ? w->rows - first : size;
     float *y = job->y + first;
     if (runs_int8(p, w)) {
-        ops->int8->product(w, first, n, at->rows, job->n_x, y, job->ldy, scratch);
+        ops->int8->product(w, first, n, job->place.rows, job->n_x, y, job->ldy, scratch);
         return;
     }
     if (runs_bf16(p, w)) {
-        ops->bf16->product(w, first, n, at->bf16, job->n_x, y, job->ldy, scratch);
+        ops->bf16->product(w, first, n, job->place.bf16, job->n_x, y, job->ldy, scratch);
         return;
     }
     if (job->n_x == 1 || (w->bits >= 16 && job->n_x < FEW)) {
@@ -116,49 +113,73 @@ static int same_x(const kern_job *a, const kern_job *b)
     return same_source(a, b) && a->pick == b->pick && a->n_x == b->n_x;
 }
 
-static void place_rows(place *at)
-{
-    at->rows = at->source;
-    if (!at->source) return;
-    int64_t n_bytes = kern_int8_bytes(at->job->w->cols);
-    if (is_gathered(at->job)) {
-        at->rows = at->free;
-        at->free += at->job->n_x * n_bytes;
-    } else if (at->job->pick) {
-        at->rows += *at->job->pick * n_bytes;
-    }
-}
-
-static void place_source(place *at)
+/* Places rounded rows from `space` on; returns what is left of it. */
+static char *place_source(const work *p, kern_job *job, char *space)
 {
     int int8 = 0, bf16 = 0;
-    for (const kern_job *j = at->job; j < at->end && same_source(at->job, j); j++) {
-        int8 |= runs_int8(at->work, j->w);
-        bf16 |= runs_bf16(at->work, j->w);
+    for (const kern_job *j = job; j < p->jobs + p->n_jobs && same_source(job, j); j++) {
+        int8 |= runs_int8(p, j->w);
+        bf16 |= runs_bf16(p, j->w);
     }
-    int64_t n = n_source_rows(at->job), cols = at->job->w->cols;
-    at->source = int8 ? at->free : NULL;
-    at->free += int8 ? n * kern_int8_bytes(cols) : 0;
-    at->bf16 = bf16 ? at->free : NULL;
-    at->free += bf16 ? n * kern_bf16_bytes(at->work->ops, cols) : 0;
-    place_rows(at);
+    int64_t n = n_source_rows(job), cols = job->w->cols;
+    job->place.source = int8 ? space : NULL;
+    space += int8 ? n * kern_int8_bytes(cols) : 0;
+    job->place.bf16 = bf16 ? space : NULL;
+    return space + (bf16 ? n * kern_bf16_bytes(p->ops, cols) : 0);
 }
 
-static place first_place(const work *p)
+static char *place_rows(kern_job *job, char *space)
 {
-    place at = {.work = p, .job = p->jobs, .end = p->jobs + p->n_jobs, .free = p->rows};
-    place_source(&at);
-    return at;
+    kern_place *at = &job->place;
+    at->rows = at->source;
+    if (!at->source) return space;
+    int64_t n_bytes = kern_int8_bytes(job->w->cols);
+    if (is_gathered(job)) {
+        at->rows = space;
+        return space + job->n_x * n_bytes;
+    }
+    if (job->pick) at->rows += *job->pick * n_bytes;
+    return space;
 }
 
-static void next_place(place *at)
+/* Once for all workers, which find the job of an item by bisection. */
+static void place_jobs(work *p)
 {
-    const kern_job *before = at->job++;
-    if (at->job == at->end) return;
-    if (!same_source(before, at->job))
-        place_source(at);
-    else if (!same_x(before, at->job))
-        place_rows(at);
+    char *space = p->rows;
+    for (kern_job *job = p->jobs; job < p->jobs + p->n_jobs; job++) {
+        const kern_job *before = job > p->jobs ? job - 1 : NULL;
+        if (before && same_source(before, job)) {
+            job->place = before->place;
+        } else {
+            job->place.first_row = p->n_rows;
+            p->n_rows += n_source_rows(job);
+            space = place_source(p, job, space);
+        }
+        if (!before || !same_x(before, job)) space = place_rows(job, space);
+        p->gathers |= is_gathered(job);
+        if (job->n_x > p->most) p->most = job->n_x;
+        job->place.first_block = p->n_blocks;
+        p->n_blocks += count_blocks(p, job->w);
+    }
+}
+
+static int64_t first_item(const kern_job *job, int is_row)
+{
+    return is_row ? job->place.first_row : job->place.first_block;
+}
+
+/* The last job whose first block, or the first row of whose x, is not behind this one. */
+static const kern_job *job_of(const work *p, int64_t item, int is_row)
+{
+    const kern_job *job = p->jobs, *end = p->jobs + p->n_jobs;
+    while (end - job > 1) {
+        const kern_job *middle = job + (end - job) / 2;
+        if (first_item(middle, is_row) <= item)
+            job = middle;
+        else
+            end = middle;
+    }
+    return job;
 }
 
 /* What a product of few rows reads first of w: nobody asked for it yet. */
@@ -173,33 +194,38 @@ static void prefetch_start(const num_matrix *w)
 static void run_items(void *ctx, int64_t begin, int64_t end, int worker)
 {
     const work *p = ctx;
-    place at = first_place(p);
-    int64_t before = 0, in_job = count_blocks(p, at.job->w);
+    const kern_job *job = job_of(p, begin, 0), *last = p->jobs + p->n_jobs - 1;
     float *scratch = (float *)(void *)(p->scratch + worker * p->scratch_bytes);
     for (int64_t i = begin; i < end; i++) {
-        while (i - before >= in_job) {
-            before += in_job;
-            next_place(&at);
-            in_job = count_blocks(p, at.job->w);
-        }
-        if (i - before == in_job - 1 && at.job + 1 < at.end && at.job->n_x <= FEW)
-            prefetch_start(at.job[1].w);
-        run_block(&at, i - before, scratch);
+        while (job < last && job[1].place.first_block <= i) job++;
+        if (job < last && job[1].place.first_block == i + 1) prefetch_start(job[1].w);
+        run_block(p, job, i - job->place.first_block, scratch);
     }
 }
 
-static void run_work(struct pool *p, const work *w)
+static void run_work(struct pool *p, work *w)
 {
-    int64_t n_items = 0;
-    for (int64_t j = 0; j < w->n_jobs; j++) n_items += count_blocks(w, w->jobs[j].w);
-    pool_for(p, n_items, n_items / ((int64_t)pool_n_threads(p) * ITEMS_PER_THREAD), run_items,
-             (void *)(uintptr_t)w);
+    int64_t pieces = pool_n_threads(p) * (w->most > FEW ? PIECES_OF_MANY : PIECES);
+    pool_for(p, w->n_blocks, w->n_blocks / pieces, run_items, w);
 }
 
-void kern_linear_jobs(struct pool *p, const kern_ops *ops, const kern_job *jobs, int64_t n_jobs,
+static work work_of(const kern_ops *ops, kern_job *jobs, int64_t n_jobs, int64_t max_cols,
+                    void *scratch, void *rows)
+{
+    work w = {.ops = ops,
+              .jobs = jobs,
+              .n_jobs = n_jobs,
+              .scratch = scratch,
+              .scratch_bytes = kern_scratch_bytes(max_cols),
+              .rows = rows};
+    place_jobs(&w);
+    return w;
+}
+
+void kern_linear_jobs(struct pool *p, const kern_ops *ops, kern_job *jobs, int64_t n_jobs,
                       int64_t max_cols, void *scratch)
 {
-    work w = {ops, jobs, n_jobs, scratch, kern_scratch_bytes(max_cols), NULL};
+    work w = work_of(ops, jobs, n_jobs, max_cols, scratch, NULL);
     run_work(p, &w);
 }
 
@@ -212,39 +238,21 @@ void kern_linear(struct pool *p, const kern_ops *ops, const num_matrix *w, const
 
 /* ---- rounded activations -------------------------------------------------------------------- */
 
-/* Moves `at` behind the jobs that share its x. */
-static void pass_source(place *at)
-{
-    const kern_job *first = at->job;
-    while (at->job < at->end && same_source(first, at->job)) next_place(at);
-}
-
 /* Items are the rows of x, of one x after the other. */
 static void round_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const work *p = ctx;
     const kern_ops *ops = p->ops;
-    place at = first_place(p);
-    int64_t before = 0, n_rows = n_source_rows(at.job);
+    const kern_job *job = job_of(p, begin, 1), *last = p->jobs + p->n_jobs - 1;
     for (int64_t i = begin; i < end; i++) {
-        while (i - before >= n_rows) {
-            before += n_rows;
-            pass_source(&at);
-            n_rows = n_source_rows(at.job);
-        }
-        int64_t cols = at.job->w->cols, row = i - before;
-        const float *x = at.job->x + row * at.job->ldx;
-        if (at.source) ops->int8->quantize(x, cols, at.source + row * kern_int8_bytes(cols));
-        if (at.bf16) ops->bf16->round(x, cols, at.bf16 + row * kern_bf16_bytes(ops, cols));
+        while (job < last && job[1].place.first_row <= i) job++;
+        const kern_place *at = &job->place;
+        int64_t cols = job->w->cols, row = i - at->first_row;
+        const float *x = job->x + row * job->ldx;
+        if (at->source) ops->int8->quantize(x, cols, at->source + row * kern_int8_bytes(cols));
+        if (at->bf16) ops->bf16->round(x, cols, at->bf16 + row * kern_bf16_bytes(ops, cols));
     }
-}
-
-static void gather(const place *at)
-{
-    int64_t n_bytes = kern_int8_bytes(at->job->w->cols);
-    for (int64_t i = 0; i < at->job->n_x; i++)
-        memcpy(at->rows + i * n_bytes, at->source + at->job->pick[i] * n_bytes, (size_t)n_bytes);
 }
 
 /* Items are the jobs. */
@@ -252,23 +260,20 @@ static void gather_rows(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
     const work *p = ctx;
-    place at = first_place(p);
-    for (int64_t i = 0; i < end; i++, next_place(&at))
-        if (i >= begin && is_gathered(at.job) && (i == 0 || !same_x(at.job - 1, at.job)))
-            gather(&at);
+    for (const kern_job *job = p->jobs + begin; job < p->jobs + end; job++) {
+        if (!is_gathered(job) || (job > p->jobs && same_x(job - 1, job))) continue;
+        int64_t n_bytes = kern_int8_bytes(job->w->cols);
+        for (int64_t i = 0; i < job->n_x; i++)
+            memcpy(job->place.rows + i * n_bytes, job->place.source + job->pick[i] * n_bytes,
+                   (size_t)n_bytes);
+    }
 }
 
-void kern_linear_jobs_fast(struct pool *p, const kern_ops *ops, const kern_job *jobs,
-                           int64_t n_jobs, int64_t max_cols, void *scratch, void *rows)
+void kern_linear_jobs_fast(struct pool *p, const kern_ops *ops, kern_job *jobs, int64_t n_jobs,
+                           int64_t max_cols, void *scratch, void *rows)
 {
-    work w = {ops, jobs, n_jobs, scratch, kern_scratch_bytes(max_cols), rows};
-    int64_t n_rows = 0;
-    int gathers = 0;
-    for (int64_t j = 0; j < n_jobs; j++) {
-        if (j == 0 || !same_source(&jobs[j - 1], &jobs[j])) n_rows += n_source_rows(&jobs[j]);
-        gathers |= is_gathered(&jobs[j]);
-    }
-    pool_for(p, n_rows, 16, round_rows, &w);
-    if (gathers) pool_for(p, n_jobs, 8, gather_rows, &w);
+    work w = work_of(ops, jobs, n_jobs, max_cols, scratch, rows);
+    pool_for(p, w.n_rows, 16, round_rows, &w);
+    if (w.gathers) pool_for(p, n_jobs, 8, gather_rows, &w);
     run_work(p, &w);
 }

@@ -229,7 +229,7 @@ void pass_linear(pass *p, profile_op op, const num_matrix *w, const float *x, in
     pass_linear_jobs(p, op, &job, 1);
 }
 
-void pass_linear_jobs(pass *p, profile_op op, const kern_job *jobs, int64_t n_jobs)
+void pass_linear_jobs(pass *p, profile_op op, kern_job *jobs, int64_t n_jobs)
 {
     int64_t bytes = 0;
     if (p->kern_rows)

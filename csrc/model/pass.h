@@ -154,7 +154,7 @@ static inline kern_job pass_job(const num_matrix *w, const float *x, int64_t n, 
 }
 void pass_linear(pass *p, profile_op op, const num_matrix *w, const float *x, int64_t n, float *y);
 /* Several products at once. */
-void pass_linear_jobs(pass *p, profile_op op, const kern_job *jobs, int64_t n_jobs);
+void pass_linear_jobs(pass *p, profile_op op, kern_job *jobs, int64_t n_jobs);
 /* out[t] = RMSNorm(x[t]) for n rows of width H; in place is fine. */
 void pass_norm(pass *p, const float *x, const float *weight, int64_t n, float *out);
 /* x[t] += y[t] for n rows of the residual stream. */
