@@ -332,7 +332,7 @@ local function assemble(self, pieces, start, back)
       more, text = piece.turn.ids, piece.turn.text
     else
       local ranges, message, code
-      text, ranges = self.gently(unmask, back, piece.text)
+      text, ranges = unmask(back, piece.text)
       more, message, code = self.encode(text, ranges)
       if not more then return nil, message, code end
       if #ids > 0 and piece.text:sub(1, #start) == start then starts[#starts + 1] = #ids end
@@ -456,7 +456,7 @@ end
 function Prompts:make(messages, variables, ending, most)
   local made, message, code = self.gently(lay_out, self, messages, variables, ending)
   if not made then return nil, message, code end
-  local ids, text, starts = assemble(self, made.pieces, made.start or "\0", made.back)
+  local ids, text, starts = self.gently(assemble, self, made.pieces, made.start or "\0", made.back)
   if not ids then return nil, text, starts end
   local tail = made.tail
   local tail_text, ranges = self.gently(unmask, made.back, tail)
