@@ -8,10 +8,10 @@
 
 #define DOC "moonlet.json_doc"
 
-/* Stack slots of json_decode's arguments. */
-enum { TEXT = 1, NAME, DEPTH, VALUES, ARRAY_META, OBJECT_META, ORDERS, FINITE };
+/* Stack slots of json_value's arguments. */
+enum { DOCUMENT = 1, ARRAY_META, OBJECT_META, ORDERS, FINITE };
 
-/* The document is a userdata while tables are built from it: Lua may run out of memory there. */
+/* The document is a userdata: Lua may run out of memory while tables are built from it. */
 static int doc_gc(lua_State *L)
 {
     json_doc **d = luaL_checkudata(L, 1, DOC);
@@ -93,32 +93,36 @@ static void push_value(lua_State *L, const json_value *v)
     }
 }
 
-/* json_decode(text, name, max_depth, max_values, array_meta, object_meta, orders, finite) -> value
- *
- * Every array gets array_meta; every object gets object_meta and orders[object] = {key, ...}. null
- * is the light userdata core.json_null. finite: numbers beyond double precision are refused. */
-static int json_decode(lua_State *L)
+/* json_parse(text, name, max_depth, max_values) -> document, to be closed */
+static int l_parse(lua_State *L)
 {
     size_t n;
     err_info e = {0};
-    const char *text = luaL_checklstring(L, TEXT, &n), *name = luaL_checkstring(L, NAME);
-    lua_Integer depth = luaL_checkinteger(L, DEPTH), values = luaL_checkinteger(L, VALUES);
-    luaL_argcheck(L, values > 0, VALUES, "a positive number expected");
-    luaL_checktype(L, FINITE, LUA_TBOOLEAN);
-    for (int i = ARRAY_META; i <= ORDERS; i++) luaL_checktype(L, i, LUA_TTABLE);
-    lua_settop(L, FINITE);
+    const char *text = luaL_checklstring(L, 1, &n), *name = luaL_checkstring(L, 2);
+    lua_Integer depth = luaL_checkinteger(L, 3), values = luaL_checkinteger(L, 4);
+    luaL_argcheck(L, values > 0, 4, "a positive number expected");
     json_doc **d = lua_newuserdatauv(L, sizeof *d, 0);
     *d = NULL;
     luaL_setmetatable(L, DOC);
     *d = json_parse_some(text, n, name, depth < 0 || depth > INT32_MAX ? 0 : (int)depth,
                          (size_t)values, &e);
-    if (!*d) return lml_fail(L, &e);
+    return *d ? 1 : lml_fail(L, &e);
+}
+
+/* json_value(document, array_meta, object_meta, orders, finite) -> value
+ *
+ * Every array gets array_meta; every object gets object_meta and orders[object] = {key, ...}. null
+ * is the light userdata core.json_null. finite: nil when a number is beyond double precision. */
+static int l_value(lua_State *L)
+{
+    json_doc **d = luaL_checkudata(L, DOCUMENT, DOC);
+    luaL_argcheck(L, *d, DOCUMENT, "closed");
+    for (int i = ARRAY_META; i <= ORDERS; i++) luaL_checktype(L, i, LUA_TTABLE);
+    luaL_checktype(L, FINITE, LUA_TBOOLEAN);
+    lua_settop(L, FINITE);
     push_value(L, json_root(*d));
-    json_close(*d);
-    *d = NULL;
-    if (!lua_isnil(L, FINITE)) return 1;
-    err_set(&e, ERR_FORMAT, "%s: a number beyond what double precision holds", name);
-    return lml_fail(L, &e);
+    if (lua_isnil(L, FINITE)) lua_pushnil(L);
+    return 1;
 }
 
 enum { QUOTE_BYTES = 1 << 16 };
@@ -168,7 +172,8 @@ static int json_float_string(lua_State *L)
 void lml_open_json(lua_State *L)
 {
     static const luaL_Reg functions[] = {
-        {"json_decode", json_decode},
+        {"json_parse", l_parse},
+        {"json_value", l_value},
         {"json_quote", json_quote_string},
         {"json_float", json_float_string},
         {NULL, NULL},

@@ -164,6 +164,7 @@ function json.float_repr(x)
   return core.json_float(x)
 end
 
+local DEFAULT_NAME <const> = "JSON"
 local DECODE_OPTIONS <const> = { name = "string", max_depth = "integer",
   max_values = "integer", finite = "boolean" }
 
@@ -181,10 +182,35 @@ local DECODE_OPTIONS <const> = { name = "string", max_depth = "integer",
 ---@return string? message with the byte offset, counted from 0
 ---@return string? code "format" or "limit"
 function json.decode(text, options)
+  local document <close>, message, code = json.parse(text, options)
+  if not document then return nil, message, code end
+  return json.value(document, options)
+end
+
+--- The first half of decode(), for those who have something else to do before the second.
+---@param text string
+---@param options? table of decode()
+---@return userdata? document to be closed
+---@return string? message
+---@return string? code
+function json.parse(text, options)
   options = option_table.check(options, DECODE_OPTIONS)
-  return core.json_decode(text, options.name or "JSON", options.max_depth or DEFAULT_DEPTH,
-    options.max_values or math.maxinteger, array_meta, object_meta, orders,
-    options.finite or false)
+  return core.json_parse(text, options.name or DEFAULT_NAME, options.max_depth or DEFAULT_DEPTH,
+    options.max_values or math.maxinteger)
+end
+
+--- The second half: its values.
+---@param document userdata
+---@param options? table those of parse()
+---@return any value
+---@return string? message
+---@return string? code
+function json.value(document, options)
+  options = option_table.check(options, DECODE_OPTIONS)
+  local value = core.json_value(document, array_meta, object_meta, orders, options.finite or false)
+  if value ~= nil then return value end
+  return nil, (options.name or DEFAULT_NAME)
+    .. ": a number beyond what double precision holds", "format"
 end
 
 --- Parses a file.

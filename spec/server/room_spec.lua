@@ -55,6 +55,38 @@ describe("the memory of a server's requests", function()
     assert.equal(200, client.ask(server, "POST", PATH, body(0)).status)
   end)
 
+  it("is taken in steps by long bodies, between which others have their turn", function()
+    server = served.replay { "x" }
+    local seen, whole = {}, { parse = json.parse, value = json.value }
+    finally(function() json.parse, json.value = whole.parse, whole.value end)
+    for name, fn in pairs(whole) do
+      json[name] = function(...)
+        seen[#seen + 1] = name
+        return fn(...)
+      end
+    end
+    for is_long, expected in pairs { [false] = "parse value done ",
+      [true] = "parse other value other done " } do
+      local is_done = false
+      seen = {}
+      server.loop:spawn(function()
+        server.room:decode("{}", {}, is_long)
+        seen[#seen + 1], is_done = "done", true
+        server.loop:stop()
+      end)
+      server.loop:spawn(function()
+        while not is_done do
+          seen[#seen + 1] = "other"
+          server.loop:sleep(0)
+        end
+      end)
+      assert(server.loop:run())
+      local order = table.concat(seen, " ") .. " "
+      while order:find("other other ", 1, true) do order = order:gsub("other other ", "other ") end
+      assert.equal(expected, order:match("^.-done "))
+    end
+  end)
+
   it("is not taken for those that the queue has no place for", function()
     server = served.replay({ "never" }, { queue = 0 })
     function server.room.decode() error("was read") end

@@ -12,7 +12,7 @@ local http = {}
 
 local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing sent
 -- Of JSON: twice the ids of the longest prompt. Each takes up to a kilobyte while it is worked on,
--- and all of them a tenth of a second.
+-- and all of them a tenth of a second in each of two steps.
 local MAX_VALUES <const> = 1 << 19
 local MAX_KEY_BYTES <const> = 4096
 local ALONE_BYTES <const> = 1 << 17 -- of a body that is read while no other of the kind is
@@ -188,7 +188,7 @@ function Exchange:body()
   local text = self.request:body() or ""
   self.request:drop_body()
   local bytes, body, message = self.server.room:decode(text, { name = "body",
-    max_depth = MAX_DEPTH, max_values = MAX_VALUES, finite = true })
+    max_depth = MAX_DEPTH, max_values = MAX_VALUES, finite = true }, self.is_alone)
   self.room_taken = bytes
   if body == nil then refusal.raise(400, message) end
   if not json.is_object(body) then refusal.raise(400, "body: an object expected") end

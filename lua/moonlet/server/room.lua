@@ -45,15 +45,26 @@ function Room:take(bytes, own)
   return bytes
 end
 
----Reads JSON; what it takes counts until leave().
+---Reads JSON; what it takes counts until leave(). Others have their turn between the steps that a
+---long text takes; as there is no more than one of these at once, what they hold in between is
+---bounded.
 ---@param text string
 ---@param options table of json.decode
+---@param is_long boolean
 ---@return integer bytes for leave()
 ---@return any value, string? message, string? code
-function Room:decode(text, options)
+function Room:decode(text, options, is_long)
+  local function pause()
+    if is_long then self.loop:sleep(0) end
+  end
   self:take(0)
-  local bytes, value, message, code = measured(json.decode, text, options)
-  return self:take(bytes, self.taken), value, message, code
+  local document <close>, problem, kind = json.parse(text, options)
+  if not document then return 0, nil, problem, kind end
+  pause()
+  local bytes, value, message, code = measured(json.value, document, options)
+  self:take(bytes, self.taken)
+  pause()
+  return bytes, value, message, code
 end
 
 -- Two whole rounds of the collector, in small steps: what dies during one is found by the next. One
