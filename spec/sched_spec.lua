@@ -135,6 +135,30 @@ describe("sched", function()
     assert.matches("table: ", told)
   end)
 
+  it("waits for seconds only, and for nothing else than a number of them", function()
+    local messages, n_ended = {}, 0
+    loop:spawn(function()
+      for _, wait in ipairs { function() loop:sleep(0 / 0) end, function() loop:sleep() end,
+        function() loop:sleep("x") end, function() loop:signal():wait(-(0 / 0)) end,
+        function() loop:ready(0, 0 / 0) end } do
+        messages[#messages + 1] = select(2, pcall(wait)):match("^spec.-: (seconds expected.*)$")
+      end
+    end)
+    for _ = 1, 3 do
+      loop:spawn(function()
+        loop:sleep(0)
+        n_ended = n_ended + 1
+        if n_ended == 3 then loop:stop() end
+      end)
+    end
+    assert(loop:run())
+    local nan = tostring(0 / 0)
+    assert.same({ "seconds expected, got " .. nan, "seconds expected, got nil",
+      "seconds expected, got x", "seconds expected, got " .. tostring(-(0 / 0)),
+      "seconds expected, got " .. nan }, messages)
+    assert.same({ {}, {} }, { loop.timers, loop.readers })
+  end)
+
   it("keeps no timers of those who were woken before, and the others in order", function()
     local signal, order, n_woken = loop:signal(), {}, 0
     for i = 1, 200 do

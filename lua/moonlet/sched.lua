@@ -143,8 +143,16 @@ function Loop.gently(_, fn, ...)
   return table.unpack(results, 2, results.n)
 end
 
+-- Among the times of timers NaN is neither early nor late: they would be in no order.
+local function check_seconds(seconds)
+  if type(seconds) ~= "number" or seconds ~= seconds then
+    options.misuse("seconds expected, got " .. tostring(seconds))
+  end
+end
+
 ---@param seconds number
 function Loop:sleep(seconds)
+  check_seconds(seconds)
   pause(self, {}, seconds)
 end
 
@@ -161,6 +169,7 @@ end
 ---@param seconds? number
 ---@return boolean ready false when the time was over
 function Loop:ready(fd, seconds)
+  if seconds ~= nil then check_seconds(seconds) end
   local ok, message = self.net:watch(fd)
   if not ok then error(message, 0) end
   local waiter <close> = setmetatable({ loop = self, fd = fd }, Reader)
@@ -182,6 +191,7 @@ end
 ---@param seconds? number
 ---@return boolean notified false when the time was over
 function Signal:wait(seconds)
+  if seconds ~= nil then check_seconds(seconds) end
   local waiter = {}
   self.waiters[waiter] = true
   local notified = pause(self.loop, waiter, seconds)
