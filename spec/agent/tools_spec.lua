@@ -144,6 +144,60 @@ describe("an agent", function()
     end
   end)
 
+  it("takes what fails in what a tool spawns for its call's failure, and goes on", function()
+    local is_told = false
+    local content = result_of(call("echo", { text = "hi" }), { tools = { echo_tool {
+      run = function(given, ctx)
+        ctx.loop:spawn(function(text, ...)
+          assert(select("#", ...) == 2)
+          error(text .. " there", 0)
+        end, given.text, nil, nil)
+        wait_for_cancel(ctx)
+        is_told = ctx.is_cancelled()
+        return "late"
+      end } } })
+    assert.equal("Error: the tool failed: hi there", content)
+    assert.is_true(is_told)
+    assert.equal("hi", (result_of(call("echo", { text = "hi" }), { tools = { echo_tool {
+      run = function(given, ctx)
+        local said = ctx.loop:signal()
+        ctx.loop:spawn(function() said:notify() end)
+        said:wait()
+        return given.text
+      end } } })))
+  end)
+
+  it("notes what fails of what a tool has left running", function()
+    local events, on = collect()
+    local resumed
+    local agent <close> = open({ call("echo", { text = "hi" }), "Done." }, { on = on,
+      stop = function() resumed:notify() end,
+      tools = { echo_tool { run = function(given, ctx)
+        resumed = ctx.loop:signal()
+        ctx.loop:spawn(function()
+          resumed:wait()
+          error("too late", 0)
+        end)
+        ctx.loop:sleep(0)
+        return given.text
+      end } } })
+    assert.equal("Done.", assert(agent:run("Go")).text)
+    assert.equal("hi", agent.messages[3].content)
+    assert.same({ "what the tool echo has left running failed: too late" },
+      of_kind(events, "note", "text"))
+  end)
+
+  it("stops what computes for ever in what a tool spawns", function()
+    count_looks()
+    assert.equal("Error: the tool was given up after 5 s",
+      (result_of(call("echo", { text = "hi" }), { tools = { echo_tool { seconds = 5,
+        run = function(_, ctx)
+          ctx.loop:spawn(long)
+          wait_for_cancel(ctx)
+        end } } })))
+    assert.equal(0, escaped)
+  end)
+
   it("stops what a tool told on_cancel, too", function()
     count_looks()
     local others = 0

@@ -16,7 +16,8 @@ local STOP_SECONDS <const> = 3   -- for a tool to stop when nobody waits for it 
 ---@class moonlet.ToolContext
 ---@field agent moonlet.Agent
 ---@field call { id: string, name: string, arguments: table }
----@field loop moonlet.Loop for what takes time: loop:sleep, loop:ready, moonlet.process
+---@field loop moonlet.Loop for what takes time: loop:sleep, loop:ready, moonlet.process. What it
+---  spawns belongs to the call
 ---@field is_cancelled fun(): boolean nobody waits for the result any more
 ---@field on_cancel fun(fn: function) runs fn when that happens, at once if it has
 
@@ -75,9 +76,12 @@ local function answer_of(tool, ctx)
   return read_answer(pcall(tool.run, ctx.call.arguments, ctx))
 end
 
+-- What has outlived its call has its own time.
 local function work(job, tool, ctx)
-  job.result = within(job, answer_of, tool, ctx)
+  local result = within(job, answer_of, tool, ctx)
+  job.result = job.result or result
   job.has_ended = true
+  if result and not job.is_abandoned then job.deadline = nil end
   job.changed:notify()
 end
 
@@ -92,6 +96,32 @@ end
 local function problem_of(fn)
   local ok, problem = pcall(fn)
   return not ok and first_line(problem) or nil
+end
+
+-- What a tool has spawned has failed: so has its call, as long as that can be told.
+local function take_problem(agent, job, call, problem)
+  if not (job.has_ended or job.is_abandoned) then
+    job.result = job.result or failure("the tool failed: " .. problem)
+    job.changed:notify()
+  elseif agent.running then
+    agent:emit { kind = "note",
+      text = ("what the tool %s has left running failed: %s"):format(call.name, problem) }
+  end
+end
+
+-- The loop as a tool has it: what it spawns there is the call's, not the agent's.
+local function loop_of(agent, job, call)
+  local own = {}
+  function own.spawn(_, fn, ...)
+    local args = table.pack(...)
+    agent.loop:spawn(function()
+      local problem = within(job, problem_of, function()
+        fn(table.unpack(args, 1, args.n))
+      end)
+      if problem then take_problem(agent, job, call, problem) end
+    end)
+  end
+  return setmetatable(own, { __index = agent.loop })
 end
 
 -- Tells a tool that nobody waits for it any more, and waits a short while until all is told. What
@@ -117,7 +147,7 @@ local function run_tool(batch, tool, call)
   if seconds == nil then seconds = agent.tool_seconds end
   local job = { changed = agent.loop:signal(), on_cancel = {},
     deadline = seconds and sys.seconds() + seconds or nil }
-  local ctx = { agent = agent, call = call, loop = agent.loop,
+  local ctx = { agent = agent, call = call, loop = loop_of(agent, job, call),
     is_cancelled = function() return job.is_abandoned or false end,
     on_cancel = function(fn)
       if job.is_abandoned then return fn() end
@@ -125,10 +155,14 @@ local function run_tool(batch, tool, call)
     end }
   agent.jobs[job] = true
   agent.loop:spawn(work, job, tool, ctx)
-  wait_for(job, function() return job.has_ended or agent.cancelled or batch.problem end)
+  wait_for(job, function()
+    return job.result or job.has_ended or agent.cancelled or batch.problem
+  end)
   agent.jobs[job] = nil
-  if job.result then return job.result end
+  local result = job.result
+  if result and job.has_ended then return result end
   local problem = abandon(agent, job)
+  if result then return result end
   if problem then return failure("the tool cannot be stopped: " .. problem) end
   if agent.cancelled then return failure("the user interrupted the tool") end
   if batch.problem then return failure("the tool was interrupted") end
