@@ -13,8 +13,10 @@ enum { ROWS = 4, TOKENS = 4 };
  */
 typedef struct weights {
     const uint8_t *codes;
-    int64_t stride, ahead; /* bytes from row to row, and to what is asked for */
-    const float *scales;   /* [row][n_groups] */
+    int64_t stride;         /* bytes from row to row */
+    const num_matrix *file; /* what codes are, from `row` on; NULL: decoded */
+    int64_t row;
+    const float *scales; /* [row][n_groups] */
     int64_t n_groups, group;
 } weights;
 
@@ -155,6 +157,8 @@ V16_FN void dot_block(weights w, int is_scaled, int n_rows, const uint8_t *x, in
 {
     v16 sum[ROWS][TOKENS], part[ROWS][TOKENS];
     __m512bh a[ROWS];
+    kern_ahead ahead = {{NULL}};
+    if (w.file) ahead = kern_look_ahead(w.file, w.row, n_rows);
     EACH_ROW EACH_TOKEN sum[r][t] = v16_zero();
     for (int64_t g = 0, k = 0; k < cols; g++) {
         EACH_ROW EACH_TOKEN part[r][t] = v16_zero();
@@ -163,7 +167,7 @@ V16_FN void dot_block(weights w, int is_scaled, int n_rows, const uint8_t *x, in
             EACH_ROW
             {
                 const uint8_t *p = w.codes + r * w.stride + 2 * k;
-                if (w.ahead) kern_prefetch(p + w.ahead);
+                if (w.file) kern_ask(&ahead, KERN_ASKS, 2 * k * n_rows + 64 * r);
                 a[r] = load_pairs(p);
             }
             EACH_TOKEN
@@ -201,11 +205,13 @@ V16_FN void dots_of(weights w, int is_scaled, int64_t n_rows, const uint8_t *x, 
     for (; r + ROWS <= n_rows; r += ROWS) {
         dot_rows(w, is_scaled, ROWS, x, ldx, n_x, cols, y + r, ldy);
         w.codes += ROWS * w.stride;
+        w.row += ROWS;
         w.scales += ROWS * w.n_groups;
     }
     for (; r < n_rows; r++) {
         dot_rows(w, is_scaled, 1, x, ldx, n_x, cols, y + r, ldy);
         w.codes += w.stride;
+        w.row++;
         w.scales += w.n_groups;
     }
 }
@@ -222,25 +228,26 @@ static __attribute__((noinline)) void dots(weights w, int64_t n_rows, const uint
 
 typedef struct mxfp8 {
     const uint8_t *codes, *scales; /* of the first row */
-    int64_t stride, n_groups, ahead;
+    int64_t stride, n_groups;
+    kern_ahead ahead;
 } mxfp8;
 
 /* `n` <= STRIP groups from `strip` on: a constant for all but a ragged end. 0 when `scaled` would
  * not do. */
-V16_FN int mxfp8_strip(const e4m3_table *table, mxfp8 w, int n_rows, int64_t strip, int64_t n,
-                       const uint8_t *x, v16 *sum, __m512i *most)
+V16_FN int mxfp8_strip(const e4m3_table *table, const mxfp8 *w, int n_rows, int64_t strip,
+                       int64_t n, const uint8_t *x, v16 *sum, __m512i *most)
 {
     int32_t shifts[ROWS][STRIP];
-    EACH_ROW if (!load_shifts(w.scales + r * w.n_groups + strip, n, shifts[r])) return 0;
+    EACH_ROW if (!load_shifts(w->scales + r * w->n_groups + strip, n, shifts[r])) return 0;
     for (int64_t i = 0; i < n; i += 2) {
         int64_t k = (strip + i) * BF16_STEP;
         __m512bh x0 = load_pairs(x + 2 * k), x1 = x0;
         if (i + 1 < n) x1 = load_pairs(x + 2 * k + 64);
         EACH_ROW
         {
-            const uint8_t *p = w.codes + r * w.stride + k;
+            const uint8_t *p = w->codes + r * w->stride + k;
             __m512i pair[2];
-            kern_prefetch(p + w.ahead);
+            kern_ask(&w->ahead, KERN_ASKS, k * n_rows + 64 * r);
             from_e4m3(table, _mm512_maskz_loadu_epi8(first_bytes((n - i) * BF16_STEP), p), pair,
                       most);
             sum[r] = _mm512_dpbf16_ps(sum[r], scaled(pair[0], shifts[r][i]), x0);
@@ -255,15 +262,16 @@ V16_FN int mxfp8_rows(const e4m3_table *table, const num_matrix *w, int64_t row,
                       const uint8_t *x, float *y)
 {
     int64_t n_groups = w->cols / BF16_STEP, g = 0;
-    mxfp8 at = {w->codes + row * w->row_bytes, w->scales + row * n_groups, w->row_bytes, n_groups,
-                kern_ahead(w, row, n_rows)};
+    const uint8_t *codes = w->codes + row * w->row_bytes;
+    mxfp8 at = {codes, w->scales + row * n_groups, w->row_bytes, n_groups,
+                kern_look_ahead(w, row, n_rows)};
     __m512i most = _mm512_setzero_si512();
     v16 sum[ROWS];
     int ok = 1;
     EACH_ROW sum[r] = v16_zero();
     for (; g + STRIP <= n_groups; g += STRIP)
-        ok &= mxfp8_strip(table, at, n_rows, g, STRIP, x, sum, &most);
-    if (g < n_groups) ok &= mxfp8_strip(table, at, n_rows, g, n_groups - g, x, sum, &most);
+        ok &= mxfp8_strip(table, &at, n_rows, g, STRIP, x, sum, &most);
+    if (g < n_groups) ok &= mxfp8_strip(table, &at, n_rows, g, n_groups - g, x, sum, &most);
     EACH_ROW y[r] = v16_sum(sum[r]);
     return ok && !has_nan(most);
 }
@@ -284,8 +292,8 @@ V16_FN void fp8_rows(const e4m3_table *table, const num_matrix *w, int64_t row, 
                      const float *scales, const uint8_t *x, float *y)
 {
     int64_t cols = w->cols, n_groups = (cols + w->group - 1) / w->group, k = 0;
-    int64_t ahead = kern_ahead(w, row, n_rows);
     const uint8_t *codes = w->codes + row * w->row_bytes;
+    kern_ahead ahead = kern_look_ahead(w, row, n_rows);
     v16 sum[ROWS], part[ROWS];
     __m512i most = _mm512_setzero_si512();
     EACH_ROW sum[r] = v16_zero();
@@ -301,7 +309,7 @@ V16_FN void fp8_rows(const e4m3_table *table, const num_matrix *w, int64_t row, 
             {
                 const uint8_t *p = codes + r * w->row_bytes + k;
                 __m512i pair[2];
-                kern_prefetch(p + ahead);
+                kern_ask(&ahead, KERN_ASKS, k * n_rows + 64 * r);
                 from_e4m3(table, _mm512_maskz_loadu_epi8(there, p), pair, &most);
                 part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)pair[0], x0);
                 if (is_pair) part[r] = _mm512_dpbf16_ps(part[r], (__m512bh)pair[1], x1);
@@ -343,9 +351,10 @@ static weights weights_of(const num_matrix *w, int64_t row, int64_t n_rows, int6
                           float *scratch, const float *scales)
 {
     if (w->mode == NUM_BF16) {
-        int64_t ahead = n_x <= TOKENS ? kern_ahead(w, row, ROWS) : 0;
-        return (weights){
-            .codes = w->codes + row * w->row_bytes, .stride = w->row_bytes, .ahead = ahead};
+        return (weights){.codes = w->codes + row * w->row_bytes,
+                         .stride = w->row_bytes,
+                         .file = n_x <= TOKENS ? w : NULL,
+                         .row = row};
     }
     weights all = lay_rows(w, row, n_rows, scratch);
     if (w->mode != NUM_FP8) return all;

@@ -19,7 +19,7 @@ typedef struct gemv {
     unpacker unpack;
     int shift; /* log2 of the blocks of a group, -1 if there is none */
     int64_t blocks_per_group;
-    int64_t rows_ahead; /* from those that are read to those that are prefetched */
+    int64_t rows_ahead; /* from those that are read to those whose numbers are asked for */
 } gemv;
 
 /* Two numbers per row and block of a strip of 16 blocks: member i is [block 4 i + lane][row]. */
@@ -196,7 +196,8 @@ V16_FN v16 add_blocks(num_mode mode, int bits, const __m512i code[QUAD][2], v16 
 typedef struct gemv_rows {
     int64_t row[QUAD];
     const uint8_t *codes[QUAD];
-    int64_t ahead; /* bytes from the codes that are read to those that are prefetched */
+    kern_ahead ahead;
+    int64_t in_row; /* bytes to what is asked for of codes that take longer than memory */
 } gemv_rows;
 
 /* `n` <= 16 blocks from `strip` on: a constant for all but a ragged end, so that no mask has to be
@@ -215,8 +216,10 @@ V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, con
         EACH_ROW
         {
             const uint8_t *p = rows->codes[r] + at;
-            kern_prefetch(p + rows->ahead);
-            if (bits > 4) kern_prefetch(p + rows->ahead + 64);
+            if (bits < 4) kern_prefetch(p + rows->in_row);
+            if (bits >= 4)
+                for (int k = r * bits / QUAD; k < (r + 1) * bits / QUAD; k++)
+                    kern_ask(&rows->ahead, bits < 8 ? 2 : KERN_ASKS, QUAD * at + 64 * k);
             load_row_codes(mode, bits, &v->unpack, p, (n - INT8_PARTS * i) * INT8_BLOCK, code[r]);
         }
         v16 second = mode == NUM_MXFP4 ? v16_zero() : f.second[i];
@@ -233,15 +236,18 @@ V16_FN void prefetch_numbers(const number_source *s, int64_t row)
 V16_FN void gemv_quad(num_mode mode, int bits, int n_tokens, const gemv *v, const int64_t *row,
                       const int8_row *x, v16 *sum)
 {
-    gemv_rows rows = {.ahead = kern_ahead(v->w, row[0], QUAD)};
-    int64_t n_blocks = v->w->cols / INT8_BLOCK, strip = 0;
+    const num_matrix *w = v->w;
+    gemv_rows rows = {.ahead = kern_look_ahead(w, row[0], QUAD)};
+    int is_near_end = row[0] + v->rows_ahead + QUAD > w->rows;
+    rows.in_row = is_near_end ? 0 : v->rows_ahead * w->row_bytes;
+    int64_t n_blocks = w->cols / INT8_BLOCK, strip = 0;
     EACH_ROW
     {
         rows.row[r] = row[r];
-        rows.codes[r] = v->w->codes + row[r] * v->w->row_bytes;
+        rows.codes[r] = w->codes + row[r] * w->row_bytes;
     }
     EACH_TOKEN sum[t] = v16_zero();
-    if (rows.ahead) {
+    if (!is_near_end) {
         prefetch_numbers(&v->scales, row[0] + v->rows_ahead);
         if (mode == NUM_AFFINE) prefetch_numbers(&v->biases, row[0] + v->rows_ahead);
     }
@@ -279,7 +285,7 @@ V16_FN void gemv_run(num_mode mode, int bits, const num_matrix *w, int64_t row, 
               .unpack = make_unpacker(mode, bits),
               .shift = per_group & (per_group - 1) ? -1 : __builtin_ctzll((uint64_t)per_group | 64),
               .blocks_per_group = per_group,
-              .rows_ahead = kern_ahead(w, row, QUAD) / w->row_bytes};
+              .rows_ahead = KERN_PREFETCH / w->row_bytes + QUAD};
     int8_row rows[GEMV_TOKENS];
     if (mode == NUM_AFFINE) v.biases = biases_of(w);
     for (int t = 0; t < n_x; t++)

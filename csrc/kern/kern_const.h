@@ -26,24 +26,41 @@ enum { KERN_LANES = 16 };
 /* Tokens that meet a block of decoded rows while both are in the second-level cache. */
 enum { KERN_TOKENS = 32 };
 
-/* Weights are asked for this many bytes before they are read, or as many as are read side by side.
- * The prefetcher of the hardware does not keep up with some twenty instructions per cache line.
- * They go to the second-level cache, which has more misses under way than the first: on Zen 4 a
- * thread reads twice as fast that way. */
-enum { KERN_PREFETCH = 16384 };
+/* Weights are asked for before they are read, into the second-level cache, which has more misses
+ * under way than the first: the hardware's prefetcher does not follow rows side by side. Where as
+ * many are under way as can be, Zen 4 forgets what it is asked for, so lines are asked for several
+ * times, KERN_ASK_STEP bytes apart: the oftener, the less there is to do with them. */
+enum { KERN_ASK_STEP = 5120, KERN_ASKS = 4, KERN_PREFETCH = 16384 };
 
-/* For rows from `row` on; 0 where the matrix ends before that: what follows it in the file is
- * seldom what is read next. */
-static inline int64_t kern_ahead(const num_matrix *w, int64_t row, int n_rows)
+/* From where lines are asked for while rows are read side by side. */
+typedef struct kern_ahead {
+    const uint8_t *from[KERN_ASKS];
+} kern_ahead;
+
+/* For n_rows rows from `row` on: nothing behind the end of the matrix, as what follows it in the
+ * file is seldom what is read next. */
+static inline kern_ahead kern_look_ahead(const num_matrix *w, int64_t row, int n_rows)
 {
-    int64_t together = n_rows * w->row_bytes;
-    int64_t ahead = together > KERN_PREFETCH ? together : KERN_PREFETCH;
-    return ahead < (w->rows - row) * w->row_bytes ? ahead : 0;
+    kern_ahead out;
+    int64_t together = n_rows * w->row_bytes, left = (w->rows - row) * w->row_bytes - together;
+    int64_t ahead = together > KERN_ASK_STEP ? together : KERN_ASK_STEP;
+    for (int i = 0; i < KERN_ASKS; i++, ahead += KERN_ASK_STEP) {
+        int64_t offset = ahead < left ? ahead : left > 0 ? left : 0;
+        out.from[i] = w->codes + row * w->row_bytes + offset;
+    }
+    return out;
 }
 
 static inline void kern_prefetch(const uint8_t *p)
 {
     __builtin_prefetch(p, 0, 2);
+}
+
+/* Asks n_asks <= KERN_ASKS times, a constant, for line `at` of what the rows hold in the order of
+ * memory. */
+static inline void kern_ask(const kern_ahead *ahead, int n_asks, int64_t at)
+{
+    for (int i = 0; i < n_asks; i++) kern_prefetch(ahead->from[i] + at);
 }
 
 static inline void kern_prefetch_all(const uint8_t *p, int64_t n)

@@ -105,7 +105,8 @@ V16_FN void bf16_few_rows(num_mode mode, const num_matrix *w, int64_t row, int n
 {
     const int bytes = mode == NUM_BF16 ? 2 : 1;
     const uint8_t *codes = w->codes + row * w->row_bytes;
-    int64_t ahead = kern_ahead(w, row, n_rows), stride = w->row_bytes, k = 0;
+    int64_t stride = w->row_bytes, k = 0;
+    kern_ahead ahead = kern_look_ahead(w, row, n_rows);
     int64_t group = mode == NUM_FP8 ? w->group : w->cols, n_groups = (w->cols + group - 1) / group;
     v16 sum[V16_FUSED_ROWS][V16_DOT_TOKENS], part[V16_FUSED_ROWS][V16_DOT_TOKENS];
     strip s[V16_FUSED_ROWS];
@@ -123,7 +124,7 @@ V16_FN void bf16_few_rows(num_mode mode, const num_matrix *w, int64_t row, int n
             EACH_ROW
             {
                 const uint8_t *p = codes + r * stride + bytes * k;
-                if (bytes * k % 64 == 0) kern_prefetch(p + ahead);
+                if (bytes * k % 64 == 0) kern_ask(&ahead, KERN_ASKS, bytes * k * n_rows + 64 * r);
                 v16_group values = v16_scale_group(1.0f);
                 if (mode == NUM_MXFP8) values = make_group(mode, 8, &s[r], k / BF16_STEP % STRIP);
                 v16 a, b;

@@ -163,13 +163,14 @@ V16_FN void decode_row(num_mode mode, int bits, const num_matrix *w, int64_t row
 
 V16_FN void product_group(num_mode mode, int bits, int n_rows, const uint8_t *const *codes,
                           const strip *s, v16 *sum, const float *x, int64_t i, int64_t k,
-                          int64_t end, int64_t ahead)
+                          int64_t end, const kern_ahead *ahead)
 {
     v16_group values[V16_FUSED_ROWS];
     EACH_ROW values[r] = make_group(mode, bits, &s[r], i);
     for (; k + KERN_LANES <= end; k += KERN_LANES) {
         v16 a = v16_load(x + k);
-        if (k * bits / 8 % 64 == 0) EACH_ROW kern_prefetch(codes[r] + k * bits / 8 + ahead);
+        if (k * bits / 8 % 64 == 0)
+            EACH_ROW kern_ask(ahead, KERN_ASKS, k * bits / 8 * n_rows + 64 * r);
         EACH_ROW sum[r] =
             v16_fma(decode_16(mode, bits, codes[r] + k * bits / 8, values[r]), a, sum[r]);
     }
@@ -189,13 +190,13 @@ V16_FN void product_rows(num_mode mode, int bits, const num_matrix *w, int64_t r
     EACH_ROW codes[r] = row_at(mode, w, row + r).codes;
     EACH_ROW sum[r] = v16_zero();
     int64_t n_groups = count_groups(mode, w), group = group_size(mode, w), cols = w->cols;
-    int64_t ahead = kern_ahead(w, row, n_rows);
+    kern_ahead ahead = kern_look_ahead(w, row, n_rows);
     for (int64_t g = 0; g < n_groups; g += STRIP) {
         int64_t n = least(n_groups - g, STRIP);
         EACH_ROW load_strip(mode, w, row_at(mode, w, row + r), g, n, &s[r]);
         for (int64_t i = 0; i < n; i++)
             product_group(mode, bits, n_rows, codes, s, sum, x, i, (g + i) * group,
-                          group_end(mode, (g + i + 1) * group, cols), ahead);
+                          group_end(mode, (g + i + 1) * group, cols), &ahead);
     }
     EACH_ROW y[r] = v16_sum(sum[r]);
 }
