@@ -109,8 +109,12 @@ describe("an agent", function()
       { before_tool = answers { content = 3 } })
     fails("before_tool: a text as reason expected, got table",
       { before_tool = answers(false, {}) })
-    fails("before_tool: a table as arguments expected, got nil",
+    fails("before_tool: a table of JSON values as arguments expected, got nil",
       { before_tool = function(c) c.arguments = nil end })
+    fails("before_tool: a table of JSON values as arguments expected, got table",
+      { before_tool = function(c) c.arguments = { text = print } end })
+    fails("ask: a table of JSON values as arguments expected, got table",
+      { ask = function(c) c.arguments.text = 0 / 0; return true end })
     fails("ask: a text as reason expected, got boolean", { ask = answers(false, true) })
     fails("after_tool: a table with a text as content expected, got table",
       { ask = answers(true), after_tool = function(_, result) result.content = nil end })

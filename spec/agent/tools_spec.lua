@@ -228,6 +228,13 @@ describe("an agent", function()
     assert.same({ true, true }, told)
   end)
 
+  it("tells a tool that on_cancel takes functions", function()
+    local content = result_of(call("echo", { text = "hi" }), { tools = { echo_tool {
+      run = function(_, ctx) ctx.on_cancel(5) end } } })
+    assert.matches("^Error: the tool failed: .*on_cancel: a function expected, got number$",
+      content)
+  end)
+
   it("ends though a tool that nobody waits for goes on, and what it told on_cancel", function()
     -- The clock goes on by being looked at, which somebody has to go on with.
     local core = require "moonlet.core"

@@ -4,6 +4,7 @@
 local clip = require "moonlet.clip"
 local hooks = require "moonlet.agent.hooks"
 local json = require "moonlet.json"
+local options = require "moonlet.options"
 local sys = require "moonlet.sys"
 local validate = require "moonlet.validate"
 local watch = require "moonlet.watch"
@@ -150,6 +151,9 @@ local function run_tool(batch, tool, call)
   local ctx = { agent = agent, call = call, loop = loop_of(agent, job, call),
     is_cancelled = function() return job.is_abandoned or false end,
     on_cancel = function(fn)
+      if type(fn) ~= "function" then
+        options.misuse("on_cancel: a function expected, got " .. type(fn))
+      end
       if job.is_abandoned then return fn() end
       job.on_cancel[#job.on_cancel + 1] = fn
     end }

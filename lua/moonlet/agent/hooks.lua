@@ -23,6 +23,12 @@ local function check_reason(name, reason, otherwise)
   return reason
 end
 
+-- A tool's arguments are what JSON has, whoever has written them.
+local function check_arguments(name, arguments)
+  if type(arguments) == "table" and pcall(json.encode, arguments) then return end
+  wrong(name, "a table of JSON values as arguments", arguments)
+end
+
 ---What the model sees of the conversation.
 ---@param agent moonlet.Agent
 ---@return table[] messages
@@ -47,9 +53,7 @@ end
 function hooks.before_tool(agent, call, tool)
   if not agent.before_tool then return nil end
   local answer, reason = agent.before_tool(call, tool)
-  if type(call.arguments) ~= "table" then
-    wrong("before_tool", "a table as arguments", call.arguments)
-  end
+  check_arguments("before_tool", call.arguments)
   if answer == nil or answer == true then return nil end
   if answer then return check_result("before_tool", answer) end
   return nil, check_reason("before_tool", reason, "the call was refused")
@@ -62,6 +66,7 @@ end
 function hooks.ask(agent, call, tool)
   if not (tool.ask and agent.ask) then return nil end
   local allowed, reason = agent.ask(call, tool)
+  check_arguments("ask", call.arguments)
   if allowed == true then return nil end
   return check_reason("ask", reason, "the user refused this call")
 end
