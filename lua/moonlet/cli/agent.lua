@@ -11,13 +11,20 @@ local DEFAULT_TOOLS <const> = "read,write,edit,list,grep,bash"
 local SHOWN_LINES <const>, SHOWN_BYTES <const> = 10, 800 -- of a tool's result
 local SHOWN_LINE <const> = 220 -- bytes of a call, and of one of those lines
 
+local function tool_names(text)
+  local names = {}
+  for name in text:gmatch("[^,%s]+") do names[#names + 1] = name end
+  if #names > 0 then return names end
+  return nil, "option '--tools': must not be empty"
+end
+
 function agent.define(parser)
   local command = parser:command("agent", "Let a model work in a directory, with tools.")
   output.dir_argument(command)
   command:option("--task -p", "what to do; without it, lines from standard input"):argname("TEXT")
     :convert(output.some_text("--task"))
   command:option("--tools", "built-in tools, by default all: " .. DEFAULT_TOOLS)
-    :argname("NAME,NAME")
+    :argname("NAME,NAME"):convert(tool_names)
   command:option("--cwd", "directory to work in (default: the current one)"):argname("DIR")
     :convert(output.some_text("--cwd"))
   command:flag("--yes", "run tools that write or run commands without asking")
@@ -175,13 +182,11 @@ end
 local function read_options(args, on_interrupt)
   local sampling = generate.sampling(args)
   sampling.max_tokens = nil
-  local o = { model = output.dir(args.dir), ctx = args.ctx, kv = args.kv, system = args.system,
-    cwd = args.cwd, tools = {}, max_steps = args.max_steps, max_tokens = args.max_tokens,
-    token_budget = args.token_budget, save = args.save, resume = args.resume,
-    replay = args.replay, generate = sampling, template = render.variables(args.sets),
-    ask = new_ask(args, on_interrupt) }
-  for name in (args.tools or DEFAULT_TOOLS):gmatch("[^,%s]+") do o.tools[#o.tools + 1] = name end
-  return o
+  return { model = output.dir(args.dir), ctx = args.ctx, kv = args.kv, system = args.system,
+    cwd = args.cwd, tools = args.tools or tool_names(DEFAULT_TOOLS), max_steps = args.max_steps,
+    max_tokens = args.max_tokens, token_budget = args.token_budget, save = args.save,
+    resume = args.resume, replay = args.replay, generate = sampling,
+    template = render.variables(args.sets), ask = new_ask(args, on_interrupt) }
 end
 
 function agent.run(args)

@@ -41,7 +41,7 @@ function generate.sampling_options(command, limit)
       :convert(sampling_value(option[1], option[2]))
   end
   command:option("--seed", "makes sampling reproducible"):argname("S")
-    :convert(output.integer("--seed", math.mininteger))
+    :convert(output.integer("--seed"))
   command:option("-n", limit or "most tokens to generate (default 512)"):argname("N")
     :convert(output.integer("-n", 1)):target("max_tokens")
   command:option("--stop", "text that ends the generation; may be repeated"):count("*")

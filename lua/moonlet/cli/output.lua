@@ -12,15 +12,17 @@ end
 
 ---A converter for an option that takes an integer.
 ---@param name string as messages show it
----@param min integer
+---@param min? integer without it any integer will do
 ---@param max? integer
 ---@return fun(text: string): integer?, string?
 function output.integer(name, min, max)
-  local range = max and ("%d to %d"):format(min, max) or ("%d or more"):format(min)
+  local range = max and ("%d to %d"):format(min, max) or min and ("%d or more"):format(min)
+    or "an integer"
+  min = min or math.mininteger
   return function(text)
     local n = math.tointeger(tonumber(text))
     if n and n >= min and n <= (max or n) then return n end
-    local whole = output.fraction(text) and "a whole number, " or ""
+    local whole = min > math.mininteger and output.fraction(text) and "a whole number, " or ""
     return nil, ("option '%s': %s%s expected, got '%s'"):format(name, whole, range, text)
   end
 end
