@@ -6,6 +6,7 @@ import sys
 from playwright.sync_api import expect, sync_playwright
 
 url, scenario = sys.argv[1:3]
+expect.set_options(timeout=60_000)  # of its 5 s a busy machine takes more
 
 
 def say(page, text):
