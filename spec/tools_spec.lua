@@ -51,6 +51,16 @@ describe("tools", function()
     assert.matches("not a directory", message)
   end)
 
+  it("name paths from the directory where the system refuses them", function()
+    place.write("sub/f", "")
+    for _, name in ipairs { "read", "write", "edit", "list" } do
+      fails("^sub/f/x: sub/f is no directory$", name, { path = "sub/f/x", content = "",
+        old_text = "a", new_text = "b" })
+    end
+    place.write("sub/g.partial", "")
+    fails("^sub/g%.partial: exists, ", "write", { path = "sub/g", content = "" })
+  end)
+
   -- ---- the directory ---------------------------------------------------------------------------
 
   describe("stay in their directory", function()
@@ -74,7 +84,7 @@ describe("tools", function()
       local beside = "../" .. place.dir:match("[^/]+$") .. "-beside/f"
       for _, path in ipairs { beside, place.dir .. "-beside/f", "/etc/passwd",
         "way/secret.txt", "file", "way", "..", "/", "sub/../../x",
-        outside.path "secret.txt", "/proc/self/environ" } do
+        outside.path "secret.txt", outside.path "secret.txt/x", "/proc/self/environ" } do
         fails("is outside the working directory", "read", { path = path })
         fails("is outside the working directory", "write", { path = path, content = "x" })
         fails("is outside the working directory", "edit",

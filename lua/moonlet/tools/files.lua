@@ -30,6 +30,12 @@ end
 
 files.text, files.integer, files.parameters = text, integer, parameters
 
+-- What a tool answers, as the model is told it.
+local function told(place, answer, message, code)
+  if answer == nil then message = place:retold(message) end
+  return answer, message, code
+end
+
 -- A path argument as the file that it names.
 local function find_file(place, given)
   local path, message, code = place:resolve(given)
@@ -112,7 +118,7 @@ function files.read(place)
       { "offset", integer "line to begin with" },
       { "limit", integer "most lines to read" },
     }, 1),
-    run = function(given) return read(place, given) end }
+    run = function(given) return told(place, read(place, given)) end }
 end
 
 -- ---- write -------------------------------------------------------------------------------------
@@ -137,7 +143,7 @@ function files.write(place)
       { "path", text "path of the file" },
       { "content", text "the text to write" },
     }, 2),
-    run = function(given) return write(place, given) end }
+    run = function(given) return told(place, write(place, given)) end }
 end
 
 -- ---- edit --------------------------------------------------------------------------------------
@@ -195,7 +201,7 @@ function files.edit(place)
       { "old_text", text "the text to find" },
       { "new_text", text "the text to put there" },
     }, 3),
-    run = function(given) return edit(place, given) end }
+    run = function(given) return told(place, edit(place, given)) end }
 end
 
 -- ---- list --------------------------------------------------------------------------------------
@@ -248,7 +254,7 @@ function files.list(place)
       { "path", text "path of the directory" },
       { "depth", integer "levels to list, 1 without what is below" },
     }, 0),
-    run = function(given) return list(place, given) end }
+    run = function(given) return told(place, list(place, given)) end }
 end
 
 return files

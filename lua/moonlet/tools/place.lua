@@ -63,10 +63,14 @@ function Place:resolve(given)
     if name ~= "." and name ~= "" then missing = "/" .. name .. missing end
     existing = parent
   end
+  local there = real
   real = (real == "/" and missing ~= "" and "" or real) .. missing
   if not is_inside(self.root, real) then
     return nil, ("%s is outside the working directory; paths inside it are allowed")
       :format(given), "unsupported"
+  end
+  if missing ~= "" and sys.file_kind(there) ~= "directory" then
+    return nil, ("%s: %s is no directory"):format(given, self:shown(there)), "io"
   end
   local message = fault(given, real)
   if message then return nil, message, "io" end
@@ -78,6 +82,14 @@ end
 function Place:shown(path)
   if path == self.root then return "." end
   return path:sub(#self.root + (self.root == "/" and 1 or 2))
+end
+
+---What the system says of a path, which it begins with, for who knows paths from the root.
+---@param message string
+---@return string
+function Place:retold(message)
+  local prefix = self.root == "/" and "/" or self.root .. "/"
+  return message:sub(1, #prefix) == prefix and message:sub(#prefix + 1) or message
 end
 
 ---Creates the directories above a path that are missing.
