@@ -12,6 +12,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
@@ -604,8 +605,16 @@ static err_code watch(net *n, struct event *event, err_info *e)
     return code;
 }
 
+/* What epoll takes (epoll_ctl(2), EPERM): of what it does not, libevent prints a warning. */
+static int can_be_watched(int fd)
+{
+    struct stat info;
+    return fstat(fd, &info) == 0 && !S_ISREG(info.st_mode) && !S_ISDIR(info.st_mode);
+}
+
 err_code net_watch(net *n, int fd, err_info *e)
 {
+    if (!can_be_watched(fd)) return err_set(e, ERR_IO, "%d cannot be waited for", fd);
     return watch(n, event_new(n->base, fd, EV_READ | EV_PERSIST, on_ready, n), e);
 }
 

@@ -639,6 +639,21 @@ describe("net", function()
     net:unwatch(99)
   end)
 
+  it("refuses what cannot be watched, and prints nothing", function()
+    open()
+    local pipe = assert(io.popen(([[exec lua5.4 -e "package.cpath = '%s'
+      local net = require('moonlet.core').net_open {}
+      for _, fd in ipairs { 99999, -1, 0, 3 } do print(net:watch(fd)) end
+      " </etc/passwd 3</etc 2>&1]]):format(package.cpath)))
+    local told = pipe:read("a")
+    pipe:close()
+    local expected = {}
+    for i, fd in ipairs { 99999, -1, 0, 3 } do
+      expected[i] = ("nil\t%d cannot be waited for\tio\n"):format(fd)
+    end
+    assert.equal(table.concat(expected), told)
+  end)
+
   it("watches as many descriptors as there are", function()
     open()
     local programs, seen, n_seen = {}, {}, 0
