@@ -149,8 +149,8 @@ describe("engine", function()
       local function score()
         return e:score { ids = text, score = model:scoring(text) }
       end
-      local first = assert(score())
-      assert(score())
+      local first = assert(score()) -- the session's
+      for _ = 1, 2 do assert(score()) end
       assert.equal("busy", select(3, score()))
       first:cancel()
       assert.equal("cancelled", first.finish_reason)
@@ -325,7 +325,7 @@ describe("engine", function()
       assert.same({ "a prompt of 1024 tokens leaves no room in a context of 1024", "limit" },
         { message, code })
       local waiting = {}
-      for i = 1, 2 do
+      for i = 1, 3 do
         waiting[i] = assert(e:submit { ids = { 5 }, options = { max_tokens = 1 } })
       end
       _, message, code = e:submit { ids = { 5 } }
@@ -336,6 +336,27 @@ describe("engine", function()
       assert.equal("error", bad.finish_reason)
       assert.matches("token id 99999", bad.message, 1, true)
     end, { queue = 2, sessions = 1 })
+  end)
+
+  it("takes what sessions are free for, however few may wait", function()
+    for n_waiting = 0, 1 do
+      run(function(e)
+        local tickets, n = {}, 3 + n_waiting
+        local function submit()
+          return e:submit { ids = prompt(QUESTIONS[1]), options = { max_tokens = 8 } }
+        end
+        for i = 1, n do tickets[i] = assert(submit()) end
+        assert.is_true(e:is_full())
+        assert.equal("busy", select(3, submit()))
+        assert(tickets[1]:next())
+        assert.same({ 3, n_waiting }, { e:load() })
+        assert.equal("busy", select(3, submit()))
+        for _, ticket in ipairs(tickets) do ticket:wait() end
+        assert.is_false(e:is_full())
+        for i = 1, n do tickets[i] = assert(submit()) end -- in one turn of the loop
+        assert.is_true(e:is_full())
+      end, { sessions = 3, queue = n_waiting })
+    end
   end)
 
   it("can be closed while it computes, as others go on", function()

@@ -88,8 +88,8 @@ end
 ---@param loop moonlet.Loop
 ---@param given { sessions: integer?, ctx: integer?, kv: string?, queue: integer?,
 ---  cache_bytes: integer?, session: moonlet.Session? }? sequences at once (4), tokens of room for
----  each, codec of their cache, tickets that may wait (64), memory for kept states (1 GiB); or a
----  session to use instead of opening some, which stays open and whose content counts as kept
+---  each, codec of their cache, tickets that may wait for one (64), memory for kept states (1 GiB);
+---  or a session to use instead of opening some, which stays open and whose content counts as kept
 ---@return moonlet.Engine? engine, string? message, string? code
 function engine.open(model, loop, given)
   local o = options.check(given, KNOWN)
@@ -116,7 +116,7 @@ end
 ---Whether a ticket would be refused now.
 ---@return boolean
 function Engine:is_full()
-  return #self.waiting >= self.n_waiting_max
+  return #self.waiting >= #self.free + self.n_waiting_max
 end
 
 ---How much of the memory for kept states is in use; 1 is all of it.
