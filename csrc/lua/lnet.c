@@ -180,11 +180,11 @@ static int unwatch(lua_State *L)
     return 0;
 }
 
-/* net:catch_signal("INT"|"TERM") -> true */
+/* net:catch_signal("INT"|"TERM"|"HUP") -> true */
 static int catch_signal(lua_State *L)
 {
-    static const char *const names[] = {"INT", "TERM", NULL};
-    static const int numbers[] = {SIGINT, SIGTERM};
+    static const char *const names[] = {"INT", "TERM", "HUP", NULL};
+    static const int numbers[] = {SIGINT, SIGTERM, SIGHUP};
     int which = luaL_checkoption(L, 2, NULL, names);
     err_info e;
     if (net_catch_signal(check_net(L), numbers[which], &e)) return lml_fail(L, &e);

@@ -640,6 +640,9 @@ void net_unwatch(net *n, int fd)
 err_code net_catch_signal(net *n, int number, err_info *e)
 {
     const struct sigaction by_default = {.sa_handler = SIG_DFL};
+    struct sigaction old;
+    if (number == SIGHUP && sigaction(number, NULL, &old) == 0 && old.sa_handler == SIG_IGN)
+        return ERR_NONE;
     if (sigaction(number, &by_default, NULL) != 0)
         return err_set(e, ERR_IO, "cannot catch signal %d: %s", number, strerror(errno));
     err_code code = watch(n, event_new(n->base, number, EV_SIGNAL, on_signal, n), e);

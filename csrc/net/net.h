@@ -87,7 +87,8 @@ err_code net_wait(net *n, double seconds, net_event *event, err_info *e);
 err_code net_watch(net *n, int fd, err_info *e);
 void net_unwatch(net *n, int fd);
 
-/* The signal is caught once and comes as an event; the next one does what it does by default. */
+/* The signal is caught once and comes as an event; the next one does what it does by default. A
+ * SIGHUP that is ignored stays so: nohup's programs outlive their terminal. */
 err_code net_catch_signal(net *n, int number, err_info *e);
 
 /* ---- requests ------------------------------------------------------------------------------ */

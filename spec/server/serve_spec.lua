@@ -34,7 +34,7 @@ until_closed() { while (exec 3<>/dev/tcp/127.0.0.1/$port) 2>/dev/null; do sleep 
 
 describe("moonlet serve", function()
   it("serves, lets answers end when it is told to, and ends well", function()
-    for _, signal in ipairs { "INT", "TERM" } do
+    for _, signal in ipairs { "INT", "TERM", "HUP" } do
       local text = shell(START .. "begin; kill -" .. signal .. " $pid; wait $pid; echo rc $?;"
         .. "wait $asking; cat $dir/reply $out")
       assert.matches("rc 0\n", text)
@@ -42,6 +42,13 @@ describe("moonlet serve", function()
       assert.matches("data: [DONE]", text, 1, true)
       assert.matches("moonlet: POST /v1/chat/completions 200 ", text, 1, true)
     end
+  end)
+
+  it("outlives its terminal where nohup has started it", function()
+    local text = shell("trap '' HUP\n" .. START
+      .. "kill -HUP $pid; kill -HUP $pid; ask; kill -TERM $pid; wait $pid; echo rc $?")
+    assert.matches("data: [DONE]", text, 1, true)
+    assert.matches("rc 0\n", text)
   end)
 
   it("ends at once when it is told so twice", function()

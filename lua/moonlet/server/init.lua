@@ -234,10 +234,10 @@ end
 
 -- ---- life --------------------------------------------------------------------------------------
 
----Ctrl-C and SIGTERM shut the server down; a second one ends the process.
+---Ctrl-C, SIGTERM and SIGHUP shut the server down; a second one ends the process.
 ---@return boolean? ok, string? message, string? code
 function Server:catch_signals()
-  for _, name in ipairs { "INT", "TERM" } do
+  for _, name in ipairs { "INT", "TERM", "HUP" } do
     local ok, message, code = self.loop.net:catch_signal(name)
     if not ok then return nil, message, code end
   end
