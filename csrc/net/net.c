@@ -123,7 +123,7 @@ static struct bufferevent *on_accept(struct event_base *base, void *arg)
     net_connection *c = bev ? mem_array(1, sizeof *c, NULL) : NULL;
     if (!c) return bev;
     bufferevent_incref(bev);
-    /* While a reply is written libevent reads on, however much comes. */
+    /* While it writes an error of its own libevent reads on, however much comes. */
     bufferevent_setwatermark(bev, EV_READ, 0, most_of_one(n));
     c->net = n;
     c->bev = bev;

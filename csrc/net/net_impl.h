@@ -56,7 +56,6 @@ struct net_request {
     struct evhttp_request *req; /* NULL once over */
     struct event *leaving;      /* tells that the client has closed its side */
     int is_chunked;             /* the reply has begun */
-    int is_half;                /* the client sends no more */
     net_request *next;
 };
 

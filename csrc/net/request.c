@@ -81,21 +81,15 @@ static void on_leaving(evutil_socket_t fd, short what, void *arg)
         give_up(r);
         return;
     }
-    r->is_half = 1;
     evhttp_add_header(evhttp_request_get_output_headers(r->req), "Connection", "close");
     net_push(r->net, NET_HALF, r, -1);
 }
 
-/* Of a client that sends no more: its connection, else NULL. libevent reads while it writes, and
- * takes the end of what it reads for the end of all: after each call of it reading has to stop. */
-static net_connection *half_of(const net_request *r)
+/* libevent reads while it writes, and takes the end of what it reads for the end of all: after each
+ * call that writes reading has to stop. Whether a client has left `leaving` tells, or the write. */
+static void stop_reading(const net_connection *c)
 {
-    return r->is_half ? net_connection_of(r->net, bev_of(r)) : NULL;
-}
-
-static void stop_reading(const net_connection *half)
-{
-    if (half) bufferevent_disable(half->bev, EV_READ);
+    if (c) bufferevent_disable(c->bev, EV_READ);
 }
 
 /* A reset comes as an error, which libevent hands to those only who read or write, and which would
@@ -313,9 +307,9 @@ void net_start(net_request *r, int status, const net_field *fields, int n_fields
     if (!r->req || r->is_chunked) return;
     add_fields(r, fields, n_fields);
     r->is_chunked = 1;
-    const net_connection *half = half_of(r);
+    const net_connection *c = net_connection_of(r->net, bev_of(r));
     evhttp_send_reply_start(r->req, status, net_phrase(status));
-    stop_reading(half);
+    stop_reading(c);
 }
 
 err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e)
@@ -332,9 +326,9 @@ err_code net_write(net_request *r, const void *data, size_t n_bytes, err_info *e
         net_drop(bev_of(r));
         return err_set(e, ERR_LIMIT, "the client does not read: %zu bytes wait", pending);
     }
-    const net_connection *half = half_of(r);
+    const net_connection *c = net_connection_of(r->net, bev_of(r));
     evhttp_send_reply_chunk(r->req, piece);
-    stop_reading(half);
+    stop_reading(c);
     evbuffer_free(piece);
     return ERR_NONE;
 }
@@ -343,11 +337,11 @@ void net_finish(net_request *r)
 {
     if (!r->req || !r->is_chunked) return;
     struct evhttp_request *req = r->req;
-    const net_connection *half = half_of(r);
+    const net_connection *c = net_connection_of(r->net, bev_of(r));
     release_connection(r);
     net_leave(r);
     evhttp_send_reply_end(req);
-    stop_reading(half);
+    stop_reading(c);
 }
 
 void net_reply(net_request *r, int status, const net_field *fields, int n_fields, const void *data,
@@ -357,11 +351,11 @@ void net_reply(net_request *r, int status, const net_field *fields, int n_fields
     struct evhttp_request *req = r->req;
     struct evbuffer *body = evbuffer_new();
     if (body) evbuffer_add(body, data, n_bytes);
-    const net_connection *half = half_of(r);
+    const net_connection *c = net_connection_of(r->net, bev_of(r));
     add_fields(r, fields, n_fields);
     release_connection(r);
     net_leave(r);
     evhttp_send_reply(req, status, net_phrase(status), body);
-    stop_reading(half);
+    stop_reading(c);
     if (body) evbuffer_free(body);
 }

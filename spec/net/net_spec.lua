@@ -197,6 +197,61 @@ describe("net", function()
     open()
   end)
 
+  -- Reads the beginning of a stream, then does what `parting` says.
+  local function begin_stream(parting)
+    return client(port, ([[exec perl -MSocket -e '
+      socket(my $s, PF_INET, SOCK_STREAM, 0);
+      connect($s, pack_sockaddr_in(%d, inet_aton("127.0.0.1"))) or die;
+      syswrite($s, "GET / HTTP/1.1\r\nHost: x\r\n\r\n");
+      my $all = ""; sysread($s, $all, 9, length $all) until $all =~ /begin/;
+      %s']]):format(port, parting))
+  end
+
+  it("gives a client the rest of a stream in which it stops to send", function()
+    open()
+    local c = begin_stream([[shutdown($s, 1); print while <$s>]])
+    local seen = {}
+    while not c.is_done() do
+      local kind, r = net:wait(0.05)
+      if kind then seen[#seen + 1] = kind end
+      if kind == "request" then
+        r:start(200, {})
+        assert(r:write("begin"))
+      elseif kind == "half" then
+        assert(r:write("more"))
+        for _ = 1, 3 do net:wait(0.01) end
+        assert(r:write("end"))
+        r:finish()
+      end
+    end
+    assert.same({ "request", "half" }, seen)
+    assert.matches("4\r\nmore\r\n3\r\nend\r\n0\r\n\r\n$", c.output())
+    wait_for_none()
+  end)
+
+  it("notices a client that leaves in a stream by what is written", function()
+    open()
+    local c = begin_stream("close($s)")
+    local half, gone
+    while not gone do
+      local kind, r = net:wait(0.01)
+      if kind == "request" then
+        r:start(200, {})
+        assert(r:write("begin"))
+      elseif kind == "half" then
+        half = r
+      elseif kind == "gone" then
+        gone = r
+      elseif half then
+        half:write(":\n")
+      end
+    end
+    assert.equal(half, gone)
+    while not c.is_done() do net:wait(0.05) end
+    c.output()
+    wait_for_none()
+  end)
+
   it("sends 100-continue when asked", function()
     open()
     local out = serve([[printf 'POST / HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n]]
