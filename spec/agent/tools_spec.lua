@@ -168,9 +168,13 @@ describe("an agent", function()
   end)
 
   it("notes what fails of what a tool has left running", function()
-    local events, on = collect()
+    local events, note = collect()
     local resumed
-    local agent <close> = open({ call("echo", { text = "hi" }), "Done." }, { on = on,
+    local agent <close> = open({ call("echo", { text = "hi" }), "Done.", "Again." }, {
+      on = function(event)
+        note(event)
+        if event.kind == "note" then error("bug in on") end
+      end,
       stop = function() resumed:notify() end,
       tools = { echo_tool { run = function(given, ctx)
         resumed = ctx.loop:signal()
@@ -181,8 +185,9 @@ describe("an agent", function()
         ctx.loop:sleep(0)
         return given.text
       end } } })
-    assert.equal("Done.", assert(agent:run("Go")).text)
+    assert.error_matches(function() agent:run("Go") end, "bug in on")
     assert.equal("hi", agent.messages[3].content)
+    assert.equal("Again.", assert(agent:run("Again")).text)
     assert.same({ "what the tool echo has left running failed: too late" },
       of_kind(events, "note", "text"))
   end)

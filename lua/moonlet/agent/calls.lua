@@ -99,14 +99,15 @@ local function problem_of(fn)
   return not ok and first_line(problem) or nil
 end
 
--- What a tool has spawned has failed: so has its call, as long as that can be told.
+-- What a tool has spawned has failed: so has its call, as long as that can be told. Else the run
+-- tells of it, which is the one to raise what is wrong with `on`.
 local function take_problem(agent, job, call, problem)
   if not (job.has_ended or job.is_abandoned) then
     job.result = job.result or failure("the tool failed: " .. problem)
     job.changed:notify()
-  elseif agent.running then
-    agent:emit { kind = "note",
-      text = ("what the tool %s has left running failed: %s"):format(call.name, problem) }
+  else
+    agent.notes[#agent.notes + 1] = ("what the tool %s has left running failed: %s")
+      :format(call.name, problem)
   end
 end
 

@@ -198,7 +198,7 @@ end
 function agent.open(given)
   local o = options.check(given, KNOWN)
   check_options(o)
-  local self = setmetatable({ jobs = {}, abandoned = {},
+  local self = setmetatable({ jobs = {}, abandoned = {}, notes = {},
     parallel = o.parallel == false and 1 or math.tointeger(o.parallel) or MAX_PARALLEL,
     max_steps = o.max_steps or MAX_STEPS, max_tokens = o.max_tokens,
     token_budget = o.token_budget, generate = o.generate or {},

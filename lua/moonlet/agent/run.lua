@@ -161,6 +161,12 @@ function Run:take_step()
   if asks_again then self:refuse_unread(said.unread) end
 end
 
+-- What went wrong beside the run.
+function Run:tell_notes()
+  local notes = self.agent.notes
+  while notes[1] do self.agent:emit { kind = "note", text = table.remove(notes, 1) } end
+end
+
 local run = {}
 
 ---Answers a message, or without one goes on where the conversation stands.
@@ -174,6 +180,7 @@ function run.go(agent, text)
   local reason
   repeat
     reason = self.steps == agent.max_steps and "steps" or self:take_step()
+    self:tell_notes()
   until reason
   if agent.closed and reason == "cancelled" then check(nil, "the agent was closed", reason) end
   local result = { text = self.text, reason = reason, steps = self.steps, usage = self.usage }
