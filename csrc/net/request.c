@@ -134,9 +134,10 @@ static int is_number(const char *text)
     return n > 0 && n + strspn(text + n, " \t") == strlen(text);
 }
 
-/* Fields that are read here or by what stands in front of this server, and of which there may be
- * one: with several, or a body whose length two rules give, each might go by another one. */
-static int is_unambiguous(struct evhttp_request *req)
+/* What is wrong with a head, or NULL. Of fields that are read here or by what stands in front of
+ * this server there may be one: with several, or a body whose length two rules give, each might go
+ * by another one. */
+static const char *fault_of_head(struct evhttp_request *req)
 {
     static const char *const single[] = {"Host",   "Content-Length", "Transfer-Encoding",
                                          "Origin", "Authorization",  "Content-Type"};
@@ -144,17 +145,19 @@ static int is_unambiguous(struct evhttp_request *req)
     int seen[N_SINGLE] = {0};
     const struct evkeyvalq *fields = evhttp_request_get_input_headers(req);
     for (const struct evkeyval *f = fields->tqh_first; f; f = f->next.tqe_next) {
-        if (!is_token(f->key)) return 0;
+        if (!is_token(f->key)) return "the name of a header field is no token";
         for (int i = 0; i < N_SINGLE; i++)
-            if (evutil_ascii_strcasecmp(f->key, single[i]) == 0 && seen[i]++) return 0;
+            if (evutil_ascii_strcasecmp(f->key, single[i]) == 0 && seen[i]++)
+                return "a header field comes twice that may come once";
         if (evutil_ascii_strcasecmp(f->key, "Content-Length") == 0 && !is_number(f->value))
-            return 0;
+            return "Content-Length: a number expected";
         if (evutil_ascii_strcasecmp(f->key, "Transfer-Encoding") == 0 &&
             evutil_ascii_strcasecmp(f->value, "chunked") != 0)
-            return 0;
+            return "Transfer-Encoding: nothing but chunked is taken";
     }
-    if (seen[LENGTH] && seen[ENCODING]) return 0;
-    return seen[HOST] || req->minor == 0;
+    if (seen[LENGTH] && seen[ENCODING])
+        return "Content-Length and Transfer-Encoding exclude each other";
+    return seen[HOST] || req->minor == 0 ? NULL : "Host: the header field is missing";
 }
 
 /* An error that closes the connection. */
@@ -182,8 +185,9 @@ void net_on_request(struct evhttp_request *req, void *arg)
         answer_error(n, req, 501, "this server is no proxy");
         return;
     }
-    if (!is_unambiguous(req)) {
-        answer_error(n, req, 400, "the head can be read in more than one way");
+    const char *fault = fault_of_head(req);
+    if (fault) {
+        answer_error(n, req, 400, fault);
         return;
     }
     if (c && net_is_too_much(c)) {

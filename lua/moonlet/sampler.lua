@@ -60,9 +60,10 @@ local function check_bias(bias)
     if math.type(id) ~= "integer" or id < 0 then
       return ("logit_bias: %s is not a token id"):format(tostring(id))
     end
-    if math.type(x) == nil or x ~= x or x > 1e100 then
+    if math.type(x) == nil or x ~= x then
       return ("logit_bias: %s of id %d is not a number"):format(tostring(x), id)
     end
+    if x > 1e100 then return ("logit_bias: %s of id %d is too large"):format(tostring(x), id) end
   end
 end
 

@@ -346,7 +346,11 @@ describe("net", function()
       ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\nx\\r\\n'"] =
         { "400 Bad Request", "a chunk of the body has no size that can be read" },
       ["printf 'GET / HTTP/1.1\\r\\n\\r\\n'"] = { "400 Bad Request",
-        "the head can be read in more than one way" },
+        "Host: the header field is missing" },
+      ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nTransfer-Encoding: gzip\\r\\n\\r\\n'"] = {
+        "400 Bad Request", "Transfer-Encoding: nothing but chunked is taken" },
+      ["printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\nHost: y\\r\\n\\r\\n'"] = { "400 Bad Request",
+        "a header field comes twice that may come once" },
       ["printf 'CONNECT a:1 HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'"] =
         { "501 Not Implemented", "this server is no proxy", " (ours)" },
       -- Behind a reply of ours on the same connection.

@@ -259,6 +259,7 @@ describe("/v1/chat/completions", function()
       { "stop", { stop = { 1 } } },
       { "logit_bias", { logit_bias = { ["999999"] = 1 } } },
       { "logit_bias", { logit_bias = { hello = 1 } } },
+      { "logit_bias", { logit_bias = { ["5"] = 1e308 } }, "1e+308 of id 5 is too large" },
       { "top_logprobs", { top_logprobs = 3 } },
       { "top_logprobs", { logprobs = true, top_logprobs = 21 } },
       { "stream_options", { stream_options = { include_usage = true } } },
@@ -282,6 +283,7 @@ describe("/v1/chat/completions", function()
       local reply = ask(row[2])
       assert.equal(400, reply.status, row[1] .. json.encode(row[2]))
       assert.equal(row[1], reply.json.error.param, reply.body)
+      assert.matches(row[3] or "", reply.json.error.message, 1, true)
     end
     local template = ask { chat_template_kwargs = { namespace = 5 } }
     assert.equal(400, template.status)
