@@ -19,6 +19,8 @@ Replay.__index = Replay
 local Ticket = {}
 Ticket.__index = Ticket
 
+local MAX_BYTES <const> = 64 << 20 -- of a script
+
 local KNOWN <const> = { text = true, finish_reason = true, message = true, delay_ms = true,
   prefill_ms = true, tokens_per_step = true }
 local REASONS <const> = { stop = true, length = true, error = true }
@@ -63,7 +65,7 @@ end
 ---@param path string
 ---@return table[]? answers, string? message, string? code
 function replay.read(path)
-  local text, message, code = sys.read_file(path)
+  local text, message, code = sys.read_file(path, MAX_BYTES)
   if not text then return nil, message, code end
   local answers, n = {}, 0
   for line in text:gmatch("[^\n]*") do

@@ -40,15 +40,19 @@ end
 
 ---The bytes of a file.
 ---@param path string
+---@param max integer? bytes; devices may have no end
 ---@return string? bytes, string? message, string? code
-function sys.read_file(path)
+function sys.read_file(path, max)
   local file, message = io.open(path, "rb")
   if not file then return nil, message, "io" end
   local bytes
-  bytes, message = file:read("a") -- a directory opens, and fails here
+  bytes, message = file:read(max and max + 1 or "a") -- a directory opens, and fails here
   file:close()
-  if not bytes then return nil, ("%s: %s"):format(path, message), "io" end
-  return bytes
+  if message then return nil, ("%s: %s"):format(path, message), "io" end
+  if max and bytes and #bytes > max then
+    return nil, ("%s: more than %d bytes"):format(path, max), "limit"
+  end
+  return bytes or ""
 end
 
 ---The bytes of one of the small files that belong to something: of a checkpoint, a recipe. Nobody

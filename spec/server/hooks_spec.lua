@@ -47,6 +47,23 @@ describe("hooks of a server", function()
     return text, reason, events
   end
 
+  it("are as docs/server.md shows them: wrong types are the request's fault, not theirs", function()
+    local file = assert(io.open("docs/server.md"))
+    local example = file:read("a"):match("```lua\n(return {\n  on_request.-\n)```")
+    file:close()
+    local given = assert(load(example))()
+    given.policies = nil
+    serve(given)
+    for field, value in pairs { temperature = "hot", messages = 5 } do
+      local reply = ask { [field] = value }
+      assert.same({ 400, field }, { reply.status, reply.json.error.param })
+    end
+    assert.equal(200, ask { temperature = 3 }.status) -- above 2, were it not for the hook
+    local long = {}
+    for i = 1, 101 do long[i] = { role = "user", content = "Hello" } end
+    assert.equal("start a new conversation", ask { messages = long }.json.error.message)
+  end)
+
   it("may change a request, or answer with another", function()
     local paths = {}
     serve { on_request = function(request, path)

@@ -244,6 +244,8 @@ describe("server", function()
       { reply.json.error.type, reply.json.error.code, reply.fields["www-authenticate"] })
     assert.equal(200, status_of("GET", "/health"))
     assert.equal(204, status_of("OPTIONS", "/v1/models"))
+    assert.equal(401, status_of("GET", "/v1/nothing"))
+    assert.equal(404, status_of("GET", "/v1/nothing", nil, { ["X-Api-Key"] = "second" }))
   end)
 
   it("sends the queue's end away with a time to come back, and who has no key before", function()

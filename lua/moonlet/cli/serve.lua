@@ -6,6 +6,12 @@ local sys = require "moonlet.sys"
 
 local serve = {}
 
+-- As browsers name it, without a scheme or a port.
+local function host_name(text)
+  if text:find("^[%w._-]+$") or text:find("^%[[%x:.]+%]$") then return text end
+  return nil, "option '--allow-host': the name of a host expected, without scheme and port"
+end
+
 function serve.define(parser)
   local command = parser:command("serve", "Serve a model over HTTP (APIs of OpenAI and Anthropic).")
   output.dir_argument(command)
@@ -18,7 +24,7 @@ function serve.define(parser)
     :argname("F")
   command:flag("--insecure-bind", "listen at any address without keys")
   command:option("--allow-host", "name by which browsers may call; may be repeated"):count("*")
-    :argname("NAME"):convert(output.some_text("--allow-host"))
+    :argname("NAME"):convert(host_name)
   command:option("--name", "what the model is called (default: its directory)"):argname("NAME")
     :convert(output.some_text("--name"))
   command:option("--sessions", "sequences at once (default 4)"):argname("N")

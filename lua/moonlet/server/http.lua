@@ -15,6 +15,7 @@ local MAX_DEPTH <const> = 100 -- of JSON; schemas of tools are the deepest thing
 -- and all of them a tenth of a second in each of two steps.
 local MAX_VALUES <const> = 1 << 19
 local MAX_KEY_BYTES <const> = 4096
+local MAX_KEY_FILE_BYTES <const> = 1 << 20
 local ALONE_BYTES <const> = 1 << 17 -- of a body that is read while no other of the kind is
 local POUR_BYTES <const> = 1 << 16 -- of a long reply that are made at once
 local POUR_WAIT <const> = 0.01 -- seconds, for a client to take what there is
@@ -257,7 +258,7 @@ local function given_key(request)
 end
 
 local function check_key(self)
-  if not self.server.has_keys() or self.route.open then return end
+  if not self.server.has_keys() or self.route and self.route.open then return end
   if not self.server.is_key(given_key(self.request)) then
     refusal.raise(401, "a valid API key is needed: Authorization: Bearer KEY",
       { code = "invalid_api_key", fields = { ["WWW-Authenticate"] = "Bearer" } })
@@ -304,9 +305,9 @@ end
 local function handle(self)
   self.route, self.rest = find_route(self.server.routes, self.path)
   check_site(self)
-  if not self.route then refusal.raise(404, "there is no " .. self.path) end
-  if self.method == "OPTIONS" then return preflight(self) end
+  if self.route and self.method == "OPTIONS" then return preflight(self) end
   check_key(self)
+  if not self.route then refusal.raise(404, "there is no " .. self.path) end
   local handler = self.route[self.method == "HEAD" and "GET" or self.method]
   if not handler then
     refusal.raise(405, ("%s does not take %s"):format(self.path, self.method),
@@ -375,7 +376,7 @@ end
 ---@param path string
 ---@return string[]? keys, string? message, string? code
 function http.read_keys(path)
-  local text, message, code = sys.read_file(path)
+  local text, message, code = sys.read_file(path, MAX_KEY_FILE_BYTES)
   if not text then return nil, message, code end
   local keys = {}
   for line in text:gmatch("[^\r\n]+") do
