@@ -97,14 +97,20 @@ describe("engine", function()
   it("scores texts in pieces beside generations, to the same bits", function()
     local text = prompt(("The cat sat on the mat, and so on. "):rep(26))
     local session <close> = assert(model:session { ctx = #text })
-    local steps = {}
+    local steps, n_vocab = {}, model:info().config.vocab_size
     for i = 1, #text - 1 do
       assert(session:step(text[i]))
       local logits = session:logits()
       local best, values = logits:topk(3)
       local own = logits:logprob(text[i + 1])
       local log_sum = logits:get(text[i + 1]) - own
-      steps[i + 1] = { own, best, { values[1] - log_sum, values[2] - log_sum } }
+      local above, not_below = 0, 0
+      for id = 0, n_vocab - 1 do
+        local logprob = logits:get(id) - log_sum
+        if logprob > own + 1e-4 then above = above + 1 end
+        if logprob > own - 1e-4 then not_below = not_below + 1 end
+      end
+      steps[i + 1] = { own, best, { values[1] - log_sum, values[2] - log_sum }, above, not_below }
     end
     local start, most = model.start, {}
     function model.start(m, parts)
@@ -134,8 +140,10 @@ describe("engine", function()
       assert.same({ #text, 16 }, most)
       assert.same(means[2]:mean(), means[1]:mean())
       for i = 2, #text do
-        local own, best, values = quiet:at(i)
-        assert.same({ own, best, values }, { beside:at(i) })
+        local own, best, values, rank = quiet:at(i)
+        assert.same({ own, best, values, rank }, { beside:at(i) })
+        assert.is_true(rank > steps[i][4] and rank <= steps[i][5])
+        assert.equal(rank <= 3, best[rank] == text[i])
         assert.same(steps[i][2], best)
         assert.is_true(math.abs(steps[i][1] - own) < 1e-5)
         assert.is_true(math.abs(steps[i][3][2] - values[2]) < 1e-5)

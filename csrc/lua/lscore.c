@@ -51,7 +51,7 @@ int lscore_new(lua_State *L)
     size_t sums_at = (sizeof(score_box) + 15) / 16 * 16;
     size_t floats_at = sums_at + (size_t)H * sizeof(double);
     size_t ids_at = floats_at + (rows + tops) * sizeof(float);
-    size_t size = ids_at + (tops + (size_t)n) * sizeof(int32_t);
+    size_t size = ids_at + (tops + rows + (size_t)n) * sizeof(int32_t);
     char *memory = lua_newuserdatauv(L, size, 0);
     memset(memory, 0, size);
     float *floats = (float *)(void *)(memory + floats_at);
@@ -63,7 +63,8 @@ int lscore_new(lua_State *L)
                              .n = n,
                              .n_top = (int)n_top,
                              .logprobs = mean ? NULL : floats,
-                             .top_ids = numbers + n,
+                             .ranks = mean ? NULL : numbers + n,
+                             .top_ids = numbers + n + rows,
                              .top_logprobs = floats + rows,
                              .sums = mean ? (double *)(void *)(memory + sums_at) : NULL};
     luaL_setmetatable(L, LSCORE_CLASS);
@@ -71,7 +72,7 @@ int lscore_new(lua_State *L)
 }
 
 /* score:at(i) -> log-probability of token i >= 2 by those before it, {id, ...}, {logprob, ...} of
- * the likeliest in its place, best first */
+ * the likeliest in its place, best first, and its rank among all there, from 1 */
 static int at(lua_State *L)
 {
     const ses_score *s = &check_score(L)->score;
@@ -88,7 +89,8 @@ static int at(lua_State *L)
         lua_pushnumber(L, (lua_Number)s->top_logprobs[from]);
         lua_rawseti(L, -2, k + 1);
     }
-    return 3;
+    lua_pushinteger(L, s->ranks[i - 1]);
+    return 4;
 }
 
 /* score:mean() -> list of what the last norm puts out, averaged over the text */

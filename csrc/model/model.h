@@ -109,6 +109,7 @@ typedef struct ses_score {
     int64_t n;
     int n_top;           /* how many of the likeliest tokens to list */
     float *logprobs;     /* [n] of each token by those before it, nothing at 0; NULL: not wanted */
+    int32_t *ranks;      /* [n] of each token among all in its place, 1 is the likeliest */
     int32_t *top_ids;    /* [n][n_top] the likeliest in its place, best first; -1: no more */
     float *top_logprobs; /* [n][n_top] */
     double *sums;        /* [H] what the last norm puts out is added to it; NULL: not wanted */

@@ -65,6 +65,15 @@ static void take_top(const float *logits, int64_t V, int n, int32_t *ids, float 
     for (; found < n; found++) ids[found] = -1;
 }
 
+/* Of one token among all, equal ones by index: 1 is the likeliest. */
+static int32_t rank_of(const float *logits, int64_t V, int32_t id)
+{
+    int32_t n = 1;
+    for (int64_t i = 0; i < id; i++) n += logits[i] >= logits[id];
+    for (int64_t i = id + 1; i < V; i++) n += logits[i] > logits[id];
+    return n;
+}
+
 static void read_logits(void *ctx, int64_t begin, int64_t end, int worker)
 {
     (void)worker;
@@ -76,6 +85,7 @@ static void read_logits(void *ctx, int64_t begin, int64_t end, int worker)
         int32_t *top_ids = score->top_ids + at * score->n_top;
         float *top = score->top_logprobs + at * score->n_top, *logits = l->p->scored + i * V;
         take_top(logits, V, score->n_top, top_ids, top);
+        score->ranks[at] = rank_of(logits, V, score->ids[at]);
         float own = logits[score->ids[at]], sum = l->p->m->ops->softmax(logits, V);
         score->logprobs[at] = own - sum;
         for (int k = 0; k < score->n_top; k++) top[k] -= sum;

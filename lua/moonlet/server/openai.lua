@@ -107,7 +107,7 @@ local function list_prompt(tokenizer, ids, scores, n_top)
     for rank, other in ipairs(openai.with_top(scores[i], n_top).top) do
       add(other.id, other.logprob, rank)
     end
-    if not by_id[("%d"):format(ids[i])] then add(ids[i], scores[i].logprob, json.null) end
+    if not by_id[("%d"):format(ids[i])] then add(ids[i], scores[i].logprob, scores[i].rank) end
     list[i] = by_id
   end
   return list

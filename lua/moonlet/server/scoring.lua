@@ -31,10 +31,10 @@ end
 local function entries_of(score, ids)
   local entries = {}
   for i = 2, #ids do
-    local logprob, top_ids, top_logprobs = score:at(i)
+    local logprob, top_ids, top_logprobs, rank = score:at(i)
     local top = {}
     for k, id in ipairs(top_ids) do top[k] = { id = id, logprob = top_logprobs[k] } end
-    entries[i] = { id = ids[i], logprob = logprob, top = top }
+    entries[i] = { id = ids[i], logprob = logprob, top = top, rank = rank }
   end
   return entries
 end
@@ -43,8 +43,8 @@ end
 ---@param exchange moonlet.server.Exchange
 ---@param ids integer[]
 ---@param n_top integer how many of the best tokens to list
----@return table<integer, moonlet.Token>? entries from the second token on; nil when the client has
----  left
+---@return table<integer, moonlet.Token>? entries from the second token on, each with its
+---  `rank` among all; nil when the client has left
 function scoring.logprobs(exchange, ids, n_top)
   local score = read(exchange, ids, { top = n_top })
   return score and exchange.server.loop:gently(entries_of, score, ids)

@@ -43,7 +43,7 @@ schemas.TextLogprobs = object {
   top_logprobs = list(nullable { type = "object", additionalProperties = number }),
 }
 
-schemas.PromptLogprob = object { logprob = number, rank = nullable(integer), decoded_token = text }
+schemas.PromptLogprob = object { logprob = number, rank = integer, decoded_token = text }
 
 schemas.PromptLogprobs = list(nullable { type = "object",
   additionalProperties = ref "PromptLogprob", description = "by token id" })
