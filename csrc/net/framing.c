@@ -15,8 +15,7 @@ static int is_field(const char *line, const char *name)
 
 static const char *value_of(const char *line)
 {
-    const char *colon = strchr(line, ':');
-    return colon + 1 + strspn(colon + 1, " \t");
+    return strchr(line, ':') + 1;
 }
 
 /* What is malformed here libevent refuses, and what contradicts itself net_on_request. */
@@ -39,7 +38,6 @@ static int end_head_line(net_framing *f, uint64_t body_bytes)
 
 static int end_size_line(net_framing *f, uint64_t body_bytes)
 {
-    if (f->n_line == 0) return 0; /* the end of the chunk before */
     size_t n_digits = strspn(f->line, "0123456789abcdefABCDEF");
     if (n_digits == 0 || !strchr(" ", f->line[n_digits])) return 400;
     uint64_t size = strtoull(f->line, NULL, 16); /* at most ULLONG_MAX */
@@ -58,9 +56,30 @@ static int end_line(net_framing *f, uint64_t body_bytes)
         f->n_line--;
     }
     f->line[n_kept] = '\0';
-    int status = f->in == NET_IN_HEAD ? end_head_line(f, body_bytes) : end_size_line(f, body_bytes);
+    int status = 0;
+    if (f->in == NET_IN_HEAD)
+        status = end_head_line(f, body_bytes);
+    else if (f->in == NET_IN_SIZE)
+        status = end_size_line(f, body_bytes);
+    else
+        f->in = NET_IN_SIZE;
     f->n_line = 0;
     return status;
+}
+
+/* What others may take for the end of a line, or pass over as one: around chunks lines end in CRLF,
+ * and nothing else is behind the bytes of one (RFC 9112, 7.1). */
+static int is_misplaced(const net_framing *f, char c)
+{
+    if (f->in == NET_IN_HEAD) return 0;
+    return f->is_cr != (c == '\n') || (f->in == NET_IN_END && c != '\r' && c != '\n');
+}
+
+/* Blanks before a value, however many, take no room from it. */
+static int is_padding(const net_framing *f, char c)
+{
+    int is_behind = f->n_line > 0 && f->n_line < sizeof f->line && f->line[f->n_line - 1] == ':';
+    return f->in == NET_IN_HEAD && (c == ' ' || c == '\t') && is_behind;
 }
 
 /* Of extensions libevent 2.1 knows nothing, but it passes over what stands behind a space. */
@@ -78,15 +97,18 @@ int net_follow(net_framing *f, uint64_t body_bytes, char *bytes, size_t n_bytes)
             size_t step = f->left < there ? (size_t)f->left : there;
             at += step;
             f->left -= step;
-            if (f->left == 0) f->in = NET_IN_SIZE;
+            if (f->left == 0) f->in = NET_IN_END;
             continue;
         }
         char *c = bytes + at++;
+        if (is_misplaced(f, *c)) return 400;
+        f->is_cr = *c == '\r';
         if (*c == '\n') {
             int status = end_line(f, body_bytes);
             if (status) return status;
             continue;
         }
+        if (is_padding(f, *c)) continue;
         if (is_extension(f, *c)) *c = ' ';
         if (f->n_line < sizeof f->line - 1) f->line[f->n_line] = *c;
         f->n_line++;

@@ -3,7 +3,7 @@
  * libevent 2.1 reads a body that is too large to its end, also one that never comes, before it says
  * so; it takes "-0" for the size of a chunk and ";" for none, keeps what comes instead of a size
  * whatever it grows to, and tells of all this only once it has written a reply. So what arrives is
- * looked at first: the lengths in heads, and the sizes of chunks (RFC 9112, 7.1). Extensions of
+ * looked at first: the lengths in heads, and what is around chunks (RFC 9112, 7.1). Extensions of
  * these become what libevent passes over. */
 #ifndef NET_FRAMING_H
 #define NET_FRAMING_H
@@ -13,14 +13,16 @@
 
 enum net_framing_place {
     NET_IN_HEAD,
-    NET_IN_SIZE,  /* the line before a chunk, or what ends the chunk before */
+    NET_IN_SIZE,  /* the line before a chunk */
     NET_IN_CHUNK, /* its bytes */
+    NET_IN_END,   /* the end of the line behind them */
     NET_IN_REST,  /* of the request nothing more has to be looked at */
 };
 
 typedef struct net_framing { /* zeros: before a request */
     enum net_framing_place in;
     int is_chunked;
+    int is_cr;     /* the byte before */
     uint64_t body; /* bytes of it that the head declares, or that the chunks so far have */
     uint64_t left; /* of the chunk */
     size_t n_line; /* of the line, of which the beginning is kept */
@@ -28,7 +30,7 @@ typedef struct net_framing { /* zeros: before a request */
 } net_framing;
 
 /* Follows the next bytes of a request, in which extensions are overwritten. The status with which
- * it is to be refused: 413 (a body of more than body_bytes), 400 (no size of a chunk), or 0. */
+ * it is to be refused: 413 (a body of more than body_bytes), 400 (no chunk), or 0. */
 int net_follow(net_framing *f, uint64_t body_bytes, char *bytes, size_t n_bytes);
 
 #endif

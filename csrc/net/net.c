@@ -269,7 +269,8 @@ static struct evbuffer *refusal_of(const net_connection *c)
         snprintf(sentence, sizeof sentence, "the body has more than %lld bytes",
                  (long long)c->net->limits.body_bytes);
     else
-        snprintf(sentence, sizeof sentence, "a chunk of the body has no size that can be read");
+        snprintf(sentence, sizeof sentence,
+                 "a chunk of the body has no size or no end that can be read");
     return error_reply(c->net, c->fault, "", sentence);
 }
 

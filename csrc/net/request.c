@@ -134,6 +134,13 @@ static int is_number(const char *text)
     return n > 0 && n + strspn(text + n, " \t") == strlen(text);
 }
 
+/* libevent would take such a body for the next request. */
+static int is_read_without_body(const struct evhttp_request *req)
+{
+    enum evhttp_cmd_type method = evhttp_request_get_command(req);
+    return method == EVHTTP_REQ_HEAD || method == EVHTTP_REQ_TRACE;
+}
+
 /* What is wrong with a head, or NULL. Of fields that are read here or by what stands in front of
  * this server there may be one: with several, or a body whose length two rules give, each might go
  * by another one. */
@@ -157,6 +164,10 @@ static const char *fault_of_head(struct evhttp_request *req)
     }
     if (seen[LENGTH] && seen[ENCODING])
         return "Content-Length and Transfer-Encoding exclude each other";
+    if (seen[ENCODING] && req->minor == 0) return "Transfer-Encoding: unknown to HTTP/1.0";
+    const char *length = evhttp_find_header(fields, "Content-Length");
+    if ((seen[ENCODING] || (length && strcmp(length, "0") != 0)) && is_read_without_body(req))
+        return "the method takes no body";
     return seen[HOST] || req->minor == 0 ? NULL : "Host: the header field is missing";
 }
 
@@ -311,6 +322,9 @@ void net_start(net_request *r, int status, const net_field *fields, int n_fields
     if (!r->req || r->is_chunked) return;
     add_fields(r, fields, n_fields);
     r->is_chunked = 1;
+    /* Where HTTP/1.0 wants to keep the connection libevent would write a length of 0. */
+    if (r->req->minor == 0)
+        evhttp_remove_header(evhttp_request_get_input_headers(r->req), "Connection");
     const net_connection *c = net_connection_of(r->net, bev_of(r));
     evhttp_send_reply_start(r->req, status, net_phrase(status));
     stop_reading(c);
@@ -345,7 +359,8 @@ void net_finish(net_request *r)
     release_connection(r);
     net_leave(r);
     evhttp_send_reply_end(req);
-    stop_reading(c);
+    /* With nothing left to write libevent reads the next request by now. */
+    if (c && evbuffer_get_length(bufferevent_get_output(c->bev)) > 0) stop_reading(c);
 }
 
 void net_reply(net_request *r, int status, const net_field *fields, int n_fields, const void *data,

@@ -120,6 +120,35 @@ describe("net", function()
     assert.matches("\r\n\r\n9\r\ndata: 1\n\n\r\n9\r\ndata: 2\n\n\r\n0\r\n\r\n$", out)
   end)
 
+  it("streams nothing to a HEAD, and reads the request behind it", function()
+    open()
+    local n = 0
+    local out = serve("printf 'HEAD / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n' >&3;"
+      .. "read -r line <&3;" .. get("/", CLOSE) .. "; cat <&3", function(kind, r)
+        if kind ~= "request" then return end
+        n = n + 1
+        if r:method() == "GET" then return r:reply(200, {}, "text") end
+        r:start(200, {})
+        while net:unsent() > 0 do net:wait(0.01) end
+        r:finish()
+      end)
+    assert.equal(2, n)
+    assert.matches("\r\n\r\ntext$", out)
+  end)
+
+  it("ends a stream to an old client that would keep the connection by closing it", function()
+    open()
+    local out = serve([[printf 'GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n' >&3; cat <&3]],
+      function(kind, r)
+        if kind ~= "request" then return end
+        r:start(200, {})
+        r:write("text")
+        r:finish()
+      end)
+    assert.is_nil(out:find("Content%-Length") or out:find("keep%-alive"))
+    assert.matches("\r\n\r\ntext$", out)
+  end)
+
   it("answers old clients without chunks", function()
     open()
     local out = serve([[printf 'GET / HTTP/1.0\r\n\r\n' >&3; cat <&3]], function(kind, r)
@@ -282,6 +311,9 @@ describe("net", function()
       post(host .. "Transfer-Encoding: identity, chunked\\r\\n", "0\\r\\n\\r\\n" .. hidden),
       post(host .. "Transfer-Encoding: xchunked\\r\\nContent-Length: 0\\r\\n", hidden),
       post("Content-Length: 0\\r\\n", hidden),
+      (post(host .. "Content-Length: 33\\r\\n", hidden):gsub("POST", "HEAD")),
+      (post(host .. "Transfer-Encoding: chunked\\r\\n", hidden):gsub("POST", "TRACE")),
+      (post(host .. "Transfer-Encoding: chunked\\r\\n", "0\\r\\n\\r\\n"):gsub("1.1", "1.0")),
       post(host .. "Host: y\\r\\nContent-Length: 0\\r\\n", hidden),
       post(host .. "Origin: http://a\\r\\nOrigin: http://b\\r\\nContent-Length: 0\\r\\n", hidden),
       post(host .. "Transfer-Encoding: chunked\\r\\n",
@@ -289,9 +321,9 @@ describe("net", function()
     } do
       local out, seen = serve(script)
       assert.same({}, seen, script)
-      local _, n = out:gsub("HTTP/1.1 4%d%d ", "")
+      local _, n = out:gsub("HTTP/1.[01] 4%d%d ", "")
       assert.is_true(n <= 1, out) -- what is refused at its head may lose the answer
-      assert.is_nil(out:find("HTTP/1.1 [^4]"))
+      assert.is_nil(out:find("HTTP/1.[01] [^4]"))
     end
     wait_for_none()
   end)
@@ -344,7 +376,7 @@ describe("net", function()
       ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 1500\\r\\n\\r\\n%1500s' a"] =
         { "413 Content Too Large", "the body has more than 1000 bytes" },
       ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\nx\\r\\n'"] =
-        { "400 Bad Request", "a chunk of the body has no size that can be read" },
+        { "400 Bad Request", "a chunk of the body has no size or no end that can be read" },
       ["printf 'GET / HTTP/1.1\\r\\n\\r\\n'"] = { "400 Bad Request",
         "Host: the header field is missing" },
       ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nTransfer-Encoding: gzip\\r\\n\\r\\n'"] = {
@@ -452,11 +484,17 @@ describe("net", function()
       ["+5\\r\\n"] = 400, ["0x5\\r\\n"] = 400, [" 5\\r\\n"] = 400, [";5\\r\\n"] = 400,
       ["5g\\r\\n"] = 400, ["1\\r\\naz\\r\\n"] = 400, [("0"):rep(2000)] = 400,
       ["5;" .. ("x"):rep(2000)] = 400,
+      -- RFC 9112, 7.1: lines end in CRLF, also the one that a chunk's bytes are.
+      ["1;\\n"] = 400, ["1\\r\\na1\\r\\n"] = 400, ["1\\r\\na\\n"] = 400,
+      ["1;\\rx\\r\\n"] = 400, ["\\r\\n1\\r\\n"] = 400, ["1\\r\\na\\r\\r\\n"] = 400,
     } do
       local out, seen = serve(after(line))
       assert.matches("^HTTP/1.1 " .. status, out, line)
       assert.same({}, seen, line)
     end
+    local padded <const> = HEAD .. "Transfer-Encoding:" .. (" "):rep(60) .. "chunked\\r\\n\\r\\n"
+    local script = ("printf '%s0x1\\r\\n' >&3;"):format(padded) .. READ_ALL
+    assert.matches("^HTTP/1.1 400", (serve(script)))
     -- Where libevent sees the end of a head.
     local nul <const> = "printf '%sTransfer-Encoding: chunked\\r\\n\\0\\r\\n%s' >&3;" .. READ_ALL
     assert.matches("^HTTP/1.1 400", (serve(nul:format(HEAD, ("0"):rep(2000)))))
