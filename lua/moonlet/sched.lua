@@ -117,6 +117,16 @@ local function wake(self, waiter, value)
   self.ready_list[#self.ready_list + 1] = { thread = waiter.thread, args = { n = 1, value } }
 end
 
+local function go_on(gives_way, ...)
+  if gives_way then core.give_way(true) end
+  return ...
+end
+
+-- fn, which changes what coroutines share, in one piece, also in one that computes gently.
+local function in_one_piece(fn)
+  return function(...) return go_on(core.give_way(false), fn(...)) end
+end
+
 -- Gives way until wake() or the end of `seconds`; true if it was woken.
 local function pause(self, waiter, seconds)
   waiter.thread = coroutine.running()
@@ -155,6 +165,7 @@ function Loop:sleep(seconds)
   check_seconds(seconds)
   pause(self, {}, seconds)
 end
+Loop.sleep = in_one_piece(Loop.sleep)
 
 -- A coroutine that waits for a descriptor; it may end by an error that is raised into it.
 local Reader = {}
@@ -176,6 +187,7 @@ function Loop:ready(fd, seconds)
   self.readers[fd] = waiter
   return (pause(self, waiter, seconds))
 end
+Loop.ready = in_one_piece(Loop.ready)
 
 ---@class moonlet.Signal
 local Signal = {}
@@ -198,6 +210,7 @@ function Signal:wait(seconds)
   self.waiters[waiter] = nil
   return notified
 end
+Signal.wait = in_one_piece(Signal.wait)
 
 ---Wakes everybody who waits now.
 function Signal:notify()
@@ -205,6 +218,7 @@ function Signal:notify()
   self.waiters = {}
   for waiter in pairs(waiters) do wake(self.loop, waiter, true) end
 end
+Signal.notify = in_one_piece(Signal.notify)
 
 -- ---- the loop ----------------------------------------------------------------------------------
 
