@@ -69,8 +69,10 @@ static int end_pcall(lua_State *L, int status, lua_KContext unused)
 {
     (void)unused;
     lua_sethook(L, NULL, 0, 0);
-    lua_pushboolean(L, status == LUA_OK || status == LUA_YIELD);
-    lua_replace(L, 1);
+    if (status != LUA_OK && status != LUA_YIELD) {
+        lua_pushboolean(L, false);
+        lua_replace(L, 1);
+    }
     return lua_gettop(L);
 }
 
@@ -80,6 +82,8 @@ static int look_pcall(lua_State *L)
 {
     int steps = check_steps(L, 1);
     luaL_checkany(L, 2);
+    lua_pushboolean(L, true); /* in the place of steps, before the results are there */
+    lua_replace(L, 1);
     lua_sethook(L, on_count, LUA_MASKCOUNT, steps);
     return end_pcall(L, lua_pcallk(L, lua_gettop(L) - 2, LUA_MULTRET, 0, 0, end_pcall), 0);
 }

@@ -103,20 +103,6 @@ local function resume(self, thread, ...)
   self.on_error(text)
 end
 
----Runs fn(...) as a coroutine, from the next turn of the loop on.
----@param fn function
-function Loop:spawn(fn, ...)
-  local thread = coroutine.create(fn)
-  self.ready_list[#self.ready_list + 1] = { thread = thread, args = table.pack(...) }
-end
-
-local function wake(self, waiter, value)
-  if waiter.done then return end
-  waiter.done = true
-  if waiter.index then heap_remove(self.timers, waiter) end
-  self.ready_list[#self.ready_list + 1] = { thread = waiter.thread, args = { n = 1, value } }
-end
-
 local function go_on(gives_way, ...)
   if gives_way then core.give_way(true) end
   return ...
@@ -125,6 +111,21 @@ end
 -- fn, which changes what coroutines share, in one piece, also in one that computes gently.
 local function in_one_piece(fn)
   return function(...) return go_on(core.give_way(false), fn(...)) end
+end
+
+---Runs fn(...) as a coroutine, from the next turn of the loop on.
+---@param fn function
+function Loop:spawn(fn, ...)
+  local thread = coroutine.create(fn)
+  self.ready_list[#self.ready_list + 1] = { thread = thread, args = table.pack(...) }
+end
+Loop.spawn = in_one_piece(Loop.spawn)
+
+local function wake(self, waiter, value)
+  if waiter.done then return end
+  waiter.done = true
+  if waiter.index then heap_remove(self.timers, waiter) end
+  self.ready_list[#self.ready_list + 1] = { thread = waiter.thread, args = { n = 1, value } }
 end
 
 -- Gives way until wake() or the end of `seconds`; true if it was woken.
