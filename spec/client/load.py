@@ -324,11 +324,15 @@ class Load:
         try:
             await connection.send(data)
             got, reply = await connection.reply()
+            if got == 429:  # a full queue refuses what it has not read
+                self.counts["429"] += 1
+                return
             self.check(data[:200], str(got)[0] == "4" and (status or str(got)) == str(got),
                        f"{got} {reply[:200]}")
         except (ConnectionError, asyncio.IncompleteReadError):
             self.check(data[:200], status is None, "closed")
-        connection.close()
+        finally:
+            connection.close()
         self.counts["bad"] += 1
 
     async def client(self):
