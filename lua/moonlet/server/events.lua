@@ -1,6 +1,7 @@
 --- A stream of server-sent events as a reply.
 
 local json = require "moonlet.json"
+local longer = require "moonlet.server.longer"
 local sys = require "moonlet.sys"
 
 local events = {}
@@ -18,15 +19,16 @@ Events.__index = Events
 ---@param request userdata
 ---@param fields table<string, string> more header fields
 ---@param on_stalled fun() called when the client does not read
+---@param loop moonlet.Loop
 ---@return moonlet.server.Events
-function events.start(request, fields, on_stalled)
+function events.start(request, fields, on_stalled, loop)
   local all = {}
   for _, set in ipairs { fields, FIELDS } do
     for name, value in pairs(set) do all[name] = value end
   end
   request:start(200, all)
   return setmetatable({ request = request, written = sys.seconds(), beats = 0,
-    on_stalled = on_stalled }, Events)
+    on_stalled = on_stalled, loop = loop }, Events)
 end
 
 local function write(self, text)
@@ -42,6 +44,11 @@ end
 function Events:data(value)
   local text = type(value) == "string" and value or json.encode(value, COMPACT)
   write(self, "data: " .. text .. "\n\n")
+end
+
+---@param value any for moonlet.server.longer
+function Events:longer(value)
+  self:data(self.loop:gently(longer.encode, value, COMPACT))
 end
 
 ---An event that says its name, which its value has as `type`.

@@ -1,12 +1,13 @@
 --- What every dialect shares: answers to neutral requests, as parts in the order they come.
 ---
----   local run = generation.begin(server, { wanted })     -- refuses what cannot be served
+---   local run = generation.begin(exchange, { wanted })   -- refuses what cannot be served
 ---   run:each(function(choice, part) ... end)             -- in a coroutine, until all have ended
 ---
 --- Parts are those of moonlet.turn (reasoning, content, call, call_start, call_arguments,
 --- unfinished) and, last of each choice, { kind = "end", reason =, stop_reason =, message = }.
 
 local hooks = require "moonlet.server.hooks"
+local packed = require "moonlet.server.packed"
 local refusal = require "moonlet.server.refusal"
 local sampling = require "moonlet.server.sampling"
 local stops = require "moonlet.stops"
@@ -28,6 +29,7 @@ local THINK_END <const> = "\n</think>\n\n"
 ---@field thinking_budget integer? tokens of reasoning
 ---@field policy table? that the request has named
 ---@field hide_reasoning boolean? its tokens are not listed
+---@field is_whole boolean? what is listed is kept until the answer is written
 
 ---@class moonlet.server.Choice
 ---@field index integer from 0, over all wanted
@@ -35,17 +37,25 @@ local THINK_END <const> = "\n</think>\n\n"
 ---@field ids integer[] sampled so far
 ---@field n_reasoning integer of them
 ---@field n_calls integer complete ones
----@field entries moonlet.Token[] whose log-probabilities nobody has taken yet
+---@field entries string[] packed tokens whose log-probabilities nobody has taken yet
+---@field n_listed integer bytes of these
 ---@field held moonlet.server.Message? what a hook is going to see before the client
 local Choice = {}
 Choice.__index = Choice
 
 ---Tokens since the last time, for logprobs.
----@return moonlet.Token[]
+---@return string[] of moonlet.server.packed
 function Choice:take_entries()
   local entries = self.entries
-  self.entries = {}
+  if not self.wanted.is_whole then self.run.exchange:let_go(self.n_listed) end
+  self.entries, self.n_listed = {}, 0
   return entries
+end
+
+local function keep_listed(self, token)
+  local entry, bytes = packed.pack(token), packed.bytes(#(token.top or {}))
+  self.run.exchange:take(bytes)
+  self.entries[#self.entries + 1], self.n_listed = entry, self.n_listed + bytes
 end
 
 -- ---- the text of a choice ----------------------------------------------------------------------
@@ -124,7 +134,7 @@ local function take(self, token)
     local reasoning = self.reader and self.reader:in_reasoning()
     if reasoning then self.n_reasoning = self.n_reasoning + 1 end
     if self.wanted.logprobs and not (reasoning and self.wanted.hide_reasoning) then
-      self.entries[#self.entries + 1] = token
+      keep_listed(self, token)
     end
     self.run:saw_token(self)
   end
@@ -225,19 +235,41 @@ function generation.check_room(server, prompt, param)
     .. "has %d input tokens."):format(n_ctx, n), { code = "context_length_exceeded" })
 end
 
+-- Answers that are written at once keep what they list until then.
+local function check_listed(server, wanted_list)
+  local bytes, most = 0, server.limits.decoded_bytes
+  for _, wanted in ipairs(wanted_list) do
+    local room = server.engine.n_ctx - wanted.prompt.n
+    if wanted.logprobs and wanted.is_whole then
+      bytes = bytes + wanted.n * math.min(wanted.max_tokens or room, room)
+        * packed.bytes(wanted.logprobs)
+    end
+  end
+  if bytes > most then
+    refusal.raise(400, ("log-probabilities of that many tokens may take %d bytes, more than %d: "
+      .. "fewer tokens, choices or alternatives expected, or a stream"):format(bytes, most),
+      { param = "max_tokens" })
+  end
+end
+
 ---Queues the first choice of everything wanted; the others follow when its prompt has been read,
 ---so that they need not read it again.
----@param server moonlet.Server
----@param list moonlet.server.Wanted[]
+---@param exchange moonlet.server.Exchange
+---@param wanted_list moonlet.server.Wanted[]
 ---@return moonlet.server.Run
-function generation.begin(server, list)
-  local self = setmetatable({ server = server, list = list, choices = {}, began = sys.seconds(),
-    changed = server.loop:signal() }, Run)
-  for _, wanted in ipairs(list) do generation.check_room(server, wanted.prompt, "prompt") end
-  for _, wanted in ipairs(list) do
+function generation.begin(exchange, wanted_list)
+  local server = exchange.server
+  local self = setmetatable({ exchange = exchange, server = server, list = wanted_list,
+    choices = {}, began = sys.seconds(), changed = server.loop:signal() }, Run)
+  for _, wanted in ipairs(wanted_list) do
+    generation.check_room(server, wanted.prompt, "prompt")
+  end
+  check_listed(server, wanted_list)
+  for _, wanted in ipairs(wanted_list) do
     for i = 1, wanted.n do
       local choice = setmetatable({ run = self, index = #self.choices, sub = i - 1,
-        wanted = wanted, ids = {}, pieces = {}, entries = {}, n_reasoning = 0, n_calls = 0,
+        wanted = wanted, ids = {}, pieces = {}, entries = {}, n_listed = 0,
+        n_reasoning = 0, n_calls = 0,
         filter = stops.new(wanted.sampling.stop),
         held = server.hooks.on_response and { calls = {} } or nil,
         reader = wanted.reading and turn.reader(wanted.reading) }, Choice)
@@ -248,7 +280,7 @@ function generation.begin(server, list)
       self.choices[#self.choices + 1] = choice
     end
   end
-  for _, wanted in ipairs(list) do
+  for _, wanted in ipairs(wanted_list) do
     if wanted.first and not submit(self, wanted.first) then
       self:cancel()
       refusal.raise_busy("too many requests wait; try again")
@@ -264,7 +296,7 @@ end
 function generation.serve(exchange, list)
   -- Its text may have taken long to tokenize. Nobody reads the answer.
   if exchange:is_gone() then refusal.raise(499, "the client has left") end
-  local run = generation.begin(exchange.server, list)
+  local run = generation.begin(exchange, list)
   exchange:is_read()
   exchange.on_gone = function() run:cancel() end
   return run

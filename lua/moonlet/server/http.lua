@@ -3,6 +3,7 @@
 
 local events = require "moonlet.server.events"
 local json = require "moonlet.json"
+local longer = require "moonlet.server.longer"
 local options = require "moonlet.options"
 local refusal = require "moonlet.server.refusal"
 local sys = require "moonlet.sys"
@@ -131,11 +132,18 @@ function Exchange:pour(produce)
   self.request:finish()
 end
 
+---Answers with JSON some lists of which are made while they are written.
+---@param value any for moonlet.server.longer
+function Exchange:reply_longer(value)
+  self:pour(function(send) self.server.loop:gently(longer.write, send, value) end)
+end
+
 ---Begins a stream of events.
 ---@return moonlet.server.Events
 function Exchange:events()
   self.status = 200
-  self.stream = events.start(self.request, self.fields, function() self:gone() end)
+  self.stream = events.start(self.request, self.fields, function() self:gone() end,
+    self.server.loop)
   return self.stream
 end
 
@@ -200,6 +208,13 @@ end
 ---@param bytes integer
 function Exchange:take(bytes)
   self.room_taken = self.room_taken + self.server.room:take(bytes, self.room_taken)
+end
+
+---Memory of the answer that is given already.
+---@param bytes integer
+function Exchange:let_go(bytes)
+  self.room_taken = self.room_taken - bytes
+  self.server.room:leave(bytes)
 end
 
 ---What the request says has become what is to be computed: other large ones may be read.

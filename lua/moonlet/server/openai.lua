@@ -2,6 +2,7 @@
 
 local fields = require "moonlet.server.fields"
 local json = require "moonlet.json"
+local longer = require "moonlet.server.longer"
 local refusal = require "moonlet.server.refusal"
 local scoring = require "moonlet.server.scoring"
 
@@ -87,49 +88,32 @@ function openai.token_text(tokenizer, id)
   return tokenizer:token_bytes(id) or ""
 end
 
----Shortens a list of alternatives, which may have been made for a longer wish.
----@param entry moonlet.Token
----@param n integer
----@return moonlet.Token
-function openai.with_top(entry, n)
-  return { id = entry.id, logprob = entry.logprob,
-    top = table.move(entry.top, 1, math.min(n, #entry.top), 1, {}) }
-end
-
-local function list_prompt(tokenizer, ids, scores, n_top)
-  local list = json.array { json.null }
-  for i = 2, #ids do
-    local by_id = json.object {}
+---Log-probabilities of a prompt's tokens as vLLM has them: by id, null for the first.
+---@param tokenizer moonlet.Tokenizer
+---@param scores moonlet.server.Scores
+---@param n_top integer
+---@return moonlet.server.List
+function openai.list_prompt(tokenizer, scores, n_top)
+  return longer.list(scores.n, function(i)
+    if i == 1 then return json.null end
+    local by_id, own = json.object {}, scores:at(i, n_top)
     local function add(id, logprob, rank)
       by_id[("%d"):format(id)] = json.object({ logprob = logprob, rank = rank,
         decoded_token = openai.token_text(tokenizer, id) }, { "logprob", "rank", "decoded_token" })
     end
-    for rank, other in ipairs(openai.with_top(scores[i], n_top).top) do
-      add(other.id, other.logprob, rank)
-    end
-    if not by_id[("%d"):format(ids[i])] then add(ids[i], scores[i].logprob, scores[i].rank) end
-    list[i] = by_id
-  end
-  return list
-end
-
----Log-probabilities of a prompt's tokens as vLLM has them: by id, null for the first.
----@param server moonlet.Server
----@param ids integer[]
----@param scores table<integer, moonlet.Token> of scoring.logprobs
----@param n_top integer
----@return table
-function openai.list_prompt(server, ids, scores, n_top)
-  return server.loop:gently(list_prompt, server.model.tokenizer, ids, scores, n_top)
+    for rank, other in ipairs(own.top) do add(other.id, other.logprob, rank) end
+    if not by_id[("%d"):format(own.id)] then add(own.id, own.logprob, own.rank) end
+    return by_id
+  end)
 end
 
 ---@param exchange moonlet.server.Exchange
 ---@param ids integer[]
 ---@param n_top integer
----@return table? list nil when the client has gone
+---@return moonlet.server.List? list nil when the client has gone
 function openai.prompt_logprobs(exchange, ids, n_top)
   local scores = scoring.logprobs(exchange, ids, n_top)
-  return scores and openai.list_prompt(exchange.server, ids, scores, n_top)
+  return scores and openai.list_prompt(exchange.server.model.tokenizer, scores, n_top)
 end
 
 return openai

@@ -6,7 +6,9 @@ local conversation = require "moonlet.server.conversation"
 local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
+local longer = require "moonlet.server.longer"
 local openai = require "moonlet.server.openai"
+local packed = require "moonlet.server.packed"
 local sampling = require "moonlet.server.sampling"
 local version = require "moonlet.version"
 
@@ -77,6 +79,7 @@ local function read(exchange)
     logprobs = read_logprobs(f),
     thinking_budget = f:integer("thinking_token_budget", 0),
     hide_reasoning = not r.include_reasoning,
+    is_whole = not r.stream,
   }
   conversation.fill(wanted, server, messages, variables,
     { calls = calls, parallel = f:boolean("parallel_tool_calls") ~= false }, chat.read_ending(f))
@@ -147,17 +150,16 @@ end
 -- Log-probabilities of the tokens since the last delta.
 local function take_logprobs(choice, tokenizer)
   if not choice.wanted.logprobs then return json.null end
-  local list = json.array {}
-  for _, token in ipairs(choice:take_entries()) do
+  local entries = choice:take_entries()
+  return { content = longer.list(#entries, function(i)
+    local token = packed.unpack(entries[i])
     local entry = logprob_entry(tokenizer, token.id, token.logprob)
-    local top = json.array {}
-    for i, other in ipairs(token.top or {}) do
-      top[i] = logprob_entry(tokenizer, other.id, other.logprob)
+    entry.top_logprobs = json.array {}
+    for k, other in ipairs(token.top) do
+      entry.top_logprobs[k] = logprob_entry(tokenizer, other.id, other.logprob)
     end
-    entry.top_logprobs = top
-    list[#list + 1] = entry
-  end
-  return { content = list }
+    return entry
+  end) }
 end
 
 -- ---- a whole reply -----------------------------------------------------------------------------
@@ -221,7 +223,7 @@ local function reply_whole(exchange, run, r)
     for _, delta in ipairs(DELTAS[part.kind](part, states[at], r)) do merge(messages[at], delta) end
   end)
   if not is_read then return end
-  exchange:reply(200, json.object({ id = r.id, object = "chat.completion", created = r.created,
+  exchange:reply_longer(json.object({ id = r.id, object = "chat.completion", created = r.created,
     model = r.model, choices = choices, usage = openai.usage(run:usage()),
     system_fingerprint = FINGERPRINT, prompt_logprobs = prompt_logprobs,
     prompt_token_ids = r.token_ids and json.array(r.wanted.prompt.ids) or nil },
@@ -271,7 +273,7 @@ local function reply_stream(exchange, run, r)
   local function send(chunks)
     for _, one in ipairs(chunks) do
       if r.continuous then one.usage = openai.usage(run:usage()) end
-      stream:data(one)
+      if r.wanted.logprobs then stream:longer(one) else stream:data(one) end
     end
   end
   for i, choice in ipairs(run.choices) do

@@ -4,7 +4,9 @@ local conversation = require "moonlet.server.conversation"
 local fields = require "moonlet.server.fields"
 local generation = require "moonlet.server.generation"
 local json = require "moonlet.json"
+local longer = require "moonlet.server.longer"
 local openai = require "moonlet.server.openai"
+local packed = require "moonlet.server.packed"
 local sampling = require "moonlet.server.sampling"
 local scoring = require "moonlet.server.scoring"
 
@@ -39,7 +41,7 @@ local function read(exchange)
   r.wanted = {}
   for i, prompt in ipairs(openai.prompts(f, "prompt", server)) do
     r.wanted[i] = { prompt = prompt, sampling = chosen, n = r.generates and r.n or 0,
-      max_tokens = max_tokens, logprobs = r.logprobs }
+      max_tokens = max_tokens, logprobs = r.logprobs, is_whole = not r.stream }
   end
   if #r.wanted * r.n > server.limits.choices then
     f:refuse("prompt", ("at most %d choices of all prompts together are possible")
@@ -68,31 +70,45 @@ end
 local function top_of(tokenizer, token)
   if not token.logprob then return json.null end
   local top = json.object {}
-  for _, other in ipairs(token.top or {}) do
+  for _, other in ipairs(token.top) do
     top[token_text(tokenizer, other.id)] = other.logprob
   end
   top[token_text(tokenizer, token.id)] = token.logprob
   return top
 end
 
-local LISTS <const> = { "text_offset", "token_logprobs", "tokens", "top_logprobs" }
-
-local function new_lists()
-  local lists = {}
-  for _, name in ipairs(LISTS) do lists[name] = json.array {} end
-  return json.object(lists, LISTS)
+-- Where a token begins.
+local function next_offset(state, id)
+  local offset = state.offset
+  state.offset = offset + (utf8.len(state.stream:step(id) or "") or 0)
+  return offset
 end
 
-local function list_tokens(state, tokenizer, tokens)
-  local lists = new_lists()
-  for i, token in ipairs(tokens) do
-    lists.text_offset[i] = state.offset
-    lists.tokens[i] = token_text(tokenizer, token.id)
-    lists.token_logprobs[i] = token.logprob or json.null
-    lists.top_logprobs[i] = top_of(tokenizer, token)
-    state.offset = state.offset + (utf8.len(state.stream:step(token.id) or "") or 0)
+-- What is listed of a choice: first of the prompt, where that is echoed, then of the answer.
+local function list_tokens(state, entries)
+  local listed = { n_scores = 0, offsets = {}, entries = entries }
+  for i, entry in ipairs(entries) do
+    listed.offsets[i] = next_offset(state, packed.unpack(entry).id)
   end
-  return lists
+  return listed
+end
+
+local LISTS <const> = { "text_offset", "token_logprobs", "tokens", "top_logprobs" }
+
+-- What the four lists are in JSON.
+local function lists_of(r, listed)
+  local tokenizer = r.server.model.tokenizer
+  local function list(spell)
+    return longer.list(#listed.offsets, function(i)
+      local at = i - listed.n_scores
+      return spell(at > 0 and packed.unpack(listed.entries[at])
+        or listed.scores:at(i, r.logprobs))
+    end)
+  end
+  return json.object({ text_offset = json.array(listed.offsets),
+    token_logprobs = list(function(token) return token.logprob or json.null end),
+    tokens = list(function(token) return token_text(tokenizer, token.id) end),
+    top_logprobs = list(function(token) return top_of(tokenizer, token) end) }, LISTS)
 end
 
 -- ---- the prompt in an answer -------------------------------------------------------------------
@@ -130,14 +146,14 @@ local function head_piece(r, head, state)
   if not r.echo then return "", nil end
   local text = model:decode(head.ids)
   if not r.logprobs then return text, nil end
-  local tokens = { { id = head.ids[1] } }
-  for i = 2, #head.ids do tokens[i] = openai.with_top(head.scores[i], r.logprobs) end
-  return text, list_tokens(state, model.tokenizer, tokens)
+  local listed = { scores = head.scores, n_scores = #head.ids, offsets = {}, entries = {} }
+  for i, id in ipairs(head.ids) do listed.offsets[i] = next_offset(state, id) end
+  return text, listed
 end
 
 local function prompt_lists(r, head)
   if not r.prompt_logprobs then return nil end
-  return openai.list_prompt(r.server, head.ids, head.scores, r.prompt_logprobs)
+  return openai.list_prompt(r.server.model.tokenizer, head.scores, r.prompt_logprobs)
 end
 
 -- ---- replies -----------------------------------------------------------------------------------
@@ -145,8 +161,8 @@ end
 local CHOICE <const> = { "index", "text", "logprobs", "finish_reason", "stop_reason",
   "prompt_logprobs", "token_ids", "prompt_token_ids" }
 
-local function choice_of(index, given)
-  given.index, given.logprobs = index, given.logprobs or json.null
+local function choice_of(r, index, given)
+  given.index, given.logprobs = index, given.logprobs and lists_of(r, given.logprobs) or json.null
   given.finish_reason = given.finish_reason or json.null
   return json.object(given, CHOICE)
 end
@@ -177,7 +193,7 @@ local function each_piece(exchange, run, r, idle, emit)
     if part.reason == "error" then return end
     local state = states[choice.index]
     local piece = { text = part.text or "",
-      logprobs = r.logprobs and list_tokens(state, tokenizer, choice:take_entries()) or nil }
+      logprobs = r.logprobs and list_tokens(state, choice:take_entries()) or nil }
     if part.kind == "end" then
       piece.finish_reason, piece.stop_reason = part.reason, part.stop_reason
       piece.token_ids = r.token_ids and json.array(choice.ids) or nil
@@ -190,7 +206,7 @@ local function merge(whole, piece)
   whole.text = whole.text .. piece.text
   for name, value in pairs(piece) do
     if name == "logprobs" and whole.logprobs then
-      for _, list in ipairs(LISTS) do
+      for _, list in ipairs { "offsets", "entries" } do
         local to, from = whole.logprobs[list], value[list]
         table.move(from, 1, #from, #to + 1, to)
       end
@@ -208,29 +224,30 @@ local function reply_whole(exchange, run, r)
   end)
   if not is_read then return end
   for index = 0, #r.wanted * r.n - 1 do
-    choices[index + 1] = choice_of(index, wholes[index])
+    choices[index + 1] = choice_of(r, index, wholes[index])
   end
   local reply = reply_of(r, choices)
   reply.usage = openai.usage(run:usage())
-  exchange:reply(200, reply)
+  exchange:reply_longer(reply)
 end
 
 local function is_empty(piece)
   return piece.text == "" and not piece.finish_reason and not piece.prompt_logprobs
-    and not piece.prompt_token_ids and not (piece.logprobs and #piece.logprobs.tokens > 0)
+    and not piece.prompt_token_ids and not (piece.logprobs and #piece.logprobs.offsets > 0)
 end
 
 local function reply_stream(exchange, run, r)
   local stream = exchange:events()
   local is_read = each_piece(exchange, run, r, function()
     return stream:beat(exchange.server.heartbeat, function()
-      stream:data(reply_of(r, { choice_of(0, { text = "" }) }))
+      stream:data(reply_of(r, { choice_of(r, 0, { text = "" }) }))
     end)
   end, function(index, piece)
     if is_empty(piece) then return end
-    local chunk = reply_of(r, { choice_of(index, piece) })
+    local is_listed = piece.logprobs or piece.prompt_logprobs
+    local chunk = reply_of(r, { choice_of(r, index, piece) })
     if r.continuous then chunk.usage = openai.usage(run:usage()) end
-    stream:data(chunk)
+    if is_listed then stream:longer(chunk) else stream:data(chunk) end
   end)
   if is_read then openai.end_stream(stream, run, r.include_usage and reply_of(r, {}) or nil) end
 end

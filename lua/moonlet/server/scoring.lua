@@ -28,26 +28,36 @@ local function read(exchange, ids, options)
   return refusal.raise(500, ticket.message or "the reading was ended")
 end
 
-local function entries_of(score, ids)
-  local entries = {}
-  for i = 2, #ids do
-    local logprob, top_ids, top_logprobs, rank = score:at(i)
-    local top = {}
-    for k, id in ipairs(top_ids) do top[k] = { id = id, logprob = top_logprobs[k] } end
-    entries[i] = { id = ids[i], logprob = logprob, top = top, rank = rank }
+-- Bytes of a score: of a token, and of each of its alternatives.
+local TOKEN_BYTES <const>, TOP_BYTES <const> = 12, 8
+
+---@class moonlet.server.Scores
+---@field n integer tokens
+local Scores = {}
+Scores.__index = Scores
+
+---@param i integer
+---@param n_top integer how many alternatives, which may have been kept for a longer wish
+---@return moonlet.Token token with its `rank` among all; the first has no log-probability
+function Scores:at(i, n_top)
+  if i == 1 then return { id = self.ids[1], top = {} } end
+  local logprob, top_ids, top_logprobs, rank = self.score:at(i)
+  local top = {}
+  for k = 1, math.min(n_top, #top_ids) do
+    top[k] = { id = top_ids[k], logprob = top_logprobs[k] }
   end
-  return entries
+  return { id = self.ids[i], logprob = logprob, top = top, rank = rank }
 end
 
 ---Log-probabilities of a text's tokens by those before them.
 ---@param exchange moonlet.server.Exchange
 ---@param ids integer[]
 ---@param n_top integer how many of the best tokens to list
----@return table<integer, moonlet.Token>? entries from the second token on, each with its
----  `rank` among all; nil when the client has left
+---@return moonlet.server.Scores? scores nil when the client has left
 function scoring.logprobs(exchange, ids, n_top)
+  exchange:take(#ids * (TOKEN_BYTES + TOP_BYTES * n_top))
   local score = read(exchange, ids, { top = n_top })
-  return score and exchange.server.loop:gently(entries_of, score, ids)
+  return score and setmetatable({ score = score, ids = ids, n = #ids }, Scores)
 end
 
 ---What the last norm puts out, averaged over a text's tokens.
