@@ -40,6 +40,8 @@ struct pool {
     void *ctx;
     int64_t n_items, grain;
     share *shares; /* [n_threads] */
+    const cancel_flag *watched;
+    atomic_int is_cut;
 
     /* `epoch` announces a loop. `gate` is OPEN while workers may join, plus ENTRY for each one
      * inside. The caller waits only for those: a worker that is asleep or without a processor when
@@ -80,15 +82,36 @@ static unsigned long long look(share *s)
     return atomic_load_explicit(&s->pieces, memory_order_relaxed);
 }
 
-static void run_pieces(pool *p, share *own, int index)
+int pool_goes_on(pool *p)
+{
+    if (!p->watched) return 1;
+    if (cancel_raised(p->watched)) atomic_store_explicit(&p->is_cut, 1, memory_order_relaxed);
+    return !pool_is_cut(p);
+}
+
+int pool_is_cut(const pool *p)
+{
+    return atomic_load_explicit(&((pool *)(uintptr_t)p)->is_cut, memory_order_relaxed);
+}
+
+void pool_watch(pool *p, const cancel_flag *cancel)
+{
+    p->watched = cancel;
+    atomic_store_explicit(&p->is_cut, 0, memory_order_relaxed);
+}
+
+/* False when the loop is cut. */
+static int run_pieces(pool *p, share *own, int index)
 {
     while (n_pieces(look(own)) > 0) {
+        if (!pool_goes_on(p)) return 0;
         /* the last one may just have been taken away; then the front passes the end by one */
         unsigned long long now = atomic_fetch_add_explicit(&own->pieces, 1, memory_order_relaxed);
         int64_t begin = first_piece(now) * p->grain, left = p->n_items - begin;
         if (n_pieces(now) > 0)
             p->fn(p->ctx, begin, begin + (left < p->grain ? left : p->grain), index);
     }
+    return 1;
 }
 
 /* Moves half of what the worker with most has left into a share that has run out. */
@@ -117,8 +140,8 @@ static int find_pieces(pool *p, share *own)
 static void take_items(pool *p, int index)
 {
     share *own = &p->shares[index];
-    do run_pieces(p, own, index);
-    while (find_pieces(p, own));
+    while (run_pieces(p, own, index) && find_pieces(p, own))
+        ;
 }
 
 /* Returns the epoch once it differs from `seen`. */
@@ -141,7 +164,7 @@ static unsigned wait_for_epoch(pool *p, unsigned seen)
     return now;
 }
 
-/* Entering is what makes fn, ctx, n_items, grain and shares readable: they do not change
+/* Entering is what makes fn, ctx, n_items, grain, shares and `watched` readable: they do not change
  * while anybody is inside. That the loop may be a later one than the epoch told of does no harm. */
 static int enter(pool *p)
 {
@@ -265,13 +288,21 @@ static void share_out(pool *p, int64_t n_pieces_in_all)
     }
 }
 
+/* On the calling thread. In pieces only where somebody may cut them. */
+static void run_alone(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx)
+{
+    if (!p->watched) grain = n_items;
+    for (int64_t begin = 0; begin < n_items && pool_goes_on(p); begin += grain)
+        fn(ctx, begin, n_items - begin < grain ? n_items : begin + grain, 0);
+}
+
 void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx)
 {
-    if (n_items <= 0) return;
+    if (n_items <= 0 || pool_is_cut(p)) return;
     int64_t least = n_items / INT32_MAX + 1; /* pieces are counted in 32 bits */
     if (grain < least) grain = least;
     if (p->n_threads == 1 || n_items <= grain) {
-        fn(ctx, 0, n_items, 0);
+        run_alone(p, n_items, grain, fn, ctx);
         return;
     }
     p->fn = fn;

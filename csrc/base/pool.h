@@ -13,6 +13,7 @@
 
 #include <stdint.h>
 
+#include "base/cancel.h"
 #include "base/err.h"
 
 typedef struct pool pool;
@@ -33,5 +34,14 @@ typedef void (*pool_fn)(void *ctx, int64_t begin, int64_t end, int worker);
  * its own goes on with the second half of what another has before it. Pieces may be small, and
  * small ones even out the end. Small loops run on the calling thread alone. */
 void pool_for(pool *p, int64_t n_items, int64_t grain, pool_fn fn, void *ctx);
+
+/* Until the next call, workers look at `cancel` before each piece (NULL: never). Once one has found
+ * it raised, whatever becomes of the flag, the loop is cut: pieces that nobody has begun are left
+ * out, and so are all loops behind it. A piece that runs therefore finds everything that earlier
+ * loops were to make; what the caller itself reads may be missing once the pool is cut. */
+void pool_watch(pool *p, const cancel_flag *cancel);
+int pool_is_cut(const pool *p);
+/* The look before a piece: false when cut. Within long pieces fn may look, too, and return. */
+int pool_goes_on(pool *p);
 
 #endif

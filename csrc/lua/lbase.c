@@ -16,13 +16,15 @@ static void count_items(void *ctx, int64_t begin, int64_t end, int worker)
     for (int64_t i = begin; i < end; i++) c->hits[i]++;
 }
 
-/* pool_counts(threads, items, grain, loops) -> string of how often each item ran (modulo 256) |
- * nil, message, code */
+/* pool_counts(threads, items, grain, loops [, look]) -> string of how often each item ran (modulo
+ * 256), whether the look-th look at a flag has cut a loop | nil, message, code */
 static int pool_counts(lua_State *L)
 {
     lua_Integer threads = luaL_checkinteger(L, 1), items = luaL_checkinteger(L, 2);
     lua_Integer grain = luaL_checkinteger(L, 3), loops = luaL_checkinteger(L, 4);
     luaL_argcheck(L, threads >= INT32_MIN && threads <= INT32_MAX, 1, "out of range");
+    lua_Integer cut_at = luaL_optinteger(L, 5, 0);
+    luaL_argcheck(L, cut_at >= 0 && cut_at <= INT32_MAX, 5, "out of range");
     luaL_argcheck(L, items >= 0 && items <= 1 << 20, 2, "out of range");
     count c = {.n_threads = (int)threads};
     c.hits = lua_newuserdatauv(L, (size_t)items + 1, 0);
@@ -30,11 +32,16 @@ static int pool_counts(lua_State *L)
     err_info e;
     pool *p = pool_open((int)threads, &e);
     if (!p) return lml_fail(L, &e);
+    cancel_flag cancel;
+    atomic_init(&cancel, -(int)cut_at);
+    if (cut_at) pool_watch(p, &cancel);
     for (lua_Integer i = 0; i < loops; i++) pool_for(p, items, grain, count_items, &c);
+    int is_cut = pool_is_cut(p);
     pool_close(p);
     if (c.bad_worker) return luaL_error(L, "a worker's index is out of range");
     lua_pushlstring(L, (const char *)c.hits, (size_t)items);
-    return 1;
+    lua_pushboolean(L, is_cut);
+    return 2;
 }
 
 /* core.bandwidth(threads, {bytes=, passes=}) -> bytes per second of each pass, a list */

@@ -60,15 +60,27 @@ int lsession_new(lua_State *L)
     return 1;
 }
 
-/* session:eval(ids) -> true */
+/* Ctrl-C's; or where argument `arg` is n, for specs, `own`, which is raised by the n-th look. */
+static const cancel_flag *flag_at(lua_State *L, int arg, cancel_flag *own)
+{
+    if (lua_isnoneornil(L, arg)) return lml_cancel_flag();
+    lua_Integer n = luaL_checkinteger(L, arg);
+    luaL_argcheck(L, n >= 1 && n <= INT32_MAX, arg, "out of range");
+    atomic_init(own, -(int)n);
+    return own;
+}
+
+/* session:eval(ids [, look]) -> true; cancelled by the look-th time that it asks, for specs */
 static int eval(lua_State *L)
 {
     int64_t n;
+    cancel_flag own;
+    const cancel_flag *cancel = flag_at(L, 3, &own);
     const int32_t *ids = lml_check_ids(L, 2, &n);
     session_box *box = check_session(L, 1);
     err_info e;
     box->epoch++;
-    if (ses_eval(box->s, ids, n, NULL, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    if (ses_eval(box->s, ids, n, NULL, cancel, &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;
 }
@@ -111,8 +123,10 @@ int lsession_eval_parts(lua_State *L)
 {
     int n;
     err_info e;
+    cancel_flag own;
+    const cancel_flag *cancel = flag_at(L, 3, &own);
     const ses_part *parts = lsession_check_parts(L, 2, lmodel_check(L, 1), &n);
-    if (ses_eval_parts(parts, n, lml_cancel_flag(), &e)) return lml_fail(L, &e);
+    if (ses_eval_parts(parts, n, cancel, &e)) return lml_fail(L, &e);
     lua_pushboolean(L, 1);
     return 1;
 }

@@ -285,6 +285,7 @@ static void attend_runs(void *ctx, int64_t begin, int64_t end, int worker)
         for (int64_t q = 0; q < n; q++)
             start(p, first + q / group, h * group + q % group, &r.top[q], &r.sum[q]);
         for (int64_t b = 0; b < last->n_blocks; b++) {
+            if (!pool_goes_on(p->m->pool)) return; /* a long text has thousands of blocks */
             kern_kv kv = lay_block(l, last->s, last->pos + last->n, (int)h, b, w);
             for (const tile *t = run->first; t <= last; t++)
                 if (b < t->n_blocks) join(l, t, &kv, (int)h, b, w, first, r);

@@ -157,6 +157,7 @@ static void moe_mix(pass *p, const layer_weights *w, int64_t n)
 
     pass_linear_jobs(p, PROFILE_ROUTER, route, 2);
     pool_for(p->m->pool, n, 4, choose_loop, p);
+    if (pool_is_cut(p->m->pool)) return; /* nobody has chosen */
     sort_by_expert(p, n);
     if (is_sorted) pool_for(p->m->pool, n, 4, gather_inputs, p);
     pass_lap(p, PROFILE_DISPATCH, 0);

@@ -79,13 +79,12 @@ static void read_out(pass *p, ses *s, const wanted *w, int64_t n)
     if (want->nll) pass_score(p, p->u, n, want->targets + w->t0, want->nll + w->t0);
 }
 
-/* The logits after the last row of each span. */
-static void read_out_parts(pass *p, int64_t n)
+/* The logits after the last row of each span, from what the last norm put into p->u. */
+static void read_out_parts(pass *p)
 {
     const model *m = p->m;
     int64_t H = m->config.hidden_size, V = m->config.vocab_size;
 
-    pass_norm(p, p->x, m->weights.norm, n, p->u);
     for (int first = 0; first < p->n_spans; first += SES_SCORE_ROWS) {
         int count = p->n_spans - first < SES_SCORE_ROWS ? p->n_spans - first : SES_SCORE_ROWS;
         const span *spans = p->spans + first;
@@ -112,30 +111,40 @@ static int is_long(int64_t n, int n_spans)
     return n > n_spans && n > SES_FEW_ROWS;
 }
 
-/* The batch's rows through all layers. False if it was cancelled, and then no session has changed.
- */
-static int run_layers(pass *p, int64_t n, const wanted *w, const cancel_flag *cancel)
+/* From here to end_cancellable the batch may be cancelled, if that is worth it. */
+static void begin_cancellable(pass *p, int64_t n, const cancel_flag *cancel)
+{
+    if (!cancel || !is_long(n, p->n_spans)) return;
+    for (int i = 0; i < p->n_spans; i++) {
+        ses_save_state(p->spans[i].s);
+        pass_lap(p, PROFILE_SAVE, 2 * ses_state_bytes(p->spans[i].s));
+    }
+    pool_watch(p->m->pool, cancel);
+}
+
+/* False if it was cancelled, and then no session has changed. */
+static int end_cancellable(pass *p)
+{
+    int is_cut = pool_is_cut(p->m->pool);
+    pool_watch(p->m->pool, NULL);
+    for (int i = 0; is_cut && i < p->n_spans; i++) ses_restore_state(p->spans[i].s);
+    return !is_cut;
+}
+
+/* The batch's rows through all layers. */
+static void run_layers(pass *p, int64_t n, const wanted *w)
 {
     const model *m = p->m;
     const model_config *c = &m->config;
 
-    if (!is_long(n, p->n_spans)) cancel = NULL;
-    for (int i = 0; cancel && i < p->n_spans; i++) {
-        ses_save_state(p->spans[i].s);
-        pass_lap(p, PROFILE_SAVE, 2 * ses_state_bytes(p->spans[i].s));
-    }
     if (w) take_hidden(p, w, 0, n);
     for (int layer = 0; layer < c->n_layers; layer++) {
-        if (cancel_raised(cancel)) {
-            for (int i = 0; i < p->n_spans; i++) ses_restore_state(p->spans[i].s);
-            return 0;
-        }
         pass_layer(p, &m->weights.layers[layer], layer, c->is_full[layer], p->spans->s->slot[layer],
                    n);
+        if (pool_is_cut(m->pool)) return;
         if (w) take_hidden(p, w, layer + 1, n);
         if (w) take_router(p, w, layer, n);
     }
-    return 1;
 }
 
 static void append(const span *sp, const int32_t *ids)
@@ -153,7 +162,9 @@ static int run_batch(ses *s, const int32_t *ids, int64_t n, const wanted *w,
 
     pass_begin(p, &sp, 1);
     embed(p, 0, ids, n);
-    int done = run_layers(p, n, w, cancel);
+    begin_cancellable(p, n, cancel);
+    run_layers(p, n, w);
+    int done = end_cancellable(p);
     if (done) {
         read_out(p, s, w, n);
         append(&sp, ids);
@@ -233,14 +244,14 @@ static err_code check_parts(const ses_part *parts, int n_parts, err_info *e)
     return ERR_NONE;
 }
 
-/* What is wanted of the parts beyond their last logits. False if it was cancelled. */
-static int score_parts(pass *p, const ses_part *parts, const cancel_flag *cancel)
+/* What is wanted of the parts beyond their last logits. */
+static void score_parts(pass *p, const ses_part *parts)
 {
     for (int i = 0; i < p->n_spans; i++)
-        if (parts[i].score && !pass_score_text(p, &p->spans[i], parts[i].score, cancel)) return 0;
+        if (parts[i].score) pass_score_text(p, &p->spans[i], parts[i].score);
+    if (pool_is_cut(p->m->pool)) return;
     for (int i = 0; i < p->n_spans; i++)
         if (parts[i].score && parts[i].score->sums) pass_sum(p, &p->spans[i], parts[i].score->sums);
-    return 1;
 }
 
 err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *cancel, err_info *e)
@@ -254,13 +265,12 @@ err_code ses_eval_parts(const ses_part *parts, int n_parts, const cancel_flag *c
         spans[i] = (span){parts[i].s, parts[i].s->n_past, n, parts[i].n};
     pass_begin(p, spans, n_parts);
     for (int i = 0; i < n_parts; i++) embed(p, spans[i].first, parts[i].ids, parts[i].n);
-    if (!is_long(n, n_parts)) cancel = NULL; /* nothing was saved */
-    int done = run_layers(p, n, NULL, cancel);
-    if (done) {
-        read_out_parts(p, n);
-        done = score_parts(p, parts, cancel);
-        for (int i = 0; !done && i < n_parts; i++) ses_restore_state(parts[i].s);
-    }
+    begin_cancellable(p, n, cancel);
+    run_layers(p, n, NULL);
+    pass_norm(p, p->x, p->m->weights.norm, n, p->u);
+    score_parts(p, parts);
+    int done = end_cancellable(p);
+    if (done) read_out_parts(p);
     pass_end(p);
     if (!done) return err_set(e, ERR_CANCELLED, "cancelled a batch of %lld tokens", (long long)n);
     for (int i = 0; i < n_parts; i++) {

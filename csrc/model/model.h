@@ -66,8 +66,8 @@ int kv_codec_parse(const char *name); /* -1 if there is no such codec */
 typedef struct ses ses;
 
 /* Tokens per batch: enough that a decoded weight row serves many (of 256 experts of which 8 are
- * chosen each meets 16), little enough that scratch stays near 100 MB at 35B-A3B's sizes and
- * cancelling is prompt. */
+ * chosen each meets 16), little enough that scratch stays near 100 MB at 35B-A3B's sizes and that
+ * a cancelled batch loses little. */
 enum { SES_BATCH = 512 };
 
 /* So many tokens end before anybody waits for it, and saving the states that cancelling them would
@@ -96,9 +96,9 @@ typedef struct ses_want {
 
 /* Appends n tokens. A token's results are the same bits however the sequence is cut into calls
  * and whatever the number of threads. Fails without effect on ids out of range (ERR_RANGE) and
- * when the context is full (ERR_LIMIT); `cancel` is looked at between the layers of more than
- * SES_FEW_ROWS tokens; the batches of 512 tokens that were complete stay (ERR_CANCELLED, ses_n_past
- * tells). want may be NULL. */
+ * when the context is full (ERR_LIMIT); `cancel` is looked at all along the layers of more than
+ * SES_FEW_ROWS tokens, before each piece of their loops; the batches of 512 tokens that were
+ * complete stay (ERR_CANCELLED, ses_n_past tells). want may be NULL. */
 err_code ses_eval(ses *s, const int32_t *ids, int64_t n, const ses_want *want,
                   const cancel_flag *cancel, err_info *e);
 

@@ -6,7 +6,10 @@
  *   Nq query heads, Nkv key/value heads of D · E experts, k used, of width I · V vocabulary
  * No part may let one token's result depend on the other tokens of its batch, except through the
  * state that runs along its sequence: this is what makes results independent of how a prompt is
- * cut into calls, and of who else is in the batch. */
+ * cut into calls, and of who else is in the batch.
+ *
+ * A batch that is cancelled cuts the model's pool, whose loops then do nothing: what is computed
+ * outside of loops from what they made asks pool_is_cut before. */
 #ifndef MODEL_PASS_H
 #define MODEL_PASS_H
 
@@ -130,8 +133,8 @@ void pass_layer(pass *p, const layer_weights *w, int layer, int is_full, int slo
 void pass_score(pass *p, const float *x, int64_t n, const int32_t *targets, float *nll);
 
 /* Of the rows of a span, which p->u holds after the last norm: what the score wants of what they
- * predict, and their sum. False if it was cancelled. */
-int pass_score_text(pass *p, const span *sp, const ses_score *score, const cancel_flag *cancel);
+ * predict, and their sum. */
+void pass_score_text(pass *p, const span *sp, const ses_score *score);
 void pass_sum(const pass *p, const span *sp, double *sums);
 
 /* y = mixer(u) or FFN(u) for the n rows of the batch; `slot` is the layer's among those of its

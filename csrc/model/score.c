@@ -92,7 +92,7 @@ static void read_logits(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-int pass_score_text(pass *p, const span *sp, const ses_score *score, const cancel_flag *cancel)
+void pass_score_text(pass *p, const span *sp, const ses_score *score)
 {
     int64_t H = p->m->config.hidden_size, at[SES_SCORE_ROWS];
     text_loop l = {p, score, at};
@@ -102,13 +102,11 @@ int pass_score_text(pass *p, const span *sp, const ses_score *score, const cance
             at[count++] = sp->pos + i + 1;
         }
         if (count == SES_SCORE_ROWS || (i == sp->n - 1 && count)) {
-            if (cancel_raised(cancel)) return 0;
             pass_linear(p, PROFILE_LM_HEAD, &p->m->weights.lm_head, p->y, count, p->scored);
             pool_for(p->m->pool, count, 1, read_logits, &l);
             count = 0;
         }
     }
-    return 1;
 }
 
 void pass_sum(const pass *p, const span *sp, double *sums)
