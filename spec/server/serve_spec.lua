@@ -5,8 +5,9 @@ local workspace = require "spec.support.workspace"
 local PATHS <const> = "LUA_PATH='./lua/?.lua;./lua/?/init.lua;;' LUA_CPATH='"
   .. package.cpath:gsub("'", "") .. "' "
 
+-- Whoever runs the specs may have been started by nohup, which ignores SIGHUP in all that follows.
 local function shell(script)
-  local pipe = assert(io.popen("bash 2>&1 <<'END'\n" .. script .. "\nEND"))
+  local pipe = assert(io.popen("env --default-signal=HUP bash 2>&1 <<'END'\n" .. script .. "\nEND"))
   local text = pipe:read("a")
   pipe:close()
   return text
