@@ -182,7 +182,7 @@ static const kern_job *job_of(const work *p, int64_t item, int is_row)
     return job;
 }
 
-/* What a product of few rows reads first of w: nobody asked for it yet. */
+/* What a product reads first of w: nobody asked for it yet. */
 static void prefetch_start(const num_matrix *w)
 {
     int64_t rows = KERN_PREFETCH / (w->row_bytes + 1) + 1, n = rows < w->rows ? rows : w->rows;
