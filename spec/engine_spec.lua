@@ -218,6 +218,30 @@ describe("engine", function()
     end)
   end)
 
+  it("goes on where thoughts began that the template drops, to the bit", function()
+    run(function(e)
+      local prompts = prompt_of.new(model)
+      local thinking, options = { enable_thinking = true }, { max_tokens = 12, temperature = 0 }
+      local talk = json.array { { role = "user", content = QUESTIONS[1] } }
+      local p = assert(prompts:make(talk, thinking))
+      collect(assert(e:submit { ids = p.ids, keep_at = p.keep_at, options = options }))
+      talk[2] = { role = "assistant", content = "Paris.", reasoning_content = "France." }
+      talk[3] = { role = "user", content = QUESTIONS[7] }
+      local more = assert(prompts:make(talk, thinking))
+      local n_common = 0
+      while p.ids[n_common + 1] == more.ids[n_common + 1] do n_common = n_common + 1 end
+      assert.is_true(n_common < #p.ids)
+      local ticket = assert(e:submit { ids = more.ids, keep_at = more.keep_at, options = options })
+      local ids, logprobs = {}, {}
+      for token in ticket:tokens() do
+        ids[#ids + 1], logprobs[#logprobs + 1] = token.id, token.logprob
+      end
+      assert.equal(n_common, ticket.reused)
+      local expected = alone(more.ids, options)
+      assert.same({ expected.ids, expected.logprobs }, { ids, logprobs })
+    end)
+  end)
+
   it("goes on with a conversation whose keys and values exceed the budget", function()
     local long = {}
     for i = 1, 900 do long[i] = i % 300 end

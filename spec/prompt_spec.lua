@@ -225,6 +225,27 @@ describe("prompt", function()
     assert.equal(#held, common(held, p.ids))
   end)
 
+  it("wants the state kept where thoughts begin, unless others are shown", function()
+    local function wants(variables, ...)
+      local p = assert(prompts:make(json.array { user "Where?", ... }, variables))
+      return p.keep_at[#p.keep_at] == #p.ids - #p.tail_ids
+    end
+    local function called(reasoning)
+      return { role = "assistant", content = "", reasoning_content = reasoning,
+        tool_calls = json.array { { id = "x", type = "function",
+          ["function"] = { name = "weather", arguments = "{}" } } } }
+    end
+    local result = { role = "tool", content = "Sun", tool_call_id = "x" }
+    local thinking = { enable_thinking = true, tools = TOOLS }
+    assert.is_true(wants(thinking))
+    assert.is_false(wants({ tools = TOOLS }))
+    assert.is_false(wants(thinking, called "Hm.", result))
+    assert.is_true(wants(thinking, called "", result))
+    assert.is_true(wants(thinking, called "Hm.", result, user "And then?"))
+    thinking.preserve_thinking = true
+    assert.is_false(wants(thinking, called "Hm.", result, user "And then?"))
+  end)
+
   it("names what is wrong with messages and tools", function()
     local p, message = prompts:make(json.array { { role = "x" } })
     assert.is_nil(p)

@@ -19,6 +19,7 @@ local ALONE <const> = 512      -- while nobody else is there: the most that core
 local SHARED <const> = 64      -- of a prompt, while others wait for their next token
 local SCORED <const> = 16      -- of a text, likewise: its tokens pass lm_head, so many at a time
 local INTERVAL <const> = 1024  -- a prompt's state is kept at least this often
+local NEAR <const> = 2         -- tokens behind a state that is kept, another one is not worth it
 
 local KNOWN <const> = { sessions = "integer", ctx = "integer", kv = "string", queue = "integer",
   cache_bytes = "integer", session = "table" }
@@ -182,11 +183,15 @@ end
 
 -- ---- sequences ---------------------------------------------------------------------------------
 
--- Positions of a prompt after which the state is kept: those asked for, regular ones, and the one
--- before its last token, so that the same prompt again has logits to sample from.
+-- Positions of a prompt after which the state is kept: those asked for, regular ones, and its end,
+-- so that the same prompt again has logits to sample from. Each of them ends a batch, and a short
+-- batch takes as long as reading the weights does: too long for the two tokens with which templates
+-- close an answer whose end is kept.
 local function keep_points(ticket)
   local wanted, points = {}, {}
-  for _, n in ipairs(ticket.keep_at) do wanted[n] = true end
+  for _, n in ipairs(ticket.keep_at) do
+    if n > ticket.position + NEAR then wanted[n] = true end
+  end
   for n = INTERVAL, #ticket.ids - 1, INTERVAL do wanted[n] = true end
   wanted[#ticket.ids] = true
   for n in pairs(wanted) do

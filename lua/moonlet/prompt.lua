@@ -34,8 +34,8 @@ Prompts.__index = Prompts
 ---@field ids integer[]?  these, unless there are more than was asked for
 ---@field list moonlet.Ids  all of them
 ---@field text string
----@field keep_at integer[]  numbers of tokens, rising, after which messages begin: where other
----  prompts may differ
+---@field keep_at integer[]  numbers of tokens, rising, where other prompts may differ: after them
+---  messages begin, or thoughts that a template may drop
 ---@field reasoning boolean  the generation prompt has opened a think block
 ---@field tail string  of the generation prompt, behind the line that names the role
 ---@field tail_ids integer[]
@@ -409,8 +409,19 @@ local function reopen(before, header, said)
   return before:sub(1, first - 1), before:sub(last + 1, stop)
 end
 
+-- Whether a rendered conversation says what an assistant has thought.
+local function shows_thoughts(text)
+  local _, last = text:find("<think>", 1, true)
+  while last do
+    if not text:find("^%s*</think>", last + 1) then return true end
+    _, last = text:find("<think>", last + 1, true)
+  end
+  return false
+end
+
 -- A conversation as it is to be tokenized: pieces as pieces_of() has them, the control string that
--- messages begin with, what the assistant's turn begins with, and what takes the stand-ins back.
+-- messages begin with, what the assistant's turn begins with, whether that opens thoughts, and the
+-- first ones that are shown, and what takes the stand-ins back.
 local function lay_out(self, messages, variables, ending)
   local list, tools, said, message, code
   list, message, code = chat.messages(messages)
@@ -442,7 +453,9 @@ local function lay_out(self, messages, variables, ending)
   else -- a template of another kind: nothing to hold on to
     pieces, tail = { { text = whole } }, ""
   end
-  return { pieces = pieces, start = start, tail = tail, tools = tools, said = said, back = back }
+  local reasoning = tail:find("<think>", 1, true) ~= nil and not tail:find("</think>", 1, true)
+  return { pieces = pieces, start = start, tail = tail, tools = tools, said = said, back = back,
+    reasoning = reasoning, thinks_first = reasoning and not shows_thoughts(before) }
 end
 
 ---@param messages table array of messages as OpenAI's API has them
@@ -463,10 +476,12 @@ function Prompts:make(messages, variables, ending, most)
   local tail_ids
   tail_ids, message, code = self.encode(tail_text, ranges)
   if not tail_ids then return nil, message, code end
+  -- When a new question comes, templates drop the thoughts since the one before, and the prompt
+  -- parts from this one where the first of them begin.
+  if made.thinks_first then starts[#starts + 1] = #ids - #tail_ids end
   return { n = #ids, ids = #ids <= (most or #ids) and ids:slice() or nil, list = ids, text = text,
     tools = made.tools, tail = tail_text, tail_ids = tail_ids:slice(), said = made.said,
-    reasoning = tail:find("<think>", 1, true) ~= nil and not tail:find("</think>", 1, true),
-    keep_at = starts }
+    reasoning = made.reasoning, keep_at = starts }
 end
 
 return prompt

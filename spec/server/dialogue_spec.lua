@@ -1,15 +1,16 @@
--- What a dialogue of ten questions with tools costs: tokens that the model is given, request by
--- request, counted where the engine hands them to it.
+-- What a dialogue of ten questions with tools costs: tokens that the model is given, counted where
+-- the engine hands them to it.
 --
--- Evaluated once means: all requests together give the model as many tokens as the last prompt and
--- its answer have. Where the template drops the reasoning of earlier questions, what follows the
--- question before is another text then and is read again, once, when the next question comes;
--- within a question nothing is, also where the client sends no reasoning back.
+-- Each of them once means: as many as there are different beginnings of the sequences that the
+-- model had to know, which are the prompts with what was sampled behind them. Less is possible for
+-- nobody. Where the template drops the thoughts of earlier questions, what follows the first of
+-- them begins differently when the next question comes and has to be read, once.
 
 local client = require "spec.support.client"
 local json = require "moonlet.json"
 local moonlet = require "moonlet"
 local served = require "spec.support.served"
+local template = require "moonlet.template"
 
 local TOOLS <const> = json.array { { type = "function", ["function"] = { name = "weather",
   description = "The weather in a city.", parameters = { type = "object", properties = {
@@ -17,13 +18,18 @@ local TOOLS <const> = json.array { { type = "function", ["function"] = { name = 
 
 local CALL <const> = "<tool_call>\n<function=weather>\n<parameter=city>\nOslo\n</parameter>\n"
   .. "<parameter=days>\n3\n</parameter>\n</function>\n</tool_call>"
+local HERMES_CALL <const> = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", '
+  .. '"days": 3}}\n</tool_call>'
+local LOOK <const>, KNOW <const> = "I look.\n</think>\n\n", "I know.\n</think>\n\n"
+local NO_THOUGHT <const>, SAID <const> = "\n</think>\n\n", "It is warm there."
 
 describe("ten questions with tools", function()
-  local model, server, n_evaluated
+  local model, server, sequences, n_evaluated
   setup(function() model = assert(moonlet.open(served.DIR, { threads = 1 })) end)
   teardown(function() model:close() end)
+  before_each(function() sequences, n_evaluated = {}, 0 end)
   after_each(function()
-    model.start = nil
+    model.start, model.render = nil, nil
     server:close()
   end)
 
@@ -31,12 +37,31 @@ describe("ten questions with tools", function()
     options = options or {}
     options.ctx = 4096
     server = served.forced(model, answers, options)
-    n_evaluated = 0
-    local start = model.start
+    local start, submit = model.start, server.engine.submit
     function model.start(self, parts)
       for _, part in ipairs(parts) do n_evaluated = n_evaluated + #part.ids end
       return start(self, parts)
     end
+    function server.engine.submit(engine, given)
+      local ticket = assert(submit(engine, given))
+      sequences[#sequences + 1] = { prompt = given.ids, ticket = ticket }
+      return ticket
+    end
+  end
+
+  -- How many different beginnings the sequences have.
+  local function n_beginnings()
+    local tree, n = {}, 0
+    for _, sequence in ipairs(sequences) do
+      local at = tree
+      for _, ids in ipairs { sequence.prompt, sequence.ticket.generation.ids } do
+        for _, id in ipairs(ids) do
+          if not at[id] then at[id], n = {}, n + 1 end
+          at = at[id]
+        end
+      end
+    end
+    return n
   end
 
   -- The message as a client keeps it: arguments read as JSON and spelled its own way.
@@ -52,48 +77,74 @@ describe("ten questions with tools", function()
       reasoning_content = with_reasoning and message.reasoning_content or nil }
   end
 
-  -- Plays the dialogue; calls each(request) with what a request cost.
-  local function play(fields, with_reasoning, each)
-    local messages, prompts, length = json.array {}, served.prompts(server), 0
+  -- Plays the dialogue: each question takes as many requests as there are answers. Returns how
+  -- many tokens the last prompt and its answer have.
+  local function play(fields, with_reasoning, n_steps)
+    local messages, usage = json.array {}, nil
     for q = 1, 10 do
       messages[#messages + 1] = { role = "user", content = ("Question %d, please?"):format(q) }
-      for step = 1, 2 do
-        local before = n_evaluated
+      for step = 1, n_steps do
         local body = { messages = messages, tools = TOOLS, max_tokens = 100 }
         for name, value in pairs(fields) do body[name] = value end
         local reply = client.ask(server, "POST", "/v1/chat/completions", body)
         assert.equal(200, reply.status, reply.body)
-        local message, usage = reply.json.choices[1].message, reply.json.usage
-        assert.equal(step == 1, message.tool_calls ~= nil)
-        each { question = q, step = step, prompt = prompts[#prompts], usage = usage,
-          evaluated = n_evaluated - before, earlier = length }
-        length = usage.prompt_tokens + usage.completion_tokens
+        local message = reply.json.choices[1].message
+        usage = reply.json.usage
+        assert.equal(step < n_steps, message.tool_calls ~= nil)
         messages[#messages + 1] = kept(message, with_reasoning)
-        if step == 1 then
-          messages[#messages + 1] = { role = "tool", content = ("%d degrees"):format(10 + q),
+        if step < n_steps then
+          messages[#messages + 1] = { role = "tool", content = ("%d degrees"):format(10 * q + step),
             tool_call_id = message.tool_calls[1].id }
         end
       end
     end
-    return length
+    return usage.prompt_tokens + usage.completion_tokens
   end
 
-  local function nothing() end
+  -- The demo model's template with calls as JSON, which is how Hermes models have them.
+  local function speak_hermes()
+    local source = model.template.source
+    local first = source:find("{%- macro call_of(call) -%}", 1, true)
+    local _, last = source:find("{%- endmacro -%}", first, true)
+    local hermes = assert(template.new(source:sub(1, first - 1) .. "{%- macro call_of(call) -%}"
+      .. "{{- '<tool_call>\\n' ~ ({'name': call.function.name, 'arguments': "
+      .. "call.function.arguments})|tojson ~ '\\n</tool_call>' -}}" .. source:sub(last - 15)))
+    function model.render(_, ...) return hermes:render(...) end
+  end
 
-  it("evaluate each token once without thinking", function()
-    open { CALL, "It is warm there." }
-    local length = play({ enable_thinking = false }, false, nothing)
-    assert.equal(length, n_evaluated)
-  end)
+  local THINK <const>, KEEP <const> = { enable_thinking = true },
+    { enable_thinking = true, preserve_thinking = true }
 
-  it("evaluate each token once where thinking is kept", function()
-    open { "I look.\n</think>\n\n" .. CALL, "I know.\n</think>\n\nIt is warm there." }
-    local length = play({ enable_thinking = true, preserve_thinking = true }, true, nothing)
-    assert.equal(length, n_evaluated)
-  end)
+  for name, case in pairs {
+    ["without thinking"] = { { enable_thinking = false }, { CALL, SAID } },
+    ["where thinking is kept"] = { KEEP, { LOOK .. CALL, KNOW .. SAID }, sends = true },
+  } do
+    it("give the model each token once, and are one sequence, " .. name, function()
+      open(case[2])
+      local length = play(case[1], case.sends, #case[2])
+      assert.equal(n_beginnings(), n_evaluated)
+      assert.equal(length, n_evaluated)
+    end)
+  end
+
+  for name, case in pairs {
+    ["it"] = { LOOK .. CALL, KNOW .. SAID, sends = true },
+    ["it, and the client, too"] = { LOOK .. CALL, KNOW .. CALL, KNOW .. SAID },
+    ["what not every call begins with"] = { NO_THOUGHT .. CALL, LOOK .. CALL:gsub("Oslo", "Rome"),
+      KNOW .. SAID, sends = true },
+    ["it, where calls are JSON"] = { LOOK .. HERMES_CALL, KNOW .. SAID, is_hermes = true },
+  } do
+    it("give the model each token once where the template drops thinking: " .. name, function()
+      if case.is_hermes then speak_hermes() end
+      open(case)
+      local length = play(THINK, case.sends, #case)
+      assert.equal(n_beginnings(), n_evaluated)
+      assert.is_true(n_evaluated > length)
+    end)
+  end
 
   it("give reasoning back to those only who know the call", function()
-    open { "I look.\n</think>\n\n" .. CALL, "It is warm there." }
+    open { LOOK .. CALL, SAID }
     local prompts = served.prompts(server)
     local messages = json.array { { role = "user", content = "Question?" } }
     local message = client.ask(server, "POST", "/v1/chat/completions", { messages = messages,
@@ -107,26 +158,4 @@ describe("ten questions with tools", function()
       assert.equal(id ~= "call_0", prompts[#prompts]:find("I look.", 1, true) ~= nil)
     end
   end)
-
-  for _, sends in ipairs { true, false } do
-    it("read again what follows the question before where thinking is dropped by the template"
-      .. (sends and "" or " and the client"), function()
-      open { "I look.\n</think>\n\n" .. CALL, "I know.\n</think>\n\nIt is warm there." }
-      local reread = 0
-      local length = play({ enable_thinking = true }, sends, function(r)
-        local cost = r.evaluated - r.usage.completion_tokens
-        if r.step == 2 then -- within a question: what is behind the end of the turn before
-          assert.equal(r.usage.prompt_tokens - r.earlier, cost)
-          assert.is_truthy(r.prompt:find("I look.", 1, true))
-        elseif r.question > 1 then
-          local _, stop = r.prompt:find(("Question %d, please?<|im_end|>\n"):format(r.question - 1),
-            1, true)
-          local n_before = #model:encode(r.prompt:sub(1, stop))
-          assert.equal(r.usage.prompt_tokens - n_before, cost)
-          reread = reread + r.earlier - n_before
-        end
-      end)
-      assert.equal(n_evaluated, length + reread)
-    end)
-  end
 end)
