@@ -84,7 +84,7 @@ describe("moonlet serve", function()
       { "--host 0.0.0.0 --port 0", 1, "--insecure%-bind" },
       { "--api-key-file no-such-file", 1, "no%-such%-file" },
       { "--api-key-file /dev/zero", 1, "/dev/zero: more than 1048576 bytes" },
-      { "--replay /dev/zero", 1, "/dev/zero: more than 67108864 bytes" },
+      { "--replay /dev/zero --port 0", 1, "/dev/zero: more than 67108864 bytes" },
       { "--hooks /dev/zero --port 0", 1, "/dev/zero:1" },
       { "--api-key-file /tmp", 1, "/tmp: Is a directory" },
       { "--allow-host http://a", 2, "'%-%-allow%-host': the name of a host expected" },
