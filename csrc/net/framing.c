@@ -1,4 +1,4 @@
-/* framing: requests that are wrong by their sizes, seen before libevent reads them. */
+/* framing: requests that are wrong by their sizes or lines, seen before libevent reads them. */
 #include "net/framing.h"
 
 #include <event2/util.h>
@@ -75,6 +75,13 @@ static int is_misplaced(const net_framing *f, char c)
     return f->is_cr != (c == '\n') || (f->in == NET_IN_END && c != '\r' && c != '\n');
 }
 
+/* A line that goes on with the field of the line before, as libevent reads it; what fields mean is
+ * to be seen in one line (RFC 9112, 5.2). */
+static int is_folded(const net_framing *f, char c)
+{
+    return f->in == NET_IN_HEAD && f->n_line == 0 && (c == ' ' || c == '\t');
+}
+
 /* Blanks before a value, however many, take no room from it. */
 static int is_padding(const net_framing *f, char c)
 {
@@ -101,7 +108,7 @@ int net_follow(net_framing *f, uint64_t body_bytes, char *bytes, size_t n_bytes)
             continue;
         }
         char *c = bytes + at++;
-        if (is_misplaced(f, *c)) return 400;
+        if (is_misplaced(f, *c) || is_folded(f, *c)) return 400;
         f->is_cr = *c == '\r';
         if (*c == '\n') {
             int status = end_line(f, body_bytes);

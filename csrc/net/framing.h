@@ -1,10 +1,10 @@
-/* framing: requests that are wrong by their sizes, seen before libevent reads them.
+/* framing: requests that are wrong by their sizes or lines, seen before libevent reads them.
  *
  * libevent 2.1 reads a body that is too large to its end, also one that never comes, before it says
  * so; it takes "-0" for the size of a chunk and ";" for none, keeps what comes instead of a size
  * whatever it grows to, and tells of all this only once it has written a reply. So what arrives is
- * looked at first: the lengths in heads, and what is around chunks (RFC 9112, 7.1). Extensions of
- * these become what libevent passes over. */
+ * looked at first: the lengths in heads, whose fields have one line each (RFC 9112, 5.2), and what
+ * is around chunks (7.1). Extensions of these become what libevent passes over. */
 #ifndef NET_FRAMING_H
 #define NET_FRAMING_H
 
@@ -30,7 +30,8 @@ typedef struct net_framing { /* zeros: before a request */
 } net_framing;
 
 /* Follows the next bytes of a request, in which extensions are overwritten. The status with which
- * it is to be refused: 413 (a body of more than body_bytes), 400 (no chunk), or 0. */
+ * it is to be refused: 413 (a body of more than body_bytes), 400 (no field, in NET_IN_HEAD, or no
+ * chunk), or 0. */
 int net_follow(net_framing *f, uint64_t body_bytes, char *bytes, size_t n_bytes);
 
 #endif

@@ -268,6 +268,8 @@ static struct evbuffer *refusal_of(const net_connection *c)
     if (c->fault == 413)
         snprintf(sentence, sizeof sentence, "the body has more than %lld bytes",
                  (long long)c->net->limits.body_bytes);
+    else if (c->framing.in == NET_IN_HEAD)
+        snprintf(sentence, sizeof sentence, "a line of the head begins with a blank");
     else
         snprintf(sentence, sizeof sentence,
                  "a chunk of the body has no size or no end that can be read");

@@ -17,7 +17,8 @@
  * client goes; one that comes while more than half of these bytes are held so is dropped.
  *
  * Malformed HTTP is answered by the loop (400, or the connection is closed); so is what two
- * programs could read differently: several lengths, hosts or origins, names that are no tokens. */
+ * programs could read differently: several lengths, hosts or origins, names that are no tokens,
+ * fields that go on in a second line. */
 #ifndef NET_NET_H
 #define NET_NET_H
 
@@ -127,7 +128,7 @@ void net_finish(net_request *r);
 /* Bytes of the reply that wait for the client to take what was written before. */
 size_t net_pending(const net_request *r);
 
-/* A whole reply, with Content-Length. */
+/* A whole reply, with Content-Length; to a HEAD without its data. */
 void net_reply(net_request *r, int status, const net_field *fields, int n_fields, const void *data,
                size_t n_bytes);
 

@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 
@@ -171,6 +172,18 @@ static const char *fault_of_head(struct evhttp_request *req)
     return seen[HOST] || req->minor == 0 ? NULL : "Host: the header field is missing";
 }
 
+/* To a HEAD libevent writes the body that it is given, and no length (RFC 9110, 9.3.2). */
+static void send_reply(struct evhttp_request *req, int status, struct evbuffer *body)
+{
+    if (body && evhttp_request_get_command(req) == EVHTTP_REQ_HEAD) {
+        char length[32];
+        snprintf(length, sizeof length, "%zu", evbuffer_get_length(body));
+        evhttp_add_header(evhttp_request_get_output_headers(req), "Content-Length", length);
+        evbuffer_drain(body, evbuffer_get_length(body));
+    }
+    evhttp_send_reply(req, status, net_phrase(status), body);
+}
+
 /* An error that closes the connection. */
 static void answer_error(const net *n, struct evhttp_request *req, int status, const char *sentence)
 {
@@ -180,7 +193,7 @@ static void answer_error(const net *n, struct evhttp_request *req, int status, c
     if (n->error_type) evhttp_add_header(fields, "Content-Type", n->error_type);
     if (status == 503) evhttp_add_header(fields, "Retry-After", "2");
     evhttp_add_header(fields, "Connection", "close");
-    evhttp_send_reply(req, status, net_phrase(status), body);
+    send_reply(req, status, body);
     if (body) evbuffer_free(body);
 }
 
@@ -374,7 +387,7 @@ void net_reply(net_request *r, int status, const net_field *fields, int n_fields
     add_fields(r, fields, n_fields);
     release_connection(r);
     net_leave(r);
-    evhttp_send_reply(req, status, net_phrase(status), body);
+    send_reply(req, status, body);
     stop_reading(c);
     if (body) evbuffer_free(body);
 }

@@ -311,6 +311,10 @@ describe("net", function()
       post(host .. "Transfer-Encoding: identity, chunked\\r\\n", "0\\r\\n\\r\\n" .. hidden),
       post(host .. "Transfer-Encoding: xchunked\\r\\nContent-Length: 0\\r\\n", hidden),
       post("Content-Length: 0\\r\\n", hidden),
+      post(host .. "Content-Length:\\r\\n 33\\r\\n", hidden),
+      post(host .. "Content-Length: 0\\r\\n\\t33\\r\\n", hidden),
+      post(host .. "X: y\\r\\n Content-Length: 33\\r\\n", hidden),
+      post(" " .. host .. "Content-Length: 33\\r\\n", hidden),
       (post(host .. "Content-Length: 33\\r\\n", hidden):gsub("POST", "HEAD")),
       (post(host .. "Transfer-Encoding: chunked\\r\\n", hidden):gsub("POST", "TRACE")),
       (post(host .. "Transfer-Encoding: chunked\\r\\n", "0\\r\\n\\r\\n"):gsub("1.1", "1.0")),
@@ -343,6 +347,20 @@ describe("net", function()
     local _, n = out:gsub("HTTP/1.1 200 OK\r\n", "")
     assert.equal(3, n)
     assert.matches("\r\n\r\nok$", out)
+  end)
+
+  it("writes no body to a HEAD, whatever it is given", function()
+    open()
+    assert(net:set_error_form("text/x-error", "[", "]", "]"))
+    local out = serve([[printf 'HEAD /1 HTTP/1.1\r\nHost: x\r\n\r\n]]
+      .. [[HEAD / HTTP/1.1\r\n\r\n' >&3;]] .. READ_ALL, function(kind, r)
+        if kind == "request" then r:reply(200, {}, "hello") end
+      end)
+    local first, second = out:match("^(HTTP/1.1 200 .-\r\n)\r\n(HTTP/1.1 400 .-\r\n)\r\n$")
+    assert.is_string(second, out)
+    assert.matches("\nContent%-Length: 5\r\n", first)
+    local length = #"[Host: the header field is missing]"
+    assert.matches(("\nContent%%-Length: %d\r\n"):format(length), second)
   end)
 
   it("refuses headers, bodies and methods beyond its limits", function()
@@ -379,6 +397,8 @@ describe("net", function()
         { "400 Bad Request", "a chunk of the body has no size or no end that can be read" },
       ["printf 'GET / HTTP/1.1\\r\\n\\r\\n'"] = { "400 Bad Request",
         "Host: the header field is missing" },
+      ["printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length:\\r\\n 5\\r\\n\\r\\nhello'"] =
+        { "400 Bad Request", "a line of the head begins with a blank" },
       ["printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nTransfer-Encoding: gzip\\r\\n\\r\\n'"] = {
         "400 Bad Request", "Transfer-Encoding: nothing but chunked is taken" },
       ["printf 'GET / HTTP/1.1\\r\\nHost: x\\r\\nHost: y\\r\\n\\r\\n'"] = { "400 Bad Request",
@@ -619,6 +639,8 @@ describe("net", function()
     for _, script in ipairs {
       "while printf 'GET' >&3; do sleep 0.1; done", -- until it is dropped
       READ_ALL,
+      "printf 'POST / HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: 12582912\\r\\n\\r\\n' >&3;"
+        .. READ_ALL, -- which it never sends
       get("/big") .. "; " .. wait_dropped,
     } do
       local c, was_there = client(port, script), false

@@ -96,9 +96,6 @@ function Exchange:reply(status, body, fields)
   if body ~= "" then all["Content-Type"] = all["Content-Type"] or "application/json" end
   local text = type(body) == "string" and body or self.server.loop:gently(json.encode, body)
   self.status = self.status or status
-  if self.method == "HEAD" then
-    all["Content-Length"], text = ("%d"):format(#text), ""
-  end
   self.request:reply(status, all, text)
 end
 
