@@ -72,6 +72,95 @@ describe("sched", function()
     assert.matches("^broken\nstack traceback", results.text)
   end)
 
+  -- A coroutine that computes gently gives way every so many instructions (TURN_STEP in
+  -- csrc/lua/lturn.c). With each number of them before it, what it then calls gives way at each of
+  -- its own, if it does. Turns are counted: no case waits for a time, also one that goes wrong.
+  describe("changes in one piece, where a coroutine that computes gently may give way,", function()
+    local STEPS <const> = 256
+    local FOR_EVER <const> = 1e6
+
+    before_each(function() loop.turn_seconds = 0 end)
+
+    local function gently_after(n, fn)
+      loop:gently(function()
+        for _ = 1, n do end
+        fn()
+      end)
+    end
+
+    local function spawn_each(fn)
+      for n = 0, STEPS - 1 do
+        loop:spawn(gently_after, n, function() fn(n) end)
+      end
+    end
+
+    -- Runs so many turns of the loop, calling fn in each.
+    local function run_turns(n, fn)
+      local function turn()
+        if n == 0 then return loop:stop() end
+        n = n - 1
+        if fn then fn() end
+        loop:spawn(turn)
+      end
+      turn()
+      assert(loop:run())
+    end
+
+    it("what it waits for", function()
+      local signal, n_woken = loop:signal(), 0
+      spawn_each(function()
+        if signal:wait(FOR_EVER) then n_woken = n_woken + 1 end
+      end)
+      run_turns(20, function() signal:notify() end)
+      assert.same({ STEPS, {} }, { n_woken, loop.timers })
+    end)
+
+    it("whom it wakes", function()
+      local n_woken = 0
+      for n = 0, STEPS - 1 do
+        local signal = loop:signal()
+        loop:spawn(function()
+          if signal:wait(FOR_EVER) then n_woken = n_woken + 1 end
+        end)
+        loop:spawn(gently_after, n, function() signal:notify() end)
+      end
+      run_turns(20)
+      assert.same({ STEPS, {} }, { n_woken, loop.timers })
+    end)
+
+    it("until when it sleeps", function()
+      spawn_each(function() loop:sleep(FOR_EVER) end)
+      run_turns(20)
+      assert.equal(STEPS, #loop.timers)
+      for i, waiter in ipairs(loop.timers) do assert.equal(i, waiter.index) end
+    end)
+
+    it("what it spawns", function()
+      local n_spawned = 0
+      spawn_each(function()
+        loop:spawn(function() n_spawned = n_spawned + 1 end)
+      end)
+      run_turns(20)
+      assert.equal(STEPS, n_spawned)
+    end)
+
+    it("which descriptor it waits for", function()
+      local ended <close>, n_ready = assert(core.process_open({ "true" }, "/")), 0
+      loop.net:watch(ended:fd())
+      assert.equal("ready", (loop.net:wait()))
+      loop.net:unwatch(ended:fd())
+      loop:spawn(function()
+        for n = 0, STEPS - 1 do
+          gently_after(n, function()
+            if loop:ready(ended:fd(), FOR_EVER) then n_ready = n_ready + 1 end
+          end)
+        end
+      end)
+      run_turns(20 * STEPS)
+      assert.same({ STEPS, {}, {} }, { n_ready, loop.timers, loop.readers })
+    end)
+  end)
+
   it("calls gently what is no coroutine of a loop", function()
     assert.equal(3, loop:gently(function(a, b)
       for _ = 1, 10000 do a = a + 0 end
