@@ -1,7 +1,8 @@
--- OpenAI's Python SDK against scripted answers.
+-- OpenAI's Python SDK against scripted answers, and against the demo model.
 
 local client = require "spec.support.client"
 local clients = require "spec.support.clients"
+local moonlet = require "moonlet"
 local said = require "spec.support.said"
 local served = require "spec.support.served"
 
@@ -14,6 +15,13 @@ describe("OpenAI's Python SDK #client", function()
     local out = client.command(server, ("%s/venv/bin/python spec/client/openai_sdk.py %s/v1")
       :format(clients.dir(), server.url))
     assert.matches("ok\n$", out)
+  end)
+
+  it("has what the demo model says, whole and streamed", function()
+    local model <close> = assert(moonlet.open(served.DIR))
+    local server <close> = served.model(model)
+    assert.equal("The capital of France is Paris.\n", client.command(server,
+      ("%s/venv/bin/python spec/client/openai_demo.py %s/v1"):format(clients.dir(), server.url)))
   end)
 
   it("says what it is asked to in docs/server.md", function()

@@ -1,8 +1,10 @@
--- The Pi coding agent against scripted answers: it reads, runs tools, and answers.
+-- The Pi coding agent against scripted answers: it reads, runs tools, and answers; and against the
+-- demo model, which says what it likes.
 
 local client = require "spec.support.client"
 local clients = require "spec.support.clients"
 local json = require "moonlet.json"
+local moonlet = require "moonlet"
 local served = require "spec.support.served"
 
 -- What Pi's users start from: nothing said about reasoning or roles.
@@ -115,6 +117,21 @@ describe("Pi #client", function()
         { ctx = 32768, template_variables = { enable_thinking = true } })
       assert.equal(content, work.read("proj/a.txt"), what)
       assert.matches("Done", out, 1, true)
+    end
+  end)
+
+  it("shows what the demo model says", function()
+    local model <close> = assert(moonlet.open(served.DIR))
+    local server <close> = served.model(model, { ctx = 4096, hooks = {
+      on_request = function(request)
+        request.temperature = 0
+        return request
+      end } })
+    work.write("home/.pi/agent/models.json", MODELS:format(server.url, "/v1",
+      "openai-completions"))
+    for _, tools in ipairs { "", "--no-tools " } do
+      local out = run(server, "demo-model", tools .. '-p "What is the capital of France?"', 1)
+      assert.equal("The capital of France is Paris.\nrc 0\n", out)
     end
   end)
 
