@@ -125,5 +125,13 @@ describe("chat.tools", function()
     assert.equal("tools[1]: a function name expected",
       select(2, tools '[{"name": "f"}, {"function": {}}]'))
     assert.equal("tools: a list expected", select(2, tools "3"))
+    for _, parameters in ipairs { "[1]", "[]", '"{}"', "1", "true" } do
+      assert.equal("tools[0].parameters: an object expected",
+        select(2, tools('[{"name": "f", "parameters": ' .. parameters .. "}]")))
+    end
+    for _, parameters in ipairs { "{}", "null" } do
+      local wrapped = ('[{"function": {"name": "f", "parameters": %s}}]'):format(parameters)
+      assert.equal(wrapped, tools(wrapped))
+    end
   end)
 end)

@@ -189,6 +189,10 @@ function chat.tools(tools)
     if type(f.name) ~= "string" or f.name == "" then
       return wrong(place, "a function name expected")
     end
+    local parameters = present(f.parameters)
+    if parameters ~= nil and not json.is_object(parameters) then
+      return wrong(place .. ".parameters", "an object expected")
+    end
     if given["function"] == f then
       list[i] = given
     else

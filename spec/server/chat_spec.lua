@@ -10,7 +10,8 @@ local USER <const> = { { role = "user", content = "Hi" } }
 local THINK <const> = { enable_thinking = true }
 
 local WEATHER <const> = { type = "function", ["function"] = { name = "weather", parameters = {
-  type = "object", properties = { city = { type = "string" }, days = { type = "integer" } } } } }
+  type = "object", properties = { city = { type = "string" }, days = { type = "integer" },
+    stops = { type = "array", items = { type = "object" } } } } } }
 
 local function body_of(more)
   local body = { messages = USER }
@@ -140,6 +141,38 @@ describe("/v1/chat/completions", function()
     end)
   end)
 
+  -- What clients have of those turns, besides the same in all ways.
+  it("failures 1, 7 to 11, 18, 20, 23, 24: says what was meant", function()
+    local paris = '{"city": "Paris", "days": 3}'
+    local meant <const> = {
+      ["failure 1: a call inside reasoning that is not closed"] = { "I should call.", "", paris },
+      ["failure 8: typed arguments"] = { "", "", paris },
+      ["failure 9: a list of objects as Python spells it"] = { "", "",
+        '{"stops": [{"name": "Rome", "open": true}, {"name": "L\'Aquila", "open": null}]}' },
+      ["failure 10: text before and between calls"] = { "x", "First:Done.", paris, paris },
+      ["failure 11: missing closing tags"] = { "", "", '{"city": "Rome", "days": 2}' },
+      ["failure 18: a Hermes call"] = { "", "", '{"city": "A"}' },
+      ["failure 20: a call without parameters"] = { "", "", "{}" },
+      ["failure 24: characters of several tokens"] = { "Ünïcödé 🙂🙃", "日本語 🎉 тест" },
+    }
+    for name, text in pairs(TEXTS) do
+      assert.equal(name:find("^failure") ~= nil, meant[name] ~= nil, name)
+      if meant[name] then
+        server = served.replay { { text = text, tokens_per_step = 2 } }
+        local message, reason = assemble((stream { tools = { WEATHER },
+          chat_template_kwargs = THINK }))
+        local got = { message.reasoning_content or "", message.content }
+        for i, call in ipairs(message.tool_calls or {}) do
+          assert.same({ "function", "weather" }, { call.type, call.name })
+          got[i + 2] = call.arguments
+        end
+        assert.same(meant[name], got, name)
+        assert.equal(#got > 2 and "tool_calls" or "stop", reason)
+        server:close()
+      end
+    end
+  end)
+
   it("types arguments by the schema and always sends an object", function()
     server = served.replay { CALL, TEXTS["failure 20: a call without parameters"], CALL }
     local typed = ask { tools = { WEATHER } }.json.choices[1]
@@ -222,7 +255,9 @@ describe("/v1/chat/completions", function()
     server = served.replay { "ok" }
     for _, more in ipairs {
       { tools = { WEATHER }, tool_choice = "auto", parallel_tool_calls = true },
-      { tools = json.array {} }, { tools = { { type = "function", ["function"] = { name = "f",
+      { tools = json.array {} }, { tools = json.array {}, tool_choice = "auto" },
+      { tool_choice = "none" }, { tool_choice = json.null },
+      { tools = { { type = "function", ["function"] = { name = "f",
         strict = true } } } },
       { model = "gpt-9", store = false, user = "me", metadata = {}, prompt_cache_key = "k",
         service_tier = "auto", whatever = { 1, 2 } },
@@ -264,7 +299,11 @@ describe("/v1/chat/completions", function()
       { "top_logprobs", { logprobs = true, top_logprobs = 21 } },
       { "stream_options", { stream_options = { include_usage = true } } },
       { "stream", { stream = "yes" } },
+      { "tools[0].parameters", { tools = { { type = "function", ["function"] = { name = "f",
+        parameters = { 1 } } } } } },
       { "tool_choice", { tool_choice = "required" } },
+      { "tool_choice", { tool_choice = "auto" }, "only with tools" },
+      { "tool_choice", { tool_choice = "auto", tools = json.null }, "only with tools" },
       { "tool_choice", { tool_choice = "required", tools = { WEATHER } } },
       { "tool_choice", { tools = { WEATHER },
         tool_choice = { type = "function", ["function"] = { name = "weather" } } } },

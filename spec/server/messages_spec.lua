@@ -155,6 +155,15 @@ describe("/v1/messages", function()
     end
   end)
 
+  it("failure 13: reasoning that takes everything stays reasoning", function()
+    server = served.replay { { text = "still thinking", finish_reason = "length" } }
+    for _, reply in ipairs { ask({ thinking = ADAPTIVE }).json,
+      assemble((stream { thinking = ADAPTIVE })) } do
+      assert.same({ "max_tokens", 1, "still thinking" },
+        { reply.stop_reason, #reply.content, reply.content[1].thinking })
+    end
+  end)
+
   it("thinks when it is told to, and hides thoughts without forgetting them", function()
     server = served.replay { "Hm.\n</think>\n\nYes." }
     local shown = ask { thinking = { type = "enabled", budget_tokens = 1024 } }.json.content
@@ -266,7 +275,7 @@ describe("/v1/messages", function()
   end)
 
   it("refuses in Anthropic's shape, naming the place", function()
-    server = served.replay({ "ok" }, { limits = { messages = 3, tools = 1 } })
+    server = served.replay({ "ok" }, { limits = { messages = 3, tools = 2 } })
     local picture = { type = "image", source = { type = "base64", data = "" } }
     for _, row in ipairs {
       { "messages", { messages = json.array {} } },
@@ -283,6 +292,8 @@ describe("/v1/messages", function()
         { type = "tool_result", tool_use_id = "x", content = { picture } } } } } } },
       { "messages[0].content[0].content[0].text", { messages = { { role = "user", content = {
         { type = "tool_result", tool_use_id = "x", content = { { source = 1 } } } } } } } },
+      { "messages[1].content[0].input", { messages = { USER, { role = "assistant", content = { {
+        type = "tool_use", id = "x", name = "f", input = "str" } } } } } },
       { "messages[0].content[0].text", { messages = { { role = "user",
         content = { { type = "text" } } } } } },
       { "system", { system = 5 } },
@@ -292,7 +303,8 @@ describe("/v1/messages", function()
       { "stop_sequences", { stop_sequences = { 1 } } },
       { "thinking.type", { thinking = { type = "deep" } } },
       { "thinking.budget_tokens", { thinking = { type = "enabled", budget_tokens = -1 } } },
-      { "tools", { tools = { WEATHER, WEATHER } } },
+      { "tools", { tools = { WEATHER, WEATHER, WEATHER } } },
+      { "tools[1].name", { tools = { WEATHER, WEATHER } } },
       { "tools[0].name", { tools = { { input_schema = {} } } } },
       { "tools[0].type", { tools = { { type = "web_search_20250305", name = "web_search" } } } },
       { "tool_choice.type", { tools = { WEATHER }, tool_choice = { type = "any" } } },

@@ -24,6 +24,8 @@ said.CALL = "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</paramet
 said.TEXTS = {
   ["failure 1: a call inside reasoning that is not closed"] = "I should call.\n" .. said.CALL,
   ["failure 8: typed arguments"] = "</think>\n" .. said.CALL,
+  ["failure 9: a list of objects as Python spells it"] = "</think>\n" .. said.call("weather",
+    { stops = "[{'name': 'Rome', 'open': True}, {'name': \"L'Aquila\", 'open': None}]" }),
   ["failure 10: text before and between calls"] =
     "x</think>\n\nFirst:\n" .. said.CALL .. "\n" .. said.CALL .. "\nDone.",
   ["failure 11: missing closing tags"] = "</think>\n<tool_call>\n<function=weather>\n"
@@ -32,8 +34,8 @@ said.TEXTS = {
     "</think>\n<tool_call>\n<function=weather>\n</function>\n</tool_call>",
   ["failure 24: characters of several tokens"] =
     "Ünïcödé 🙂🙃</think>\n\n日本語 🎉 тест",
-  ["a Hermes call"] = '</think>\n<tool_call>\n{"name": "weather", "arguments": {"city": "A"}}\n'
-    .. "</tool_call>",
+  ["failure 18: a Hermes call"] =
+    '</think>\n<tool_call>\n{"name": "weather", "arguments": {"city": "A"}}\n</tool_call>',
   ["what only looks like a call"] = "</think>\n\nUse <tool_call> and </think> and <b>bold</b>",
   ["broken off in a tag"] = "</think>\n\nabc <tool_",
   ["nothing"] = "",

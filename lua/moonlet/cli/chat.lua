@@ -43,9 +43,8 @@ end
 local COMMANDS <const> = "/reset starts over, /quit ends"
 
 -- A failure ends a conversation that is read from a file; at a terminal the user may go on.
-local function converse(model, session, args)
+local function converse(model, session, args, variables)
   local terminal = sys.isatty(0)
-  local variables = render.variables(args.sets)
   local options = generate.sampling(args)
   options.on_token = output.stream
   local function fresh()
@@ -79,6 +78,7 @@ local function converse(model, session, args)
 end
 
 function chat.run(args)
+  local variables = render.variables(args.sets)
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
   if not model.tokenizer or not model.template then
@@ -86,7 +86,7 @@ function chat.run(args)
   end
   local session <close>, why, kind = model:session { ctx = args.ctx, kv = args.kv }
   if not session then return nil, why, kind end
-  return converse(model, session, args)
+  return converse(model, session, args, variables)
 end
 
 return chat

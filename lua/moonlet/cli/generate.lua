@@ -81,7 +81,7 @@ function generate.define(parser)
   command:flag("--json", "print one JSON object instead of streaming text")
 end
 
-local function prompt_ids(model, args)
+local function prompt_ids(model, args, variables)
   if not args.chat then
     if args.prompt then return model:encode(args.prompt) end
     local text, message, code = output.read_file(args.file)
@@ -89,7 +89,6 @@ local function prompt_ids(model, args)
     return model:encode(text)
   end
   if not model.template then return nil, model.dir .. " has no chat template", "unsupported" end
-  local variables = render.variables(args.sets)
   if args.tools then
     local tools, message, code = render.read_list(args.tools, "tools")
     if not tools then return nil, message, code end
@@ -146,13 +145,14 @@ function generate.run(args)
   if not args.chat and (args.system or args.tools or #args.sets > 0) then
     output.misuse("--system, --tools and --set go with --chat")
   end
+  local variables = render.variables(args.sets)
   local model <close>, message, code = output.open_model(args)
   if not model then return nil, message, code end
   if not model.tokenizer then
     return nil, model.dir .. " has no tokenizer.json", "unsupported"
   end
   local ids
-  ids, message, code = prompt_ids(model, args)
+  ids, message, code = prompt_ids(model, args, variables)
   if not ids then return nil, message, code end
   if #ids == 0 then return nil, "the prompt is empty", "range" end
   local session <close>, why, kind = model:session { ctx = args.ctx, kv = args.kv }

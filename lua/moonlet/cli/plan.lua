@@ -33,7 +33,7 @@ end
 
 ---@return table options of the recipe
 function plan.options(args)
-  local options = render.variables(args.sets)
+  local options = render.assignments(args.sets)
   for _, name in ipairs { "bits", "group", "mxfp", "mode" } do
     if args[name] ~= nil and options[name] ~= nil then
       output.misuse(("give one of --%s and --set %s"):format(name, name))

@@ -16,15 +16,30 @@ function render.define(parser)
   command:flag("--json", "print one JSON object")
 end
 
+-- What templates compare with true and false: any other value would be taken for one of them.
+local FLAGS <const> = { enable_thinking = true, preserve_thinking = true }
+
 ---NAME=VALUE pairs into a table; values that parse as JSON are that, others are text.
-function render.variables(sets)
-  local variables = {}
+function render.assignments(sets)
+  local given = {}
   for _, set in ipairs(sets) do
     local name, value = set:match("^([%a_][%w_]*)=(.*)$")
     if not name then output.misuse(("--set %s: NAME=VALUE expected"):format(set)) end
     local decoded, message = json.decode(value)
     if message then decoded = value end
-    variables[name] = decoded
+    given[name] = decoded
+  end
+  return given
+end
+
+---The same as variables of a chat template.
+function render.variables(sets)
+  local variables = render.assignments(sets)
+  for name in pairs(FLAGS) do
+    local value = variables[name]
+    if value ~= nil and type(value) ~= "boolean" then
+      output.misuse(("--set %s: true or false expected"):format(name))
+    end
   end
   return variables
 end

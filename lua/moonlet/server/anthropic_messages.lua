@@ -86,7 +86,7 @@ function BLOCKS.redacted_thinking() end
 
 function BLOCKS.tool_use(block, talk)
   local name = block:string("name") or block:refuse("name", "a string expected")
-  talk:called(block:string("id"), name, block:get("input"))
+  talk:called(block:string("id"), name, block:object("input"))
 end
 
 function BLOCKS.tool_result(block, talk, _, deferred)
@@ -123,7 +123,7 @@ end
 
 -- Tools that a prompt begins with, those that results of searches will name, and all of them.
 local function read_tools(f, server)
-  local first, deferred, all = json.array {}, {}, json.array {}
+  local first, deferred, all, known = json.array {}, {}, json.array {}, {}
   for i, tool in ipairs(f:objects("tools", server.limits.tools) or {}) do
     local kind = tool:string("type") or "custom"
     if kind ~= "custom" then
@@ -131,6 +131,8 @@ local function read_tools(f, server)
         :format(kind))
     end
     local name = tool:string("name") or tool:refuse("name", "a string expected")
+    if known[name] then tool:refuse("name", ("there is a tool '%s' already"):format(name)) end
+    known[name] = true
     all[i] = conversation.tool(name, tool:string("description"), tool:object("input_schema"))
     if tool:boolean("defer_loading") then
       deferred[name] = all[i]
@@ -198,12 +200,12 @@ local function read(exchange)
   local reading = read_tool_choice(f)
   reading.tools = all
   reading.new_id = function() return generation.new_id("toolu_") end
-  -- `input` is an object, which a call that is cut off never was.
   local list = server.loop:gently(read_messages, f, server, deferred)
   -- The answer goes on with what the assistant is said to have begun with.
   local last = list[#list]
   local ending = last and last.role == "assistant" and "continue" or nil
   conversation.fill(wanted, server, list, variables, reading, ending)
+  -- `input` is an object, which a call that is cut off never was.
   reading.stream_arguments = reading.stream_arguments and r.stream
   r.wanted = wanted
   return r

@@ -66,6 +66,10 @@ local function read(exchange)
   local messages = f:list("messages", server.limits.messages)
   if not messages then f:refuse("messages", "a list expected") end
   local variables = chat.template_variables(f, server)
+  -- As OpenAI and vLLM have it; an empty list, which Pi sends with earlier calls, is one.
+  if f:get("tool_choice") == "auto" and not variables.tools then
+    f:refuse("tool_choice", "only with tools")
+  end
   local calls = conversation.read_tool_choice(f, variables.tools)
   conversation.refuse_unserved(f)
   local r = { model = generation.model_name(f, server) }
