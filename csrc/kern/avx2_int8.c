@@ -161,7 +161,7 @@ static weight_row take_apart(const num_matrix *w, int64_t row, void *scratch, in
     int64_t n = w->cols / INT8_BLOCK, n_blocks = int8_n_blocks(w->cols);
     uint8_t *codes = (uint8_t *)scratch + r * n_blocks * (INT8_BLOCK + 8);
     float *scales = (float *)(void *)(codes + n_blocks * INT8_BLOCK), *second = scales + n_blocks;
-    kern_prefetch_all(w->codes + row * w->row_bytes + KERN_PREFETCH, w->row_bytes);
+    kern_prefetch_all(w->codes, row * w->row_bytes + KERN_PREFETCH, w->row_bytes);
     memset(scales, 0, (size_t)n_blocks * 2 * sizeof *scales);
     write_scales(w, row, scales, second);
     if (w->bits == 8 && n == n_blocks)

@@ -216,7 +216,7 @@ V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, con
         EACH_ROW
         {
             const uint8_t *p = rows->codes[r] + at;
-            if (bits < 4) kern_prefetch(p + rows->in_row);
+            if (bits < 4) kern_prefetch(kern_address(p, rows->in_row));
             if (bits >= 4)
                 for (int k = r * bits / QUAD; k < (r + 1) * bits / QUAD; k++)
                     kern_ask(&rows->ahead, bits < 8 ? 2 : KERN_ASKS, QUAD * at + 64 * k);
@@ -229,7 +229,7 @@ V16_FN void gemv_strip(num_mode mode, int bits, int n_tokens, const gemv *v, con
 
 V16_FN void prefetch_numbers(const number_source *s, int64_t row)
 {
-    kern_prefetch_all(s->data + row * s->row_bytes, QUAD * s->row_bytes);
+    kern_prefetch_all(s->data, row * s->row_bytes, QUAD * s->row_bytes);
 }
 
 /* Four rows against n_tokens rows of x. The lanes of a sum are the parts of int8.h. */

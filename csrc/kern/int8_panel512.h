@@ -239,8 +239,7 @@ V16_FN void add_parts(int n_tokens, panel_sums part[INT8_PARTS], int64_t n_rows,
  * from memory faster than it gives them, products leave it idle. A tile's block b asks for `step`
  * bytes from `at + b * step` on, but for nothing from `end` on. */
 typedef struct soon {
-    const uint8_t *at, *end;
-    int64_t step;
+    uintptr_t at, end, step; /* addresses, see kern_ahead */
 } soon;
 
 /* The tiles that ask: the last ones, as many tokens push out of the cache what comes too early. */
@@ -248,7 +247,8 @@ enum { SOON_TILES = 8 };
 
 V16_FN void ask(const soon *s, int64_t b)
 {
-    const uint8_t *at = s->at + b * s->step, *end = at + s->step < s->end ? at + s->step : s->end;
+    uintptr_t at = s->at + (uintptr_t)b * s->step;
+    uintptr_t end = at + s->step < s->end ? at + s->step : s->end;
     for (; at < end; at += 64) kern_prefetch(at);
 }
 
@@ -258,10 +258,11 @@ V16_FN soon soon_at(const num_matrix *w, int64_t row, int64_t i, int64_t n_tiles
     int64_t n_bytes = least(INT8_PANEL_ROWS, w->rows - row) * w->row_bytes;
     int64_t n_asking = least(n_tiles, SOON_TILES), n_blocks = w->cols / INT8_BLOCK;
     int64_t asked = i - (n_tiles - n_asking), lines = n_asking * n_blocks * 64;
-    const uint8_t *codes = w->codes + row * w->row_bytes;
+    uintptr_t codes = kern_address(w->codes, row * w->row_bytes);
     if (asked < 0) return (soon){codes, codes, 0};
     int64_t step = (n_bytes + lines - 1) / lines * 64;
-    return (soon){codes + asked * n_blocks * step, codes + n_bytes, step};
+    return (soon){codes + (uintptr_t)(asked * n_blocks * step), codes + (uintptr_t)n_bytes,
+                  (uintptr_t)step};
 }
 
 /* Its scales and biases, which are few. */
@@ -269,10 +270,10 @@ V16_FN void ask_numbers(const num_matrix *w, int64_t row)
 {
     int64_t n = least(INT8_PANEL_ROWS, w->rows - row);
     number_source s = scales_of(w->mode, w);
-    kern_prefetch_all(s.data + row * s.row_bytes, n * s.row_bytes);
+    kern_prefetch_all(s.data, row * s.row_bytes, n * s.row_bytes);
     if (w->mode != NUM_AFFINE) return;
     s = biases_of(w);
-    kern_prefetch_all(s.data + row * s.row_bytes, n * s.row_bytes);
+    kern_prefetch_all(s.data, row * s.row_bytes, n * s.row_bytes);
 }
 
 /* ---- tiles ---------------------------------------------------------------------------------- */

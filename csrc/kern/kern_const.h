@@ -37,7 +37,14 @@ typedef struct kern_ahead {
     const uint8_t *from[KERN_ASKS];
 } kern_ahead;
 
-/* For n_rows rows from `row` on: nothing behind the end of the matrix, as what follows it in the
+/* What is asked for is an address and no pointer: it may lie behind the end of a matrix, where C
+ * makes none, and asking touches nothing. */
+static inline uintptr_t kern_address(const uint8_t *p, int64_t offset)
+{
+    return (uintptr_t)p + (uintptr_t)offset;
+}
+
+/* For n_rows rows from `row` on: little behind the end of the matrix, as what follows it in the
  * file is seldom what is read next. */
 static inline kern_ahead kern_look_ahead(const num_matrix *w, int64_t row, int n_rows)
 {
@@ -51,21 +58,22 @@ static inline kern_ahead kern_look_ahead(const num_matrix *w, int64_t row, int n
     return out;
 }
 
-static inline void kern_prefetch(const uint8_t *p)
+static inline void kern_prefetch(uintptr_t address)
 {
-    __builtin_prefetch(p, 0, 2);
+    __builtin_prefetch((const void *)address, 0, 2);
 }
 
 /* Asks n_asks <= KERN_ASKS times, a constant, for line `at` of what the rows hold in the order of
  * memory. */
 static inline void kern_ask(const kern_ahead *ahead, int n_asks, int64_t at)
 {
-    for (int i = 0; i < n_asks; i++) kern_prefetch(ahead->from[i] + at);
+    for (int i = 0; i < n_asks; i++) kern_prefetch(kern_address(ahead->from[i], at));
 }
 
-static inline void kern_prefetch_all(const uint8_t *p, int64_t n)
+/* n bytes, `offset` behind p. */
+static inline void kern_prefetch_all(const uint8_t *p, int64_t offset, int64_t n)
 {
-    for (int64_t i = 0; i < n; i += 64) kern_prefetch(p + i);
+    for (int64_t i = 0; i < n; i += 64) kern_prefetch(kern_address(p, offset + i));
 }
 
 /* x[i] = exp(x[i] - top), 0 for -inf; returns their sum: the scalar one, for softmax and both kinds

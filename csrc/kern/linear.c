@@ -186,8 +186,8 @@ static const kern_job *job_of(const work *p, int64_t item, int is_row)
 static void prefetch_start(const num_matrix *w)
 {
     int64_t rows = KERN_PREFETCH / (w->row_bytes + 1) + 1, n = rows < w->rows ? rows : w->rows;
-    kern_prefetch_all(w->codes, n * w->row_bytes);
-    if (w->scales && w->group) kern_prefetch_all(w->scales, n * (w->cols / w->group));
+    kern_prefetch_all(w->codes, 0, n * w->row_bytes);
+    if (w->scales && w->group) kern_prefetch_all(w->scales, 0, n * (w->cols / w->group));
 }
 
 /* Items are the blocks of all jobs, one job after the other. */

@@ -39,7 +39,7 @@ typedef struct num_matrix {
     num_mode mode;
     num_dtype scale_dtype, bias_dtype; /* affine and fp8; the other modes imply U8 */
     int bits;                          /* per code: 1..8, 16 or 32 */
-    int64_t rows, cols;
+    int64_t rows, cols;                /* 1 or more: whoever makes a matrix sees to it */
     int64_t group;         /* columns that share a scale; divides cols, except fp8's last tile */
     int64_t tile_rows;     /* fp8: rows that share a scale; 1 elsewhere */
     const uint8_t *codes;  /* [rows][row_bytes] */

@@ -168,6 +168,22 @@ describe("config", function()
       end)
     end
 
+    -- Kernels divide by them.
+    it("matrices without rows or columns", function()
+      local dense = { model_type = '"qwen3_5_text"', intermediate_size = "64" }
+      assert(read(dense))
+      for _, key in ipairs { "vocab_size", "hidden_size", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "linear_num_key_heads", "linear_num_value_heads",
+        "linear_key_head_dim", "linear_value_head_dim", "intermediate_size", "num_experts",
+        "moe_intermediate_size", "shared_expert_intermediate_size" } do
+        local changes = { [key] = "0" }
+        if key == "intermediate_size" then changes.model_type = dense.model_type end
+        local c, message, code = read(changes)
+        assert.same({ nil, "range" }, { c, code }, key)
+        assert.matches(key, message, 1, true)
+      end
+    end)
+
     it("nothing at the limits, where the number of weights still fits an integer", function()
       local c = assert(read { hidden_size = "262144", num_hidden_layers = "4096",
         num_experts = "4096", moe_intermediate_size = "262144" })
