@@ -72,6 +72,30 @@ describe("sched", function()
     assert.matches("^broken\nstack traceback", results.text)
   end)
 
+  it("goes on gently behind a wait that is refused", function()
+    local turns, is_done, at_end = 0, false, nil
+    loop.turn_seconds = 0
+    loop:spawn(function()
+      loop:gently(function()
+        assert.is_false((pcall(loop.sleep, loop, "x")))
+        assert.is_false((pcall(loop.ready, loop, -1)))
+        local before = turns
+        for _ = 1, 10000 do select("#") end
+        at_end = turns - before
+      end)
+      is_done = true
+    end)
+    loop:spawn(function()
+      while not is_done do
+        turns = turns + 1
+        loop:sleep(0)
+      end
+      loop:stop()
+    end)
+    assert(loop:run())
+    assert.is_true(at_end > 10, tostring(at_end))
+  end)
+
   -- A coroutine that computes gently gives way every so many instructions (TURN_STEP in
   -- csrc/lua/lturn.c). With each number of them before it, what it then calls gives way at each of
   -- its own, if it does. Turns are counted: no case waits for a time, also one that goes wrong.

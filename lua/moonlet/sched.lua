@@ -103,15 +103,20 @@ local function resume(self, thread, ...)
   self.on_error(text)
 end
 
-local function go_on(gives_way, ...)
-  if gives_way then core.give_way(true) end
-  return ...
+local GENTLE <const> = setmetatable({}, { __close = function() core.give_way(true) end })
+
+---fn as what runs in one piece between its waits, also in a coroutine that computes gently: for
+---what changes things that coroutines share, or looks at them and then waits.
+---@param fn function
+---@return function
+function sched.in_one_piece(fn)
+  return function(...)
+    local _ <close> = core.give_way(false) and GENTLE or nil
+    return fn(...)
+  end
 end
 
--- fn, which changes what coroutines share, in one piece, also in one that computes gently.
-local function in_one_piece(fn)
-  return function(...) return go_on(core.give_way(false), fn(...)) end
-end
+local in_one_piece <const> = sched.in_one_piece
 
 ---Runs fn(...) as a coroutine, from the next turn of the loop on.
 ---@param fn function

@@ -58,6 +58,40 @@ describe("the server's encoder", function()
     assert.same({ { "too many long texts wait; try again", "busy" } }, refused)
   end)
 
+  it("serves those who compute gently, at whatever instruction they give way", function()
+    local text, n_at_once, most = ("x"):rep(1 << 15), 0, 0
+    local encoding = setmetatable({ fd = function() end, result = function() return "ids" end },
+      { __close = function() end })
+    local texts = { tokenizer = { start = function() return encoding end } }
+    local turns = { signal = function() return loop:signal() end, ready = function()
+      n_at_once = n_at_once + 1
+      most = math.max(most, n_at_once)
+      coroutine.yield() -- others have one turn meanwhile
+      n_at_once = n_at_once - 1
+    end }
+    loop.turn_seconds = 0
+    for n_steps = 0, 260 do
+      local encode, n_open, n_rounds = encoder.new(texts, turns), 3, 0
+      local function one(i)
+        for _ = 1, i * n_steps do end -- luacheck: ignore 542
+        local ids = encode(text)
+        assert.equal("ids", ids)
+        n_open = n_open - 1
+      end
+      for i = 0, 2 do loop:spawn(loop.gently, loop, one, math.min(i, 1)) end
+      loop:spawn(function()
+        while n_open > 0 and n_rounds < 100 do
+          loop:sleep(0)
+          n_rounds = n_rounds + 1
+        end
+        loop:stop()
+      end)
+      assert(loop:run())
+      assert.equal(0, n_open, n_steps) -- nobody waits for nobody
+    end
+    assert.equal(1, most)
+  end)
+
   it("gives way between many short texts", function()
     local encode, turns, is_done = encoder.new(model, loop), 0, false
     loop:spawn(function()

@@ -1,6 +1,8 @@
 --- Texts to token ids, without keeping other requests waiting: long ones in the background, one at
 --- a time; after many short ones others have their turn.
 
+local sched = require "moonlet.sched"
+
 local encoder = {}
 
 local LONG <const> = 1 << 15 -- bytes; shorter ones take less than a millisecond or two
@@ -12,7 +14,7 @@ local MAX_WAITING <const> = 64 -- long texts; their requests are in no queue yet
 ---  coroutines of the loop; `plain` as in moonlet.EncodeOptions
 function encoder.new(model, loop)
   local is_busy, n_waiting, n_short, free = false, 0, 0, loop:signal()
-  return function(text, plain)
+  return sched.in_one_piece(function(text, plain)
     local options = { packed = true, plain = plain }
     if #text < LONG then
       n_short = n_short + #text
@@ -35,7 +37,7 @@ function encoder.new(model, loop)
     if not ok then error(problem, 0) end
     if not encoding then return nil, message, code end
     return encoding:result()
-  end
+  end)
 end
 
 return encoder
