@@ -314,6 +314,46 @@ describe("engine", function()
     end, { sessions = 2 })
   end)
 
+  -- A model whose batches do not begin before somebody else has had a turn: what is cancelled then
+  -- is cancelled in time.
+  local function patient()
+    local function start(_, parts)
+      local is_cut = false
+      local function cut() is_cut = true end
+      return { is_done = function() return true end, cancel = cut, close = cut,
+        result = function()
+          if is_cut then return nil, "cut", "cancelled" end
+          return model:eval(parts)
+        end }
+    end
+    return setmetatable({ start = start }, { __index = model })
+  end
+
+  it("lets those who stay get on, however many leave", function()
+    local long, options = {}, { max_tokens = 400, temperature = 0, stop_ids = {} }
+    for i = 1, 900 do long[i] = i % 300 end
+    run(function(e)
+      e.model = patient()
+      local stays = assert(e:submit { ids = prompt(QUESTIONS[6]), options = options })
+      assert(stays:next())
+      local leaves = assert(e:submit { ids = long, options = options })
+      local n_before, n_cut = e.stats.generated_tokens, 0
+      for _ = 1, 40 do
+        local next_one = assert(e:submit { ids = long, options = options })
+        while not leaves.in_job do loop:sleep(0) end
+        local position = leaves.position
+        leaves:cancel()
+        while not leaves.finish_reason do loop:sleep(0) end
+        if leaves.position == position then n_cut = n_cut + 1 end
+        leaves = next_one
+      end
+      assert.is_true(n_cut >= 10, tostring(n_cut))
+      assert.is_true(e.stats.generated_tokens - n_before >= 10)
+      stays:cancel()
+      leaves:cancel()
+    end, { sessions = 3 })
+  end)
+
   it("lets a short prompt not wait for the end of a long one", function()
     run(function(e)
       local long, short = {}, {}

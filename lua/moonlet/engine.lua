@@ -172,11 +172,26 @@ local function remove(list, item)
   end
 end
 
+-- Whether somebody who still waits would lose what the batch has done for him.
+local function is_shared(self)
+  for _, ticket in ipairs(self.active) do
+    if ticket.in_job and not ticket.cancelled then return true end
+  end
+  return false
+end
+
+-- A batch with a piece of a prompt takes long; a decode step does not. Those who share batches
+-- with many that leave would never get on: behind one that was cut the next runs to its end.
+local function is_worth_cutting(self, ticket)
+  return self.job and ticket.in_job and not ticket.generation
+    and not (self.was_cut and is_shared(self))
+end
+
 function Engine:on_cancel(ticket)
   if remove(self.waiting, ticket) then
     end_ticket(ticket, "cancelled")
-  elseif self.job and ticket.in_job and not ticket.generation then
-    self.job:cancel() -- a batch with a piece of a prompt takes long; a decode step does not
+  elseif is_worth_cutting(self, ticket) then
+    self.job:cancel()
   end
   self.work:notify()
 end
@@ -337,7 +352,7 @@ local function evaluate(self, parts, tickets)
   if job:is_done() then self.loop:sleep(0) else self.loop:ready(job:fd()) end
   local ok
   ok, message, code = job:result()
-  self.job = nil
+  self.job, self.was_cut = nil, code == "cancelled" and is_shared(self)
   for _, ticket in ipairs(tickets) do ticket.in_job = false end
   self.stats.batches = self.stats.batches + 1
   return ok, message, code
