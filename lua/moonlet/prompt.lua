@@ -35,7 +35,7 @@ Prompts.__index = Prompts
 ---@field list moonlet.Ids  all of them
 ---@field text string
 ---@field keep_at integer[]  numbers of tokens, rising, where other prompts may differ: after them
----  messages begin, or thoughts that a template may drop
+---  messages begin, or first thoughts, which templates drop later
 ---@field reasoning boolean  the generation prompt has opened a think block
 ---@field tail string  of the generation prompt, behind the line that names the role
 ---@field tail_ids integer[]
@@ -477,8 +477,12 @@ function Prompts:make(messages, variables, ending, most)
   tail_ids, message, code = self.encode(tail_text, ranges)
   if not tail_ids then return nil, message, code end
   -- When a new question comes, templates drop the thoughts since the one before, and the prompt
-  -- parts from this one where the first of them begin.
-  if made.thinks_first then starts[#starts + 1] = #ids - #tail_ids end
+  -- parts from this one where the first of them begin: there the state has to be kept, and not also
+  -- in front of the line that names the role.
+  if made.thinks_first then
+    table.remove(starts)
+    starts[#starts + 1] = #ids - #tail_ids
+  end
   return { n = #ids, ids = #ids <= (most or #ids) and ids:slice() or nil, list = ids, text = text,
     tools = made.tools, tail = tail_text, tail_ids = tail_ids:slice(), said = made.said,
     reasoning = made.reasoning, keep_at = starts }
