@@ -63,6 +63,16 @@ V16_FN uint32_t largest_of_row(int is_f16, const char *row, int64_t n)
     return v16_top_bits(largest);
 }
 
+/* What a block reads next is fetched while it computes, half of a block's keys or values in each of
+ * four passes: more at once than memory can bring is forgotten. This is for the heads that Qwen
+ * has, 256 wide and in f16: `at` of KERN_BLOCK columns along, dim bytes for each, in one half of
+ * the pages; NULL for other heads and where no page is. */
+V16_FN const char *soon_at(int is_f16, int64_t dim, const void *const *pages, int half, int64_t at)
+{
+    const char *page = pages[(half * KERN_BLOCK + at) / (2 * KERN_PAGE)];
+    return is_f16 && dim == KERN_BLOCK && page ? page + at % (2 * KERN_PAGE) * dim : NULL;
+}
+
 /* Part g of 16 keys of a page, from column `at` on. For each step some bytes at `soon` are fetched.
  */
 V16_FN void prepare_part(int is_f16, int64_t dim, const void *page, int64_t at, int64_t g,
@@ -85,18 +95,18 @@ V16_FN void prepare_part(int is_f16, int64_t dim, const void *page, int64_t at, 
     }
 }
 
-/* While a page of keys is converted, the first half of its values is fetched. */
+/* Meanwhile the first half of the values is fetched. */
 V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t n_parts = int_attn_width(dim) / INT_ATTN_PART;
     for (int64_t j = 0; j < kv->n; j += KERN_LANES) {
         const void *page = kv->keys[j / KERN_PAGE];
-        const char *soon = (const char *)kv->values[j / KERN_PAGE] + j % KERN_PAGE * dim;
+        const char *soon = soon_at(is_f16, dim, kv->values, 0, j);
         char *codes = (char *)to.keys + j / INT_COLUMNS * n_parts * INT_PART_STEPS * INT_STEP +
                       j % INT_COLUMNS / KERN_LANES * 64;
         for (int64_t g = 0; g < n_parts; g++, codes += INT_PART_STEPS * INT_STEP)
             prepare_part(is_f16, dim, page, j % KERN_PAGE, g, to.key_scale + g * KERN_BLOCK + j,
-                         codes, is_f16 && dim == 256 ? soon + g * INT_ATTN_PART * 16 : NULL);
+                         codes, soon ? soon + g * INT_ATTN_PART * 16 : NULL);
     }
 }
 
@@ -108,8 +118,8 @@ V16_FN float value_scale(int is_f16, int64_t dim, const void *row, v16 *inverse)
     return scale;
 }
 
-/* Two positions at a time; what is behind the last one counts as zeros. While the first half of a
- * page is converted, the second is fetched. */
+/* Two positions at a time; what is behind the last one counts as zeros. With those of the first
+ * half the second is fetched. */
 V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t row_bytes = dim * (is_f16 ? 2 : 4);
@@ -117,7 +127,7 @@ V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block
     for (int64_t j = 0; j < kv->n; j += 2) {
         const char *even = (const char *)kv->values[j / KERN_PAGE] + j % KERN_PAGE * row_bytes;
         const char *odd = j + 1 < kv->n ? even + row_bytes : even;
-        int fetch = is_f16 && dim == 256 && j % KERN_PAGE < KERN_PAGE / 2;
+        const char *soon = j < KERN_BLOCK / 2 ? soon_at(is_f16, dim, kv->values, 1, 2 * j) : NULL;
         char *codes = (char *)to.values + j / 2 * INT_STEP;
         v16 inverse[2] = {v16_zero(), v16_zero()};
         to.value_scale[j] = value_scale(is_f16, dim, even, &inverse[0]);
@@ -127,7 +137,7 @@ V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block
             v16 b = v16_fma(load_stored(odd, is_f16, i, dim - i), inverse[1], round);
             char *at = codes + i / INT_COLUMNS * (KERN_BLOCK / 2) * INT_STEP +
                        i % INT_COLUMNS / KERN_LANES * 64;
-            if (fetch) _mm_prefetch(even + KERN_PAGE / 2 * row_bytes + i * 4, _MM_HINT_T1);
+            if (soon) _mm_prefetch(soon + i * 4, _MM_HINT_T1);
             v16i_store(at, v16_join_pair(a, b));
         }
     }
@@ -159,16 +169,18 @@ V16_FN v16i int_pair(const char *p)
     return v16i_set1(i);
 }
 
-/* sum += a b for n_q rows of a, lda bytes apart; is_keys and n_q are constants. Each step fetches
- * as many bytes at `soon` as it reads. */
+/* sum += a b for n_q rows of a, lda bytes apart; is_keys and n_q are constants. The steps fetch
+ * INT_COLUMNS * KERN_BLOCK bytes from `soon` on. */
 V16_FN void int_mix(int is_keys, int n_q, const char *a, int64_t lda, const char *b,
                     int64_t n_steps, const char *soon, v16i sum[V16_MIX_ROWS][V16_MIX_COLS])
 {
     enum { n_cols = V16_MIX_COLS };
+    const int64_t n_fetched = INT_COLUMNS * (is_keys ? V16_KEY_DIMS : 2);
     for (int64_t k = 0; k < n_steps; k++, a += 4, b += INT_STEP) {
         v16i x[V16_MIX_COLS];
         EACH_COLUMN x[c] = v16i_load(b + c * 64);
-        if (soon) EACH_COLUMN _mm_prefetch(soon + k * INT_STEP + c * 64, _MM_HINT_T1);
+        for (int64_t i = 0; soon && i < n_fetched; i += 64)
+            _mm_prefetch(soon + k * n_fetched + i, _MM_HINT_T1);
         EACH_QUERY
         {
             v16i w = int_pair(a + m * lda);
@@ -180,7 +192,7 @@ V16_FN void int_mix(int is_keys, int n_q, const char *a, int64_t lda, const char
 
 /* Scores of n_q queries, ldq bytes apart, for the INT_COLUMNS keys from column `at` on. */
 V16_FN void int_scores(int n_q, int64_t dim, const int_block *b, int64_t at, const char *queries,
-                       int64_t ldq, float *scores)
+                       int64_t ldq, const char *soon, float *scores)
 {
     enum { n_cols = V16_MIX_COLS };
     int64_t n_parts = int_attn_width(dim) / INT_ATTN_PART;
@@ -194,7 +206,7 @@ V16_FN void int_scores(int n_q, int64_t dim, const int_block *b, int64_t at, con
         EACH_QUERY EACH_COLUMN sum[m][c] =
             V16_KEY_OFFSET ? int_pair((const char *)(q.offset + g) + m * ldq) : v16i_set1(0);
         int_mix(1, n_q, a + g * INT_PART_STEPS * 4, ldq, keys + g * INT_PART_STEPS * INT_STEP,
-                INT_PART_STEPS, NULL, sum);
+                INT_PART_STEPS, soon ? soon + g * INT_ATTN_PART * INT_COLUMNS : NULL, sum);
         EACH_COLUMN k_scale[c] = v16_load(b->key_scale + g * KERN_BLOCK + at + c * KERN_LANES);
         EACH_QUERY
         {
@@ -269,7 +281,10 @@ V16_FN void int_attend_pages(int64_t dim, const kern_kv *kv, int_block b, const 
 {
     int64_t n = kv->n, ldq = kern_attn_query_bytes(dim);
     for (int64_t at = 0; at < n; at += INT_COLUMNS) {
-#define SCORES(rows) int_scores(rows, dim, &b, at, queries + m * ldq, ldq, scores + m * KERN_BLOCK)
+        const char *soon = soon_at(kv->is_f16, dim, kv->next, 0, at);
+#define SCORES(rows)                                                                               \
+    int_scores(rows, dim, &b, at, queries + m * ldq, ldq, m == 0 ? soon : NULL,                    \
+               scores + m * KERN_BLOCK)
         ALL_BLOCKS(SCORES)
 #undef SCORES
     }
@@ -279,9 +294,7 @@ V16_FN void int_attend_pages(int64_t dim, const kern_kv *kv, int_block b, const 
         int_weigh(s, b.value_scale, n);
     }
     for (int64_t at = 0; at < dim; at += INT_COLUMNS) {
-        const char *soon = NULL;
-        if (kv->is_f16 && dim == 256)
-            soon = (const char *)kv->next[at / KERN_PAGE] + at % KERN_PAGE * KERN_BLOCK * 2;
+        const char *soon = soon_at(kv->is_f16, dim, kv->next, 1, at);
 #define VALUES(rows)                                                                               \
     int_values(rows, dim, &b, n, at, scores + m * KERN_BLOCK, m == 0 ? soon : NULL,                \
                found->out + m * dim)

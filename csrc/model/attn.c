@@ -402,7 +402,7 @@ static void attend(attn_loop *l)
         pool_for(threads, l->n_runs * c->n_kv_heads, 1, attend_runs, l);
         return;
     }
-    pool_for(threads, l->n_items, l->n_items / wanted, find_blocks, l);
+    pool_for(threads, l->n_items, 1, find_blocks, l); /* a block takes some 20 us */
     pool_for(threads, l->n * c->n_heads, 4, merge_blocks, l);
 }
 
