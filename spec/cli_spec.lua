@@ -577,4 +577,25 @@ describe("success exits with 0", function()
     assert.equal("", read(dir .. "/err"))
     assert.matches("Paris.*/quit ends\n.*Rome[^\n]*\n$", read(dir .. "/out"))
   end)
+
+  it("chat reads nothing of a conversation twice", function()
+    write("talk", "What is the capital of France?\nAnd of Italy?\nAnd of Spain?\n")
+    write("count.lua", [[
+      local Session = require "moonlet.session"
+      local sync = Session.sync
+      function Session.sync(self, ids, ...)
+        local held = self:ids()
+        local n = 0
+        while n < #held and held[n + 1] == ids[n + 1] do n = n + 1 end
+        local reused, evaluated = sync(self, ids, ...)
+        io.stderr:write(n - reused, " ")
+        return reused, evaluated
+      end]])
+    for _, set in ipairs { "enable_thinking=false", "enable_thinking=true" } do
+      os.execute(("%sLUA_PATH='lua/?.lua;;' lua5.4 -e 'dofile \"%s/count.lua\"' bin/moonlet chat "
+        .. "--temp 0 -n 60 --set %s <%s/talk >%s/out 2>%s/err"):format(LUA_PATHS, dir, set, dir,
+        dir, dir))
+      assert.equal("0 0 0 ", read(dir .. "/err"))
+    end
+  end)
 end)

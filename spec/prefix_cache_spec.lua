@@ -65,6 +65,24 @@ describe("prefix cache", function()
     assert.equal(0, cache.n)                                -- there is no room
   end)
 
+  it("lets sessions go on from what any of them has read, to the bit", function()
+    local cache <close> = prefix_cache.open(model, 8 * STATE)
+    local opts = { cache = cache, keep_at = { 30, 60 } }
+    local one, other = ids_of(7, 100), ids_of(7, 70)
+    for i = 61, 70 do other[i] = 5 end
+    assert.same({ 0, 100 }, { session:sync(one, opts) })
+    assert.same({ 60, 10 }, { probe:sync(other, opts) })
+    local ids, logits = probe:logits():topk(20)
+    probe:reset()
+    assert.same({ 0, 70 }, { probe:sync(other) })
+    assert.same({ ids, logits }, { probe:logits():topk(20) })
+    assert(session:step(7))
+    assert.same({ 70, 0 }, { session:sync(other, opts) })
+    assert.same({ ids, logits }, { session:logits():topk(20) })
+    one[101] = 7 -- what the session held has been kept
+    assert.same({ 101, 0 }, { session:sync(one, opts) })
+  end)
+
   it("leaves a session alone that holds as much", function()
     local long = ids_of(7, 120)
     local cache <close> = prefix_cache.open(model, 4 * STATE)

@@ -18,8 +18,6 @@ local BATCH <const> = 256      -- tokens that one evaluation takes
 local ALONE <const> = 512      -- while nobody else is there: the most that core takes
 local SHARED <const> = 64      -- of a prompt, while others wait for their next token
 local SCORED <const> = 16      -- of a text, likewise: its tokens pass lm_head, so many at a time
-local INTERVAL <const> = 1024  -- a prompt's state is kept at least this often
-local NEAR <const> = 2         -- tokens behind a state that is kept, another one is not worth it
 
 local KNOWN <const> = { sessions = "integer", ctx = "integer", kv = "string", queue = "integer",
   cache_bytes = "integer", session = "table" }
@@ -198,24 +196,6 @@ end
 
 -- ---- sequences ---------------------------------------------------------------------------------
 
--- Positions of a prompt after which the state is kept: those asked for, regular ones, and its end,
--- so that the same prompt again has logits to sample from. Each of them ends a batch, and a short
--- batch takes as long as reading the weights does: too long for the two tokens with which templates
--- close an answer whose end is kept.
-local function keep_points(ticket)
-  local wanted, points = {}, {}
-  for _, n in ipairs(ticket.keep_at) do
-    if n > ticket.position + NEAR then wanted[n] = true end
-  end
-  for n = INTERVAL, #ticket.ids - 1, INTERVAL do wanted[n] = true end
-  wanted[#ticket.ids] = true
-  for n in pairs(wanted) do
-    if n > ticket.position and n <= #ticket.ids then points[#points + 1] = n end
-  end
-  table.sort(points)
-  return points
-end
-
 local function n_common(a, b)
   local n = 0
   while n < #b and a[n + 1] == b[n + 1] do n = n + 1 end
@@ -247,7 +227,7 @@ local function admit(self)
       ticket.position, ticket.points = 0, { #ticket.ids }
     else
       ticket.position = self.cache:restore(session, ticket.ids, n_held)
-      ticket.points = keep_points(ticket)
+      ticket.points = prefix_cache.points(#ticket.ids, ticket.position, ticket.keep_at)
     end
     ticket.reused = ticket.position
     self.stats.prompt_tokens = self.stats.prompt_tokens + #ticket.ids

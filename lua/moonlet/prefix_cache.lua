@@ -28,6 +28,29 @@ function prefix_cache.open(model, budget)
 end
 
 local ID_BYTES <const> = 16 + 4 -- in a table of Lua, and in the snapshot
+local INTERVAL <const> = 1024   -- a prompt's state is kept at least this often
+local NEAR <const> = 2          -- tokens behind a state that is kept, another one is not worth it
+
+---Positions of a prompt after which the state is worth keeping: those asked for, regular ones, and
+---its end, so that the same prompt again has logits to sample from. Each of them ends a batch, and
+---a short batch takes as long as reading the weights does: too long for the two tokens with which
+---templates close an answer whose end is kept.
+---@param n_ids integer that the prompt has
+---@param position integer up to which it needs no evaluation
+---@param keep_at integer[]
+---@return integer[] points rising, behind the position
+function prefix_cache.points(n_ids, position, keep_at)
+  local wanted, points = { [n_ids] = true }, {}
+  for _, n in ipairs(keep_at) do
+    if n > position + NEAR then wanted[n] = true end
+  end
+  for n = INTERVAL, n_ids - 1, INTERVAL do wanted[n] = true end
+  for n in pairs(wanted) do
+    if n > position and n <= n_ids then points[#points + 1] = n end
+  end
+  table.sort(points)
+  return points
+end
 
 -- hashes[i] is of ids[1..i]; 64-bit arithmetic wraps, which is what a hash wants.
 local function hashes_of(ids, n)

@@ -1,6 +1,9 @@
 --- A session: one mutable timeline of tokens on a model.
 local generate = require "moonlet.generate"
 local options = require "moonlet.options"
+local prefix_cache = require "moonlet.prefix_cache"
+
+local SYNC <const> = { cache = "table", keep_at = "table" }
 
 ---@class moonlet.Session
 ---@field model moonlet.Model
@@ -25,21 +28,44 @@ local function check_table(value, what)
   if type(value) ~= "table" then options.misuse(what .. " expected, got " .. type(value)) end
 end
 
+-- Reads a prompt from a position on, keeping the states that others may go on from.
+local function read(self, ids, from, o)
+  for _, to in ipairs(prefix_cache.points(#ids, from, o.keep_at or {})) do
+    local ok, message, code = self.core:eval(table.move(ids, from + 1, to, 1, {}))
+    if not ok then return nil, message, code end
+    ok, message, code = o.cache:put(self, ids, to)
+    if ok == nil then return nil, message, code end
+    from = to
+  end
+  return true
+end
+
 ---Makes ids the whole content of the session and evaluates only what is new. A recurrent state
----cannot be cut back, so everything is evaluated again unless ids begin with all past tokens.
----Ids that do not fit leave the session as it was.
----@param ids integer[]
+---cannot be cut back, so the session goes on from all that it holds, or from the last state in the
+---cache that ids run through, or from the beginning. Ids that do not fit leave it as it was.
+---@param ids integer[] with a cache borrowed, must not change
+---@param opts? { cache: moonlet.PrefixCache?, keep_at: integer[]? } where states are kept, also of
+---  what the session held; after how many ids, besides regular ones and the end
 ---@return integer? reused, integer|string evaluated, string? code
-function Session:sync(ids)
+function Session:sync(ids, opts)
   check_table(ids, "list of token ids")
+  local o = options.check(opts, SYNC)
+  local ok
   local reused, message, code = self.core:reusable(ids)
   if not reused then return nil, message, code end
-  if reused == 0 then self.core:reset() end
-  local suffix = reused == 0 and ids or table.move(ids, reused + 1, #ids, 1, {})
-  local ok
-  ok, message, code = self.core:eval(suffix)
+  if o.cache then
+    if reused == 0 and self:n_past() > 0 then
+      ok, message, code = o.cache:put(self, self:ids())
+      if ok == nil then return nil, message, code end
+    end
+    reused = o.cache:restore(self, ids, reused)
+    ok, message, code = read(self, ids, reused, o)
+  else
+    if reused == 0 then self.core:reset() end
+    ok, message, code = self.core:eval(table.move(ids, reused + 1, #ids, 1, {}))
+  end
   if not ok then return nil, message, code end
-  return reused, #suffix
+  return reused, #ids - reused
 end
 
 ---Appends one token.

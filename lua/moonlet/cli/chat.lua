@@ -2,10 +2,15 @@
 local generate = require "moonlet.cli.generate"
 local json = require "moonlet.json"
 local output = require "moonlet.cli.output"
+local prefix_cache = require "moonlet.prefix_cache"
+local prompt = require "moonlet.prompt"
 local render = require "moonlet.cli.render"
 local sys = require "moonlet.sys"
+local turn = require "moonlet.turn"
 
 local chat = {}
+
+local CACHE_BYTES <const> = 1 << 30 -- for states to go on from
 
 function chat.define(parser)
   local command = parser:command("chat", "Talk to a model.")
@@ -24,31 +29,33 @@ local function read_line(terminal)
   return sys.wait_input(0) and io.read("l") or nil
 end
 
--- One answer to the conversation so far.
-local function answer(model, session, messages, variables, options)
-  local text, message, code = model:render(messages, variables)
-  if not text then return nil, message, code end
-  local ids, reused, result
-  ids, message, code = model:encode(text)
-  if not ids then return nil, message, code end
-  reused, message, code = session:sync(ids)
+-- One answer to the conversation so far, as a message.
+local function answer(talk, messages)
+  local p, message, code = talk.prompts:make(messages, talk.variables)
+  if not p then return nil, message, code end
+  local reused, result
+  reused, message, code = talk.session:sync(p.ids, { cache = talk.cache, keep_at = p.keep_at })
   if not reused then return nil, message, code end
-  result, message, code = require("moonlet.generate").collect(session, options)
+  result, message, code = require("moonlet.generate").collect(talk.session, talk.options)
   output.line("")
   if not result then return nil, message, code end
   if result.finish_reason == "cancelled" then return nil, "interrupted", "cancelled" end
-  return result.text
+  local text = result.text -- what a stop string cut is not what was sampled
+  if not result.stop then
+    text = talk.model:decode(result.ids)
+    talk.prompts:remember(p, result.ids, text)
+  end
+  local said = turn.read(text, { reasoning = p.reasoning, calls = false })
+  return { role = "assistant", content = said.content or "", reasoning_content = said.reasoning }
 end
 
 local COMMANDS <const> = "/reset starts over, /quit ends"
 
 -- A failure ends a conversation that is read from a file; at a terminal the user may go on.
-local function converse(model, session, args, variables)
+local function converse(talk, system)
   local terminal = sys.isatty(0)
-  local options = generate.sampling(args)
-  options.on_token = output.stream
   local function fresh()
-    return json.array { args.system and { role = "system", content = args.system } }
+    return json.array { system and { role = "system", content = system } }
   end
   local messages = fresh()
   if terminal then output.line(COMMANDS) end
@@ -61,9 +68,9 @@ local function converse(model, session, args, variables)
       output.line(COMMANDS)
     elseif line:find("%S") then
       messages[#messages + 1] = { role = "user", content = line }
-      local text, message, code = answer(model, session, messages, variables, options)
-      if text then
-        messages[#messages + 1] = { role = "assistant", content = text }
+      local said, message, code = answer(talk, messages)
+      if said then
+        messages[#messages + 1] = said
       elseif terminal then
         messages[#messages] = nil
         sys.catch_interrupt()
@@ -86,7 +93,11 @@ function chat.run(args)
   end
   local session <close>, why, kind = model:session { ctx = args.ctx, kv = args.kv }
   if not session then return nil, why, kind end
-  return converse(model, session, args, variables)
+  local cache <close> = prefix_cache.open(model, CACHE_BYTES)
+  local options = generate.sampling(args)
+  options.on_token = output.stream
+  return converse({ model = model, session = session, cache = cache, options = options,
+    variables = variables, prompts = prompt.new(model) }, args.system)
 end
 
 return chat
