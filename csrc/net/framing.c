@@ -21,7 +21,7 @@ static const char *value_of(const char *line)
 /* What is malformed here libevent refuses, and what contradicts itself net_on_request. */
 static int end_head_line(net_framing *f, uint64_t body_bytes)
 {
-    if (f->line[0] == '\0') { /* to libevent also a line that begins with such a byte */
+    if (f->line[0] == '\0') {
         if (!f->is_chunked && f->body > body_bytes) return 413;
         f->in = f->is_chunked ? NET_IN_SIZE : NET_IN_REST;
         f->body = 0;
@@ -44,7 +44,7 @@ static int end_size_line(net_framing *f, uint64_t body_bytes)
     if (n_digits > 16 || size > body_bytes - f->body) return 413;
     f->body += size;
     f->left = size;
-    f->in = size ? NET_IN_CHUNK : NET_IN_REST;
+    f->in = size ? NET_IN_CHUNK : NET_IN_TRAILER;
     return 0;
 }
 
@@ -61,25 +61,30 @@ static int end_line(net_framing *f, uint64_t body_bytes)
         status = end_head_line(f, body_bytes);
     else if (f->in == NET_IN_SIZE)
         status = end_size_line(f, body_bytes);
-    else
+    else if (f->in == NET_IN_END)
         f->in = NET_IN_SIZE;
+    else if (f->line[0] == '\0')
+        f->in = NET_IN_REST;
     f->n_line = 0;
     return status;
 }
 
-/* What others may take for the end of a line, or pass over as one: around chunks lines end in CRLF,
- * and nothing else is behind the bytes of one (RFC 9112, 7.1). */
+/* What others may take for the end of a line, or pass over as one: a CR with something else behind
+ * it than an LF (RFC 9112, 2.2); NULs, which end lines for libevent. Around chunks lines end in
+ * CRLF, and nothing else is behind the bytes of one (7.1). */
 static int is_misplaced(const net_framing *f, char c)
 {
-    if (f->in == NET_IN_HEAD) return 0;
-    return f->is_cr != (c == '\n') || (f->in == NET_IN_END && c != '\r' && c != '\n');
+    int ends = c == '\n';
+    if (c == '\0' || (f->is_cr && !ends)) return 1;
+    if (net_is_among_fields(f)) return 0;
+    return (ends && !f->is_cr) || (f->in == NET_IN_END && c != '\r' && !ends);
 }
 
 /* A line that goes on with the field of the line before, as libevent reads it; what fields mean is
  * to be seen in one line (RFC 9112, 5.2). */
 static int is_folded(const net_framing *f, char c)
 {
-    return f->in == NET_IN_HEAD && f->n_line == 0 && (c == ' ' || c == '\t');
+    return net_is_among_fields(f) && f->n_line == 0 && (c == ' ' || c == '\t');
 }
 
 /* Blanks before a value, however many, take no room from it. */
@@ -95,9 +100,22 @@ static int is_extension(const net_framing *f, char c)
     return f->in == NET_IN_SIZE && (c == ';' || c == '\t');
 }
 
+int net_is_among_fields(const net_framing *f)
+{
+    return f->in == NET_IN_HEAD || f->in == NET_IN_TRAILER;
+}
+
+int net_empty_line(const char *bytes, size_t n_bytes)
+{
+    if (n_bytes == 0 || (n_bytes == 1 && bytes[0] == '\r')) return -1;
+    if (bytes[0] == '\n') return 1;
+    return bytes[0] == '\r' && bytes[1] == '\n' ? 2 : 0;
+}
+
 int net_follow(net_framing *f, uint64_t body_bytes, char *bytes, size_t n_bytes)
 {
     size_t at = 0;
+    f->has_begun = 1;
     while (at < n_bytes && f->in != NET_IN_REST) {
         if (f->in == NET_IN_CHUNK) {
             size_t there = n_bytes - at;

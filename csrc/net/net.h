@@ -18,7 +18,7 @@
  *
  * Malformed HTTP is answered by the loop (400, or the connection is closed); so is what two
  * programs could read differently: several lengths, hosts or origins, names that are no tokens,
- * fields that go on in a second line. */
+ * fields that go on in a second line, NULs and CRs within lines. */
 #ifndef NET_NET_H
 #define NET_NET_H
 

@@ -17,18 +17,18 @@ enum { NET_MAX_LISTENERS = 8 };
 typedef struct net_connection {
     struct net_connection *next;
     net *net;
-    struct bufferevent *bev; /* one reference */
-    int is_ours;             /* what is being written is a reply of ours */
-    int is_foreign;          /* libevent's own, nothing of which is sent yet */
-    int is_answering;        /* a request was read, its reply is not finished */
-    int is_refused;          /* told so; what it still sends is thrown away */
-    int is_spared;           /* closed for the sake of others */
-    int fault;               /* status with which its request has to be refused, or 0 */
-    net_framing framing;     /* where in a request the bytes are that come */
-    size_t received;         /* bytes of the request that is read or answered */
-    size_t refused;          /* of one that was refused, which are there until it ends */
-    double idle_since, reading_since, stalled_since; /* seconds; 0: is not */
-    size_t pending; /* bytes not taken by the client when last looked at */
+    struct bufferevent *bev;          /* one reference */
+    int is_ours;                      /* what is being written is a reply of ours */
+    int is_foreign;                   /* libevent's own, nothing of which is sent yet */
+    int is_answering;                 /* a request was read, its reply is not finished */
+    int is_refused;                   /* told so; what it still sends is thrown away */
+    int is_spared;                    /* closed for the sake of others */
+    int fault;                        /* status with which its request has to be refused, or 0 */
+    net_framing framing;              /* where in a request the bytes are that come */
+    size_t received;                  /* bytes of the request that is read or answered */
+    size_t refused;                   /* of one that was refused, which are there until it ends */
+    double idle_since, reading_since; /* seconds; 0: is not */
+    double stalled_since;             /* when the client last took something, or could not */
 } net_connection;
 
 struct net {
@@ -75,6 +75,10 @@ void net_drop(struct bufferevent *bev);
 const char *net_phrase(int status);
 /* Adds the body of an error that the loop answers; nothing without a form. */
 void net_add_error(const net *n, struct evbuffer *body, int status, const char *sentence);
+/* Puts an error of ours in the place of one of libevent's. */
+void net_respell_error(net_connection *c);
+/* Answers a request that libevent has not read; nothing more is read of this connection. */
+void net_refuse(net_connection *c);
 /* evhttp's callback for every request. */
 void net_on_request(struct evhttp_request *req, void *arg);
 /* Connections of requests that were reset have ended. */

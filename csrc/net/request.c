@@ -184,6 +184,23 @@ static void send_reply(struct evhttp_request *req, int status, struct evbuffer *
     evhttp_send_reply(req, status, net_phrase(status), body);
 }
 
+/* libevent sees that a client wants the connection closed where it says nothing else there
+ * (RFC 9110, 7.6.1). */
+static int asks_to_close(const struct evkeyvalq *fields)
+{
+    static const char *const between = ", \t";
+    for (const struct evkeyval *f = fields->tqh_first; f; f = f->next.tqe_next) {
+        if (evutil_ascii_strcasecmp(f->key, "Connection") != 0) continue;
+        size_t n = 0;
+        for (const char *at = f->value + strspn(f->value, between); *at;
+             at += n + strspn(at + n, between)) {
+            n = strcspn(at, between);
+            if (n == 5 && evutil_ascii_strncasecmp(at, "close", n) == 0) return 1;
+        }
+    }
+    return 0;
+}
+
 /* An error that closes the connection. */
 static void answer_error(const net *n, struct evhttp_request *req, int status, const char *sentence)
 {
@@ -197,21 +214,55 @@ static void answer_error(const net *n, struct evhttp_request *req, int status, c
     if (body) evbuffer_free(body);
 }
 
+/* The status with which a request is refused for its head, and why; 0 for none. */
+static int refusal_of_head(struct evhttp_request *req, const char **why)
+{
+    int is_known = req->major == 1 && req->minor >= 0;
+    if (!is_known || req->minor > 1) req->minor = 1; /* the version that is answered with */
+    req->major = 1;
+    req->flags &= ~EVHTTP_PROXY_REQUEST; /* a whole URI, behind which libevent would hang up */
+    if (!is_known) {
+        *why = "HTTP/1.1 expected";
+        return 505;
+    }
+    if (evhttp_request_get_command(req) == EVHTTP_REQ_CONNECT) {
+        req->type = EVHTTP_REQ_GET; /* evhttp ends no connection of the other kind */
+        *why = "this server is no proxy";
+        return 501;
+    }
+    *why = fault_of_head(req);
+    return *why ? 400 : 0;
+}
+
+static void hand_out(net_request *r, net_connection *c)
+{
+    struct evhttp_connection *evcon = evhttp_request_get_connection(r->req);
+    evutil_socket_t fd = bufferevent_getfd(bev_of(r));
+    if (c) {
+        c->is_answering = 1;
+        c->reading_since = 0;
+        c->stalled_since = clock_seconds();
+    }
+    int on = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* tokens are small and wanted now */
+    if (asks_to_close(evhttp_request_get_input_headers(r->req)))
+        evhttp_add_header(evhttp_request_get_output_headers(r->req), "Connection", "close");
+    evhttp_connection_set_closecb(evcon, on_closed, r);
+    r->leaving = event_new(r->net->base, fd, EV_CLOSED, on_leaving, r);
+    if (r->leaving) event_add(r->leaving, NULL);
+    net_push(r->net, NET_REQUEST, r, -1);
+}
+
 void net_on_request(struct evhttp_request *req, void *arg)
 {
     net *n = arg;
     struct evhttp_connection *evcon = evhttp_request_get_connection(req);
     net_connection *c = net_connection_of(n, evhttp_connection_get_bufferevent(evcon));
     if (c) c->is_ours = 1;
-    if (req->minor > 1) req->minor = 1; /* the version that is answered with */
-    if (evhttp_request_get_command(req) == EVHTTP_REQ_CONNECT) {
-        req->type = EVHTTP_REQ_GET; /* evhttp ends no connection of the other kind */
-        answer_error(n, req, 501, "this server is no proxy");
-        return;
-    }
-    const char *fault = fault_of_head(req);
-    if (fault) {
-        answer_error(n, req, 400, fault);
+    const char *why;
+    int status = refusal_of_head(req, &why);
+    if (status) {
+        answer_error(n, req, status, why);
         return;
     }
     if (c && net_is_too_much(c)) {
@@ -229,18 +280,7 @@ void net_on_request(struct evhttp_request *req, void *arg)
     r->next = n->requests;
     n->requests = r;
     if (!r->next) net_arm(n);
-    evutil_socket_t fd = bufferevent_getfd(bev_of(r));
-    if (c) {
-        c->is_answering = 1;
-        c->reading_since = 0;
-        c->stalled_since = clock_seconds();
-    }
-    int on = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on); /* tokens are small and wanted now */
-    evhttp_connection_set_closecb(evcon, on_closed, r);
-    r->leaving = event_new(n->base, fd, EV_CLOSED, on_leaving, r);
-    if (r->leaving) event_add(r->leaving, NULL);
-    net_push(n, NET_REQUEST, r, -1);
+    hand_out(r, c);
 }
 
 void net_request_free(net_request *r)
@@ -368,12 +408,14 @@ void net_finish(net_request *r)
 {
     if (!r->req || !r->is_chunked) return;
     struct evhttp_request *req = r->req;
-    const net_connection *c = net_connection_of(r->net, bev_of(r));
+    net_connection *c = net_connection_of(r->net, bev_of(r));
     release_connection(r);
     net_leave(r);
     evhttp_send_reply_end(req);
-    /* With nothing left to write libevent reads the next request by now. */
-    if (c && evbuffer_get_length(bufferevent_get_output(c->bev)) > 0) stop_reading(c);
+    if (c && evbuffer_get_length(bufferevent_get_output(c->bev)) > 0)
+        stop_reading(c);
+    else if (c) /* nothing was left to write: libevent reads the next request by now */
+        c->is_ours = 0;
 }
 
 void net_reply(net_request *r, int status, const net_field *fields, int n_fields, const void *data,
