@@ -242,6 +242,49 @@ describe("engine", function()
     end)
   end)
 
+  it("reads once what prompts that come together begin with", function()
+    local shared, options = {}, { max_tokens = 6, temperature = 0, stop_ids = {} }
+    for i = 1, 400 do shared[i] = i % 300 end
+    local prompts, expected = {}, {}
+    for i = 1, 4 do
+      prompts[i] = table.move(shared, 1, 400, 1, {})
+      if i > 1 then prompts[i][401], prompts[i][402] = i // 3, i end
+      expected[i] = alone(prompts[i], options).ids
+    end
+    local start, n_evaluated = model.start, nil
+    function model.start(m, parts)
+      for _, part in ipairs(parts) do n_evaluated = n_evaluated + #part.ids end
+      return start(m, parts)
+    end
+    finally(function() model.start = nil end)
+    for n_cancelled = 0, 1 do
+      run(function(e)
+        local tickets = {}
+        n_evaluated = 0
+        local put = e.cache.put
+        function e.cache.put(...)
+          if n_cancelled > 0 then tickets[1]:cancel() end
+          return put(...)
+        end
+        for i, ids in ipairs(prompts) do
+          tickets[i] = assert(e:submit { ids = ids, keep_at = { 300, 400 }, options = options })
+        end
+        for i = 1 + n_cancelled, 4 do assert.same(expected[i], collect(tickets[i])) end
+        -- 401 is the same in the last two, but nobody was asked to keep the state there.
+        assert.equal(400 + 3 * 2 + 6 * (4 - n_cancelled), n_evaluated)
+        assert.equal((3 - n_cancelled) * 400 + n_cancelled * 300, e.stats.cached_tokens)
+      end)
+    end
+    run(function(e) -- nothing can be kept
+      local tickets = {}
+      for i, ids in ipairs(prompts) do
+        tickets[i] = assert(e:submit { ids = ids, keep_at = { 300 }, options = options })
+      end
+      for i, ticket in ipairs(tickets) do assert.same(expected[i], collect(ticket)) end
+      assert.equal(0, e.stats.cached_tokens)
+    end, { cache_bytes = 0 })
+  end)
+
   it("goes on with a conversation whose keys and values exceed the budget", function()
     local long = {}
     for i = 1, 900 do long[i] = i % 300 end

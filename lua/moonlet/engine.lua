@@ -202,6 +202,11 @@ local function n_common(a, b)
   return n
 end
 
+-- Whether states are kept of a prompt that has not been read to its end.
+local function is_reading(ticket)
+  return ticket.session and not ticket.score and ticket.position < #ticket.ids
+end
+
 -- Of the free sessions the one that loses least of what it holds, and how many of the ids it holds,
 -- which is all of it, or 0.
 local function take_session(self, ids)
@@ -217,21 +222,49 @@ local function take_session(self, ids)
   return table.remove(self.free, best), least == 0 and most or 0
 end
 
+-- Goes on from the last state that is kept.
+local function find_state(self, ticket, n_held)
+  local n = self.cache:restore(ticket.session, ticket.ids, n_held)
+  self.stats.cached_tokens = self.stats.cached_tokens + n - ticket.reused
+  ticket.position, ticket.reused = n, n
+  ticket.points = prefix_cache.points(#ticket.ids, n, ticket.keep_at)
+end
+
+-- Who came before, has most in common with this prompt behind what is kept of it, and is on the way
+-- to a state that is kept for both.
+local function find_ahead(self, ticket)
+  ticket.n_shared = ticket.position
+  for _, other in ipairs(self.active) do
+    if other == ticket then break end
+    local n = is_reading(other) and n_common(other.ids, ticket.ids) or 0
+    if n > ticket.n_shared and n >= other.points[1] then
+      ticket.ahead, ticket.n_shared = other, n
+    end
+  end
+end
+
+-- Goes on, maybe behind somebody else, when the one ahead has read all that is kept for both.
+local function follow(self, ticket)
+  local ahead, before = ticket.ahead, ticket.position
+  if not ahead or is_reading(ahead) and ticket.n_shared >= ahead.points[1] then return end
+  ticket.ahead = nil
+  find_state(self, ticket, before)
+  if ticket.position > before then find_ahead(self, ticket) end
+end
+
 local function admit(self)
   while #self.free > 0 and #self.waiting > 0 do
     local ticket = table.remove(self.waiting, 1)
     local session, n_held = take_session(self, ticket.ids)
-    ticket.session = session
+    ticket.session, ticket.reused = session, 0
     if ticket.score then -- each of its tokens has to be seen
       session:reset()
       ticket.position, ticket.points = 0, { #ticket.ids }
     else
-      ticket.position = self.cache:restore(session, ticket.ids, n_held)
-      ticket.points = prefix_cache.points(#ticket.ids, ticket.position, ticket.keep_at)
+      find_state(self, ticket, n_held)
+      find_ahead(self, ticket)
     end
-    ticket.reused = ticket.position
     self.stats.prompt_tokens = self.stats.prompt_tokens + #ticket.ids
-    self.stats.cached_tokens = self.stats.cached_tokens + ticket.reused
     self.active[#self.active + 1] = ticket
   end
 end
@@ -289,12 +322,12 @@ local function plan(self)
   for _, ticket in ipairs(self.active) do
     local pending = ticket.generation and ticket.generation.pending
     if pending then add(ticket, { pending }) end
-    if not ticket.generation then n_reading = n_reading + 1 end
+    if not ticket.generation and not ticket.ahead then n_reading = n_reading + 1 end
   end
   local others_wait = #parts > 0
   if others_wait then room = math.min(room, SHARED) end
   for _, ticket in ipairs(self.active) do
-    if not ticket.generation then
+    if not ticket.generation and not ticket.ahead then
       local share = math.min(room, math.max(1, room // n_reading))
       if ticket.score and others_wait then share = math.min(share, SCORED) end
       local stop = math.min(ticket.points[1], ticket.position + share)
@@ -350,6 +383,7 @@ function Engine:run()
     drop_cancelled(self)
     admit(self)
     for _, ticket in ipairs(table.move(self.active, 1, #self.active, 1, {})) do
+      follow(self, ticket)
       if not ticket.generation and ticket.position == #ticket.ids then
         begin_generation(self, ticket) -- all of it was kept
       end
