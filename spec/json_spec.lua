@@ -232,6 +232,14 @@ describe("an object", function()
   end)
 end)
 
+describe("json.quote", function()
+  it("spells a string as json.encode does", function()
+    for _, text in ipairs { "", "a\"\\\n\0\127é", "\xe9", "\u{1F600}" } do
+      assert.equal(json.encode(text), json.quote(text))
+    end
+  end)
+end)
+
 describe("json.encode", function()
   it("cuts no character of a long string", function()
     for n = 65530, 65540 do

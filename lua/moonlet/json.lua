@@ -164,6 +164,13 @@ function json.float_repr(x)
   return core.json_float(x)
 end
 
+--- A string as encode() spells it.
+---@param text string
+---@return string
+function json.quote(text)
+  return core.json_quote(text, false)
+end
+
 local DEFAULT_NAME <const> = "JSON"
 local DECODE_OPTIONS <const> = { name = "string", max_depth = "integer",
   max_values = "integer", finite = "boolean" }

@@ -392,6 +392,7 @@ describe("/v1/chat/completions", function()
   it("lists tokens and their log-probabilities", function()
     server = served.replay { "Añ yes" }
     local reply = ask { logprobs = true, top_logprobs = 1, return_token_ids = true }
+    assert.equal(json.encode(reply.json), reply.body)
     local choice = reply.json.choices[1]
     local text = {}
     for _, entry in ipairs(choice.logprobs.content) do

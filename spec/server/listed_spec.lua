@@ -57,7 +57,9 @@ describe("JSON with lists that are made while it is written", function()
       for i = 1, n do made[i] = { i = i } end
       for _, style in ipairs { { separators = { ",", ":" } }, false } do
         assert.equal(json.encode(with(made), style or nil), longer.encode(
-          with(longer.list(n, function(i) return { i = i } end)), style or nil))
+          with(longer.list(n, function(i, own)
+            return json.encode({ i = i }, own)
+          end)), style or nil))
       end
     end
   end)

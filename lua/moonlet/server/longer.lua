@@ -7,12 +7,12 @@ local longer = {}
 
 ---@class moonlet.server.List
 ---@field n integer
----@field item fun(i: integer): any as JSON, without further lists of the kind
+---@field item fun(i: integer, style: json.encode_options): string its JSON
 local List = {}
 
 ---A list that only write() and encode() know, as a member of objects or an item of lists.
 ---@param n integer
----@param item fun(i: integer): any
+---@param item fun(i: integer, style: json.encode_options): string
 ---@return moonlet.server.List
 function longer.list(n, item)
   return setmetatable({ n = n, item = item }, List)
@@ -23,7 +23,7 @@ local write
 local function write_list(send, list, style)
   send("[")
   for i = 1, list.n do
-    send((i > 1 and style.separators[1] or "") .. json.encode(list.item(i), style))
+    send((i > 1 and style.separators[1] or "") .. list.item(i, style))
   end
   send("]")
 end

@@ -94,8 +94,8 @@ end
 ---@param n_top integer
 ---@return moonlet.server.List
 function openai.list_prompt(tokenizer, scores, n_top)
-  return longer.list(scores.n, function(i)
-    if i == 1 then return json.null end
+  return longer.list(scores.n, function(i, style)
+    if i == 1 then return "null" end
     local by_id, own = json.object {}, scores:at(i, n_top)
     local function add(id, logprob, rank)
       by_id[("%d"):format(id)] = json.object({ logprob = logprob, rank = rank,
@@ -103,7 +103,7 @@ function openai.list_prompt(tokenizer, scores, n_top)
     end
     for rank, other in ipairs(own.top) do add(other.id, other.logprob, rank) end
     if not by_id[("%d"):format(own.id)] then add(own.id, own.logprob, own.rank) end
-    return by_id
+    return json.encode(by_id, style)
   end)
 end
 

@@ -145,24 +145,26 @@ local function finish_reason(choice, part)
   return part.reason
 end
 
-local function logprob_entry(tokenizer, id, logprob)
-  local bytes = openai.token_text(tokenizer, id)
-  return json.object({ token = bytes, logprob = math.max(logprob, -9999.0),
-    bytes = json.array { bytes:byte(1, -1) } }, { "token", "logprob", "bytes" })
+-- A token in JSON. An answer may list half a million of them, and objects, which remember the order
+-- of their keys, would take several times as long and much for the collector to look through.
+local function spell_entry(tokenizer, id, logprob, style, top)
+  local bytes, between, colon = openai.token_text(tokenizer, id), table.unpack(style.separators)
+  return ('{"token"%s%s%s"logprob"%s%s%s"bytes"%s[%s]%s}'):format(colon, json.quote(bytes), between,
+    colon, json.float_repr(math.max(logprob, -9999.0)), between, colon,
+    table.concat({ bytes:byte(1, -1) }, between),
+    top and ('%s"top_logprobs"%s[%s]'):format(between, colon, table.concat(top, between)) or "")
 end
 
 -- Log-probabilities of the tokens since the last delta.
 local function take_logprobs(choice, tokenizer)
   if not choice.wanted.logprobs then return json.null end
   local entries = choice:take_entries()
-  return { content = longer.list(#entries, function(i)
-    local token = packed.unpack(entries[i])
-    local entry = logprob_entry(tokenizer, token.id, token.logprob)
-    entry.top_logprobs = json.array {}
+  return { content = longer.list(#entries, function(i, style)
+    local token, top = packed.unpack(entries[i]), {}
     for k, other in ipairs(token.top) do
-      entry.top_logprobs[k] = logprob_entry(tokenizer, other.id, other.logprob)
+      top[k] = spell_entry(tokenizer, other.id, other.logprob, style)
     end
-    return entry
+    return spell_entry(tokenizer, token.id, token.logprob, style, top)
   end) }
 end
 

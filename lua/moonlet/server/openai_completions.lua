@@ -99,10 +99,10 @@ local LISTS <const> = { "text_offset", "token_logprobs", "tokens", "top_logprobs
 local function lists_of(r, listed)
   local tokenizer = r.server.model.tokenizer
   local function list(spell)
-    return longer.list(#listed.offsets, function(i)
+    return longer.list(#listed.offsets, function(i, style)
       local at = i - listed.n_scores
-      return spell(at > 0 and packed.unpack(listed.entries[at])
-        or listed.scores:at(i, r.logprobs))
+      return json.encode(spell(at > 0 and packed.unpack(listed.entries[at])
+        or listed.scores:at(i, r.logprobs)), style)
     end)
   end
   return json.object({ text_offset = json.array(listed.offsets),
