@@ -2,15 +2,22 @@
 ---
 --- A recurrent state cannot be cut back, so a prompt can only go on from a point where somebody has
 --- kept the state: this keeps such points and finds the last one that a prompt runs through.
---- Keys and values are shared between snapshots; what an entry costs by itself is its state. Those
---- that sessions hold, too, cost nothing: however long a sequence in use is, its points stay.
+--- What an entry costs by itself is its state and the logits behind it. Keys and values are shared
+--- between snapshots, and those that sessions hold, too, cost nothing: however long a sequence in
+--- use is, its points stay.
 
 local options = require "moonlet.options"
 
 local prefix_cache = {}
 
+local LOGIT_BYTES <const> = 4
+local ID_BYTES <const> = 16 + 4 -- in a table of Lua, and in the snapshot
+local INTERVAL <const> = 1024   -- a prompt's state is kept at least this often
+local NEAR <const> = 2          -- tokens behind a state that is kept, another one is not worth it
+
 ---@class moonlet.PrefixCache
----@field bytes integer  of all entries' states and ids; keys and values are the model's to count
+---@field bytes integer  of all entries' states, logits and ids; keys and values are the model's to
+---  count
 ---@field kept integer  bytes of keys and values that no session held, when entries last changed
 ---@field n integer  entries
 local Cache = {}
@@ -24,12 +31,9 @@ function prefix_cache.open(model, budget)
     options.misuse("prefix cache: bytes expected")
   end
   return setmetatable({ model = model, budget = budget, bytes = 0, kept = 0, n = 0,
+    logits_bytes = LOGIT_BYTES * model:info().config.vocab_size,
     clock = 0, by_key = {}, lengths = {} }, Cache)
 end
-
-local ID_BYTES <const> = 16 + 4 -- in a table of Lua, and in the snapshot
-local INTERVAL <const> = 1024   -- a prompt's state is kept at least this often
-local NEAR <const> = 2          -- tokens behind a state that is kept, another one is not worth it
 
 ---Positions of a prompt after which the state is worth keeping: those asked for, regular ones, and
 ---its end, so that the same prompt again has logits to sample from. Each of them ends a batch, and
@@ -155,7 +159,7 @@ function Cache:put(session, ids, n)
     old.used = self.clock
     return true
   end
-  local bytes = session:stats().state_bytes + ID_BYTES * n
+  local bytes = session:stats().state_bytes + self.logits_bytes + ID_BYTES * n
   if bytes > self.budget then return false end
   local snapshot, message, code = session:snapshot()
   if not snapshot then return nil, message, code end
