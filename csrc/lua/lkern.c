@@ -1,80 +1,12 @@
-/* moonlet.core: which kernels there are, and a way to run any of them on byte strings.
- *
- * kern_run is for specs. Every array it hands to a kernel is copied to the very end of a mapping
- * that an inaccessible page follows, so that touching one byte too many is a fault, and alignment
- * is whatever the size makes it. */
-#include "lua/lml.h"
+/* moonlet.core: which kernels there are, and for specs a way to run any of them on byte strings. */
+#include "lua/lguard.h"
 
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/pool.h"
 #include "kern/kern.h"
-
-#define GUARD "moonlet.guard"
-
-typedef struct guard {
-    void *map;
-    size_t n_bytes;
-} guard;
-
-static void guard_free(guard *g)
-{
-    if (g->map) munmap(g->map, g->n_bytes);
-    g->map = NULL;
-}
-
-static int guard_gc(lua_State *L)
-{
-    guard_free(luaL_checkudata(L, 1, GUARD));
-    return 0;
-}
-
-/* n zeroed bytes that end where memory ends; lives as long as the userdata left on the stack. */
-static void *guard_new(lua_State *L, size_t n)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), body = (n + page - 1) / page * page;
-    guard *g = lua_newuserdatauv(L, sizeof *g, 0);
-    *g = (guard){0};
-    luaL_setmetatable(L, GUARD);
-    void *map = mmap(NULL, body + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (map == MAP_FAILED) luaL_error(L, "cannot map %I bytes", (LUAI_UACINT)n);
-    *g = (guard){map, body + page};
-    if (mprotect((char *)map + body, page, PROT_NONE) != 0) luaL_error(L, "cannot protect a page");
-    return (char *)map + body - n;
-}
-
-static void *guard_copy(lua_State *L, const void *bytes, size_t n)
-{
-    void *p = guard_new(L, n);
-    if (n) memcpy(p, bytes, n);
-    return p;
-}
-
-/* Bytes of args[key] as elements of `size`, guarded; raises when absent unless n is NULL. */
-static void *arg_array(lua_State *L, const char *key, size_t size, int64_t *n)
-{
-    size_t n_bytes;
-    if (lml_get(L, 3, key) == LUA_TNIL && !n) return NULL;
-    if (lua_type(L, -1) != LUA_TSTRING) luaL_error(L, "'%s': string expected", key);
-    const char *bytes = lua_tolstring(L, -1, &n_bytes);
-    if (n_bytes % size != 0) luaL_error(L, "'%s': not a whole number of elements", key);
-    if (n) *n = (int64_t)(n_bytes / size);
-    return guard_copy(L, bytes, n_bytes);
-}
-
-/* Like arg_array for f32, with a length that must be n. */
-static float *arg_floats(lua_State *L, const char *key, int64_t n)
-{
-    int64_t got;
-    float *p = arg_array(L, key, sizeof(float), &got);
-    if (got != n)
-        luaL_error(L, "'%s': %I numbers expected, got %I", key, (LUAI_UACINT)n, (LUAI_UACINT)got);
-    return p;
-}
 
 static float arg_number(lua_State *L, const char *key)
 {
@@ -112,7 +44,7 @@ static void arg_matrix(lua_State *L, num_matrix *m)
         if (!*parts[i]) continue;
         lua_getfield(L, table, keys[i]);
         const char *bytes = lua_tolstring(L, -1, &n);
-        *parts[i] = guard_copy(L, bytes, n);
+        *parts[i] = lguard_copy(L, bytes, n);
     }
 }
 
@@ -122,7 +54,7 @@ static int run_decode(lua_State *L, const kern_ops *ops)
     luaL_Buffer b;
     arg_matrix(L, &m);
     size_t row_bytes = (size_t)m.cols * sizeof(float);
-    float *row = guard_new(L, row_bytes);
+    float *row = lguard_new(L, row_bytes);
     luaL_buffinit(L, &b);
     for (int64_t r = 0; r < m.rows; r++) {
         ops->decode[m.mode](&m, r, row);
@@ -145,7 +77,7 @@ static pool *open_pool(lua_State *L)
 static void *arg_rows(lua_State *L, const kern_ops *ops, int64_t n, int64_t cols)
 {
     if (!lml_opt_bool(L, 3, "fast", 0)) return NULL;
-    return guard_new(L, (size_t)(n * (kern_int8_bytes(cols) + kern_bf16_bytes(ops, cols))));
+    return lguard_new(L, (size_t)(n * (kern_int8_bytes(cols) + kern_bf16_bytes(ops, cols))));
 }
 
 /* {matrix, x [n_x][cols], n_x, threads, repeats, fast} -> y [n_x][rows], seconds of the fastest
@@ -156,9 +88,9 @@ static int run_linear(lua_State *L, const kern_ops *ops)
     arg_matrix(L, &m);
     int64_t n_x = arg_count(L, "n_x", 1), repeats = arg_count(L, "repeats", 1);
     int64_t threads = arg_count(L, "threads", 1);
-    const float *x = arg_floats(L, "x", n_x * m.cols);
-    float *y = guard_new(L, (size_t)(n_x * m.rows) * sizeof *y);
-    char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(m.cols)));
+    const float *x = lguard_floats(L, "x", n_x * m.cols);
+    float *y = lguard_new(L, (size_t)(n_x * m.rows) * sizeof *y);
+    char *scratch = lguard_new(L, (size_t)(threads * kern_scratch_bytes(m.cols)));
     void *rows = arg_rows(L, ops, n_x, m.cols);
     kern_job job = {.w = &m, .x = x, .y = y, .ldx = m.cols, .n_x = n_x, .ldy = m.rows};
     pool *p = open_pool(L);
@@ -197,11 +129,11 @@ static void job_rows(lua_State *L, kern_job *jobs, int64_t j, const char **seen)
     kern_job *job = &jobs[j];
     size_t row = (size_t)job->ldx * sizeof(float);
     luaL_argcheck(L, x_bytes % row == 0, 3, "xs: not whole rows");
-    job->x = x == *seen ? jobs[j - 1].x : guard_copy(L, x, x_bytes);
+    job->x = x == *seen ? jobs[j - 1].x : lguard_copy(L, x, x_bytes);
     job->n_x = job->n_from = (int64_t)(x_bytes / row);
     *seen = x;
     if (!pick) return;
-    job->pick = guard_copy(L, pick, n_picked);
+    job->pick = lguard_copy(L, pick, n_picked);
     job->n_x = (int64_t)(n_picked / sizeof *job->pick);
     for (int64_t i = 0; i < job->n_x; i++)
         luaL_argcheck(L, job->pick[i] >= 0 && job->pick[i] < job->n_from, 3, "picks: no such row");
@@ -216,8 +148,8 @@ static int run_jobs(lua_State *L, const kern_ops *ops)
     luaL_checktype(L, matrices, LUA_TTABLE);
     int64_t n = lml_len(L, matrices, 1024), max_cols = 1, n_rows = 0;
     int64_t threads = arg_count(L, "threads", 1);
-    num_matrix *m = guard_new(L, (size_t)n * sizeof *m);
-    kern_job *jobs = guard_new(L, (size_t)n * sizeof *jobs);
+    num_matrix *m = lguard_new(L, (size_t)n * sizeof *m);
+    kern_job *jobs = lguard_new(L, (size_t)n * sizeof *jobs);
     const char *seen = NULL;
     luaL_checkstack(L, (int)(8 * n) + 8, NULL);
     for (int64_t j = 0; j < n; j++) {
@@ -225,11 +157,11 @@ static int run_jobs(lua_State *L, const kern_ops *ops)
         lml_check_matrix(L, lua_gettop(L), &m[j]);
         jobs[j] = (kern_job){.w = &m[j], .ldx = m[j].cols, .ldy = m[j].rows};
         job_rows(L, jobs, j, &seen);
-        jobs[j].y = guard_new(L, (size_t)(jobs[j].n_x * m[j].rows) * sizeof(float));
+        jobs[j].y = lguard_new(L, (size_t)(jobs[j].n_x * m[j].rows) * sizeof(float));
         if (m[j].cols > max_cols) max_cols = m[j].cols;
         n_rows += jobs[j].n_x + jobs[j].n_from;
     }
-    char *scratch = guard_new(L, (size_t)(threads * kern_scratch_bytes(max_cols)));
+    char *scratch = lguard_new(L, (size_t)(threads * kern_scratch_bytes(max_cols)));
     void *rows = arg_rows(L, ops, n_rows, max_cols);
     pool *p = open_pool(L);
     if (rows)
@@ -253,9 +185,9 @@ static int run_dots(lua_State *L, const kern_ops *ops)
     int64_t cols = arg_count(L, "cols", 1);
     int64_t ldw = arg_count(L, "ldw", cols), ldx = arg_count(L, "ldx", cols);
     if (rows > KERN_ROWS || ldw < cols || ldx < cols) luaL_error(L, "dots: bad shape");
-    const float *w = arg_floats(L, "w", (rows - 1) * ldw + cols);
-    const float *x = arg_floats(L, "x", (n_x - 1) * ldx + cols);
-    float *y = guard_new(L, (size_t)(n_x * rows) * sizeof *y);
+    const float *w = lguard_floats(L, "w", (rows - 1) * ldw + cols);
+    const float *x = lguard_floats(L, "x", (n_x - 1) * ldx + cols);
+    float *y = lguard_new(L, (size_t)(n_x * rows) * sizeof *y);
     ops->dots(w, ldw, (int)rows, x, ldx, n_x, cols, y, rows);
     return push_floats(L, y, n_x * rows);
 }
@@ -263,8 +195,8 @@ static int run_dots(lua_State *L, const kern_ops *ops)
 static int run_rms_norm(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *x = arg_array(L, "x", sizeof *x, &n);
-    const float *weight = arg_array(L, "weight", sizeof *weight, NULL);
+    float *x = lguard_array(L, "x", sizeof *x, &n);
+    const float *weight = lguard_array(L, "weight", sizeof *weight, NULL);
     ops->rms_norm(x, weight, n, arg_number(L, "eps"), x);
     return push_floats(L, x, n);
 }
@@ -272,7 +204,7 @@ static int run_rms_norm(lua_State *L, const kern_ops *ops)
 static int run_l2_norm(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *x = arg_array(L, "x", sizeof *x, &n);
+    float *x = lguard_array(L, "x", sizeof *x, &n);
     ops->l2_norm(x, n, arg_number(L, "eps"), arg_number(L, "scale"), x);
     return push_floats(L, x, n);
 }
@@ -280,7 +212,7 @@ static int run_l2_norm(lua_State *L, const kern_ops *ops)
 static int run_silu(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *x = arg_array(L, "x", sizeof *x, &n);
+    float *x = lguard_array(L, "x", sizeof *x, &n);
     ops->silu(x, n);
     return push_floats(L, x, n);
 }
@@ -288,24 +220,24 @@ static int run_silu(lua_State *L, const kern_ops *ops)
 static int run_silu_mul(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *gate = arg_array(L, "gate", sizeof *gate, &n);
-    ops->silu_mul(gate, arg_floats(L, "up", n), n);
+    float *gate = lguard_array(L, "gate", sizeof *gate, &n);
+    ops->silu_mul(gate, lguard_floats(L, "up", n), n);
     return push_floats(L, gate, n);
 }
 
 static int run_sigmoid_mul(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *x = arg_array(L, "x", sizeof *x, &n);
-    ops->sigmoid_mul(x, arg_floats(L, "gate", n), n);
+    float *x = lguard_array(L, "x", sizeof *x, &n);
+    ops->sigmoid_mul(x, lguard_floats(L, "gate", n), n);
     return push_floats(L, x, n);
 }
 
 static int run_axpy(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *y = arg_array(L, "y", sizeof *y, &n);
-    ops->axpy(arg_number(L, "a"), arg_floats(L, "x", n), y, n);
+    float *y = lguard_array(L, "y", sizeof *y, &n);
+    ops->axpy(arg_number(L, "a"), lguard_floats(L, "x", n), y, n);
     return push_floats(L, y, n);
 }
 
@@ -313,7 +245,7 @@ static int run_axpy(lua_State *L, const kern_ops *ops)
 static int run_softmax(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *x = arg_array(L, "x", sizeof *x, &n);
+    float *x = lguard_array(L, "x", sizeof *x, &n);
     float lse = ops->softmax(x, n);
     push_floats(L, x, n);
     lua_pushnumber(L, lse);
@@ -327,11 +259,11 @@ static int run_conv_silu(lua_State *L, const kern_ops *ops)
     const float *rows[MAX_TAPS];
     int64_t k = arg_count(L, "k", 1), total;
     if (k > MAX_TAPS) luaL_error(L, "'k': out of range");
-    const float *w = arg_array(L, "w", sizeof *w, &total);
+    const float *w = lguard_array(L, "w", sizeof *w, &total);
     int64_t n = total / k;
-    const float *all = arg_floats(L, "rows", n * k);
-    for (int64_t j = 0; j < k; j++) rows[j] = guard_copy(L, all + j * n, (size_t)n * sizeof *all);
-    float *out = guard_new(L, (size_t)n * sizeof *out);
+    const float *all = lguard_floats(L, "rows", n * k);
+    for (int64_t j = 0; j < k; j++) rows[j] = lguard_copy(L, all + j * n, (size_t)n * sizeof *all);
+    float *out = lguard_new(L, (size_t)n * sizeof *out);
     ops->conv_silu(rows, w, (int)k, n, out);
     return push_floats(L, out, n);
 }
@@ -341,14 +273,14 @@ static int run_conv_silu(lua_State *L, const kern_ops *ops)
 static int run_delta_rule(lua_State *L, const kern_ops *ops)
 {
     int64_t n, total, repeats = arg_count(L, "repeats", 1);
-    const float *decay = arg_array(L, "decay", sizeof *decay, &n);
-    const float *beta = arg_floats(L, "beta", n);
-    const float *q = arg_array(L, "q", sizeof *q, &total);
+    const float *decay = lguard_array(L, "decay", sizeof *decay, &n);
+    const float *beta = lguard_floats(L, "beta", n);
+    const float *q = lguard_array(L, "q", sizeof *q, &total);
     int64_t dk = total / n;
-    const float *k = arg_floats(L, "k", n * dk);
-    float *v = arg_array(L, "v", sizeof *v, &total);
+    const float *k = lguard_floats(L, "k", n * dk);
+    float *v = lguard_array(L, "v", sizeof *v, &total);
     int64_t dv = total / n;
-    float *S = arg_floats(L, "S", dv * dk);
+    float *S = lguard_floats(L, "S", dv * dk);
     kern_delta d = {q, k, v, decay, beta, n, dk, dv, 1};
     double best = 0;
     for (int64_t i = 0; i < repeats; i++) {
@@ -375,7 +307,7 @@ static int run_attend(lua_State *L, const kern_ops *ops)
     lua_getfield(L, 3, "f16");
     kv.is_f16 = lua_toboolean(L, -1);
     if (kv.n > KERN_BLOCK) luaL_error(L, "'n': out of range");
-    const float *q = arg_array(L, "q", sizeof *q, &total);
+    const float *q = lguard_array(L, "q", sizeof *q, &total);
     int64_t n_q = total / kv.dim, row = kv.dim * (kv.is_f16 ? 2 : 4);
     static const char *const names[] = {"keys", "values"};
     const void **pages[] = {kv.keys, kv.values};
@@ -389,20 +321,20 @@ static int run_attend(lua_State *L, const kern_ops *ops)
             lua_geti(L, list, at / KERN_PAGE + 1);
             const char *page = luaL_checklstring(L, -1, &n_bytes);
             if ((int64_t)n_bytes < rows * row) luaL_error(L, "'%s': short page", names[which]);
-            pages[which][at / KERN_PAGE] = guard_copy(L, page, (size_t)(rows * row));
+            pages[which][at / KERN_PAGE] = lguard_copy(L, page, (size_t)(rows * row));
             kv.next[at / KERN_PAGE] = kv.keys[at / KERN_PAGE];
         }
     }
-    float *scores = guard_new(L, (size_t)(n_q * KERN_BLOCK) * sizeof *scores);
-    kern_found found = {guard_new(L, (size_t)n_q * sizeof(float)),
-                        guard_new(L, (size_t)n_q * sizeof(float)),
-                        guard_new(L, (size_t)total * sizeof(float))};
+    float *scores = lguard_new(L, (size_t)(n_q * KERN_BLOCK) * sizeof *scores);
+    kern_found found = {lguard_new(L, (size_t)n_q * sizeof(float)),
+                        lguard_new(L, (size_t)n_q * sizeof(float)),
+                        lguard_new(L, (size_t)total * sizeof(float))};
     float scale = arg_number(L, "scale");
     double best = 0;
     int ints = lml_get(L, 3, "ints") != LUA_TNIL && lua_toboolean(L, -1);
     int64_t row_bytes = kern_attn_query_bytes(kv.dim);
-    char *rows = ints ? guard_new(L, (size_t)(n_q * row_bytes)) : NULL;
-    void *block = ints ? guard_new(L, (size_t)kern_attn_block_bytes(kv.dim)) : NULL;
+    char *rows = ints ? lguard_new(L, (size_t)(n_q * row_bytes)) : NULL;
+    void *block = ints ? lguard_new(L, (size_t)kern_attn_block_bytes(kv.dim)) : NULL;
     if (ints) ops->attn->prepare(&kv, block);
     int64_t sees = arg_count(L, "sees", kv.n);
     if (sees > kv.n) luaL_error(L, "'sees': out of range");
@@ -430,8 +362,8 @@ static int run_attend(lua_State *L, const kern_ops *ops)
 static int run_axpby(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    float *acc = arg_array(L, "acc", sizeof *acc, &n);
-    ops->axpby(arg_number(L, "b"), arg_floats(L, "x", n), arg_number(L, "a"), acc, n);
+    float *acc = lguard_array(L, "acc", sizeof *acc, &n);
+    ops->axpby(arg_number(L, "b"), lguard_floats(L, "x", n), arg_number(L, "a"), acc, n);
     return push_floats(L, acc, n);
 }
 
@@ -440,18 +372,18 @@ static int run_axpby(lua_State *L, const kern_ops *ops)
 static int run_fit(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    const float *x = arg_array(L, "x", sizeof *x, &n);
+    const float *x = lguard_array(L, "x", sizeof *x, &n);
     int weighted = lml_get(L, 3, "importance") != LUA_TNIL;
-    const float *importance = weighted ? arg_floats(L, "importance", n) : NULL;
+    const float *importance = weighted ? lguard_floats(L, "importance", n) : NULL;
     num_format f = lml_check_format(L, 3);
     err_info e;
     if (num_format_check(&f, n, &e)) luaL_error(L, "%s", e.text);
     size_t sizes[] = {(size_t)num_format_code_bytes(&f, n), (size_t)num_format_scale_bytes(&f, n),
                       (size_t)num_format_bias_bytes(&f, n)};
-    uint8_t *out[3], *codes = guard_new(L, (size_t)n);
-    float *values = guard_new(L, (size_t)n * sizeof *values);
-    num_group *groups = guard_new(L, (size_t)(n / f.group) * sizeof *groups);
-    for (int i = 0; i < 3; i++) out[i] = guard_new(L, sizes[i]);
+    uint8_t *out[3], *codes = lguard_new(L, (size_t)n);
+    float *values = lguard_new(L, (size_t)n * sizeof *values);
+    num_group *groups = lguard_new(L, (size_t)(n / f.group) * sizeof *groups);
+    for (int i = 0; i < 3; i++) out[i] = lguard_new(L, sizes[i]);
     for (int64_t i = 0; i < n; i++) {
         num_group *g = &groups[i / f.group];
         if (i % f.group == 0)
@@ -468,8 +400,8 @@ static int run_fit(lua_State *L, const kern_ops *ops)
 static int run_f16_encode(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    const float *x = arg_array(L, "x", sizeof *x, &n);
-    uint16_t *out = guard_new(L, (size_t)n * sizeof *out);
+    const float *x = lguard_array(L, "x", sizeof *x, &n);
+    uint16_t *out = lguard_new(L, (size_t)n * sizeof *out);
     ops->f16_encode(x, out, n);
     lua_pushlstring(L, (const char *)out, (size_t)n * sizeof *out);
     return 1;
@@ -478,8 +410,8 @@ static int run_f16_encode(lua_State *L, const kern_ops *ops)
 static int run_f16_decode(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    const uint16_t *x = arg_array(L, "x", sizeof *x, &n);
-    float *out = guard_new(L, (size_t)n * sizeof *out);
+    const uint16_t *x = lguard_array(L, "x", sizeof *x, &n);
+    float *out = lguard_new(L, (size_t)n * sizeof *out);
     ops->f16_decode(x, out, n);
     return push_floats(L, out, n);
 }
@@ -488,9 +420,9 @@ static int run_f16_decode(lua_State *L, const kern_ops *ops)
 static int run_row_scan(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    const float *x = arg_array(L, "x", sizeof *x, &n);
+    const float *x = lguard_array(L, "x", sizeof *x, &n);
     int64_t blocks = (n + KERN_ROW_BLOCK - 1) / KERN_ROW_BLOCK;
-    float *tops = guard_new(L, (size_t)blocks * sizeof *tops);
+    float *tops = lguard_new(L, (size_t)blocks * sizeof *tops);
     kern_row_found found = ops->row->scan(x, n, tops);
     push_floats(L, tops, blocks);
     lua_pushinteger(L, found.n_live);
@@ -502,7 +434,7 @@ static int run_row_scan(lua_State *L, const kern_ops *ops)
 static int run_row_sums(lua_State *L, const kern_ops *ops)
 {
     int64_t n;
-    const float *x = arg_array(L, "x", sizeof *x, &n);
+    const float *x = lguard_array(L, "x", sizeof *x, &n);
     double top = arg_number(L, "top"), scale = arg_number(L, "scale");
     double sum = 0, weighted = 0, alone = 0;
     ops->row->sums(x, n, top, scale, &sum, &weighted);
@@ -515,8 +447,8 @@ static int run_row_sums(lua_State *L, const kern_ops *ops)
 
 static int run_row_terms(lua_State *L, const kern_ops *ops)
 {
-    const float *d = arg_floats(L, "x", KERN_ROW_TERMS);
-    float *out = guard_new(L, KERN_ROW_TERMS * sizeof *out);
+    const float *d = lguard_floats(L, "x", KERN_ROW_TERMS);
+    float *out = lguard_new(L, KERN_ROW_TERMS * sizeof *out);
     ops->row->terms(d, out);
     return push_floats(L, out, KERN_ROW_TERMS);
 }
@@ -550,15 +482,10 @@ static const struct op {
     {"softmax", run_softmax},
 };
 
-/* Unmaps what the op left on the stack: the collector sees a few bytes where there are pages, and
- * would let mappings pile up to the system's limit. */
 static int run_op(lua_State *L, run_fn *run, const kern_ops *ops)
 {
     int n = run(L, ops);
-    for (int i = 4; i <= lua_gettop(L) - n; i++) {
-        guard *g = luaL_testudata(L, i, GUARD);
-        if (g) guard_free(g);
-    }
+    lguard_free(L, 4, lua_gettop(L) - n);
     return n;
 }
 
@@ -654,12 +581,11 @@ static int kern_selected(lua_State *L)
 
 void lml_open_kern(lua_State *L)
 {
-    static const luaL_Reg none[] = {{NULL, NULL}};
     static const luaL_Reg functions[] = {{"kernels", kernels},
                                          {"kern_run", kern_run},
                                          {"kern_value", kern_value},
                                          {"kern_selected", kern_selected},
                                          {NULL, NULL}};
-    lml_class(L, GUARD, none, guard_gc);
+    lguard_open(L);
     luaL_setfuncs(L, functions, 0);
 }
