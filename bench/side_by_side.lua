@@ -224,7 +224,7 @@ local function main()
   end
   if kept == 0 then error(("no round of %d was steady enough"):format(#rounds), 0) end
   local machine = bench.machine()
-  print(("%s, %d processors; %d threads; %d rounds count, %d thrown away; tokens/s"):format(
+  print(("%s, %d processors; %d threads; rounds: %d counted, %d thrown away; tokens/s"):format(
     machine.cpu, machine.processors, args.threads, kept, #rounds - kept))
   for _, depth in ipairs(args.depth) do
     if args.prompt > 0 then print_test(engines, rounds, "prefill", depth) end

@@ -136,6 +136,11 @@ describe("bench", function()
     assert.is_nil(report)
     assert.equal("limit", code)
     assert.matches("context of", message)
+    -- before anything is evaluated, and before memory is touched
+    report, message, code = bench.run(model, { probe = 1 << 50, on_progress = error })
+    assert.is_nil(report)
+    assert.equal("memory", code)
+    assert.matches("^probe of 1048576.0 GiB: [%d.]+ GiB of memory are available$", message)
     for _, bad in ipairs { { prompt = -1 }, { gen = -1 }, { rounds = 0 }, { prompt = 0, gen = 0 },
       { depths = {} }, { depths = { -1 } }, { depths = { 1.5 } }, { probe = 0 }, { speed = 1 } } do
       assert.has_error(function() bench.run(model, bad) end)

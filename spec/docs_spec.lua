@@ -106,6 +106,15 @@ describe("docs/cli.md", function()
     assert.same(built, documented)
   end)
 
+  it("is about options that say their default once", function()
+    for name, text in pairs(all_commands()) do
+      for line in text:gmatch("[^\n]+") do
+        local _, n = line:gsub("%(default", "")
+        assert.is_true(n <= 1, name .. ": " .. line)
+      end
+    end
+  end)
+
   it("has the options of every command, and no others", function()
     for name, text in pairs(all_commands()) do
       assert.same(options_of(text), options_of(page[name]), name)

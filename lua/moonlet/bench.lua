@@ -23,13 +23,37 @@ local function median(list)
   return sorted[(#sorted + 1) // 2]
 end
 
+local PROBE_BYTES <const> = 1 << 30
+
+-- Bytes that can be touched without others giving up what they hold (proc_meminfo(5)); nil where
+-- the system does not tell.
+local function available_memory()
+  local file <close> = io.open("/proc/meminfo")
+  local kib = file and file:read("a"):match("MemAvailable:%s*(%d+) kB")
+  return kib and math.tointeger(kib) * 1024
+end
+
+-- A system that promises more memory than it has kills whoever touches it: a probe of that size is
+-- refused before.
+local function check_probe(bytes)
+  local available = available_memory()
+  if not available or bytes <= available then return true end
+  return nil, ("probe of %.1f GiB: %.1f GiB of memory are available"):format(bytes / 2 ^ 30,
+    available / 2 ^ 30), "memory"
+end
+
 ---Bytes per second that so many threads read from memory now: the median of several passes.
 ---@param threads integer
 ---@param bytes? integer read in each pass (1 GiB): more than the last-level cache holds
 ---@return number? bytes_per_second, string? message, string? code
 function bench.bandwidth(threads, bytes)
+  bytes = bytes or PROBE_BYTES
+  local fits, why, kind = check_probe(bytes)
+  if not fits then return nil, why, kind end
   local passes, message, code = core.bandwidth(threads, { bytes = bytes })
-  if not passes then return nil, message, code end
+  if not passes then
+    return nil, ("probe of %.1f GiB: %s"):format(bytes / 2 ^ 30, message), code
+  end
   return median(passes)
 end
 
@@ -254,12 +278,12 @@ local function check(opts)
   opts = options.check(opts, OPTIONS)
   local checked = { prompt = opts.prompt or 512, gen = opts.gen or 128, rounds = opts.rounds or 3,
     depths = table.move(opts.depths or { 0 }, 1, #(opts.depths or { 0 }), 1, {}), kv = opts.kv,
-    probe = opts.probe, on_progress = opts.on_progress or function() end }
+    probe = opts.probe or PROBE_BYTES, on_progress = opts.on_progress or function() end }
   for _, name in ipairs { "prompt", "gen" } do
     if checked[name] < 0 then options.misuse(("option '%s': 0 or more expected"):format(name)) end
   end
   if checked.rounds < 1 then options.misuse("option 'rounds': 1 or more expected") end
-  if checked.probe and checked.probe < 1 then options.misuse("option 'probe': bytes expected") end
+  if checked.probe < 1 then options.misuse("option 'probe': bytes expected") end
   if checked.prompt + checked.gen == 0 then options.misuse("nothing to measure") end
   if #checked.depths == 0 then options.misuse("option 'depths': at least one expected") end
   for _, depth in ipairs(checked.depths) do
@@ -325,6 +349,8 @@ end
 ---@return string? message, string? code
 function bench.run(model, opts)
   opts = check(opts)
+  local fits, problem, cause = check_probe(opts.probe)
+  if not fits then return nil, problem, cause end
   local info, rows = model:info(), list_rows(opts)
   local total, done = opts.depths[#opts.depths] + rows[1].tokens, 0
   for _, row in ipairs(rows) do total = total + row.tokens * opts.rounds end

@@ -36,12 +36,14 @@ function output.fraction(text)
 end
 
 ---A converter for an option that takes an amount of memory: "512M", "1.5G", "4GiB", bytes.
+---@param name string as messages show it
+---@param min integer bytes
 ---@return fun(text: string): integer?, string?
-function output.size(name)
+function output.size(name, min)
   return function(text)
     local number, unit = text:match("^(%d+%.?%d*)([KMGT]?)i?B?$")
-    local n = number and tonumber(number) * 2.0 ^ UNITS[unit]
-    if n and n < 2 ^ 62 then return math.tointeger(n // 1) end
+    local n = number and tonumber(number) * 2.0 ^ UNITS[unit] // 1
+    if n and n >= min and n < 2 ^ 62 then return math.tointeger(n) end
     return nil, ("option '%s': a size as 512M or 4G expected, got '%s'"):format(name, text)
   end
 end
