@@ -206,14 +206,14 @@ describe("prompt", function()
     local n = 0
     for _ in pairs(prompts.turns) do n = n + 1 end
     assert.equal(3, n)
-    for i = 1, 1000 do prompts:recall({ ids = { 1 }, text = "short " .. i }) end
-    assert.equal(512, #prompts.order)
+    for i = 1, 2000 do prompts:recall({ ids = { 1 }, text = "short " .. i }) end
+    assert.equal(1024, #prompts.order)
     n = 0
     for _, sampled in pairs(prompts.turns) do
-      assert.is_true(tonumber(sampled.text:match("short (%d+)")) > 1000 - 512)
+      assert.is_true(tonumber(sampled.text:match("short (%d+)")) > 2000 - 1024)
       n = n + 1
     end
-    assert.equal(512, n)
+    assert.equal(1024, n)
   end)
 
   it("keeps reasoning where the template does", function()

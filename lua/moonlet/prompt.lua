@@ -20,7 +20,8 @@ local turn = require "moonlet.turn"
 
 local prompt = {}
 
-local MAX_TURNS <const>, MAX_TURN_BYTES <const> = 512, 64 << 20 -- that are remembered
+-- Of turns that are remembered, each by two keys.
+local MAX_KEYS <const>, MAX_TURN_BYTES <const> = 1024, 64 << 20
 local MAX_CALL_IDS <const> = 16 -- of one of them, as dialogues side by side may say the same
 local ID_BYTES <const> = 16 -- of a Lua table
 local MAX_BEHIND <const> = 256 -- bytes that a template puts behind what the last message says
@@ -233,20 +234,28 @@ local function name_calls(self, sampled, earlier, call_id)
   for _, id in ipairs(ids) do self.by_call[id] = sampled end
 end
 
----Knows a turn again that remember() has told of, also in another process.
----@param sampled moonlet.SampledTurn
----@param tools table? of the prompt that it answered
----@param call_id string? see remember()
-function Prompts:recall(sampled, tools, call_id)
-  local key = self.gently(meaning, sampled.text, tools)
+-- Knows a turn by a key, in place of the one that was known by it.
+local function keep(self, key, sampled, call_id)
   local earlier = self.turns[key]
   if earlier then forget(self, key) else self.order[#self.order + 1] = key end
   self.turns[key] = sampled
   name_calls(self, sampled, earlier and earlier.call_ids, call_id)
   self.turn_bytes = self.turn_bytes + bytes_of(key, sampled)
-  while #self.order > MAX_TURNS or self.turn_bytes > MAX_TURN_BYTES do
+  while #self.order > MAX_KEYS or self.turn_bytes > MAX_TURN_BYTES do
     forget(self, table.remove(self.order, 1))
   end
+end
+
+---Knows a turn again that remember() has told of, also in another process: by what it says, and by
+---that and its place, as the same may be said twice and be sampled in two ways.
+---@param sampled moonlet.SampledTurn
+---@param tools table? of the prompt that it answered
+---@param call_id string? see remember()
+---@param place integer? how many tokens came before it
+function Prompts:recall(sampled, tools, call_id, place)
+  local key = self.gently(meaning, sampled.text, tools)
+  if place then keep(self, key .. place, { ids = sampled.ids, text = sampled.text }) end
+  keep(self, key, sampled, call_id)
 end
 
 ---Remembers a turn as it was sampled.
@@ -259,7 +268,7 @@ function Prompts:remember(p, ids, text, call_id)
   local all = table.move(ids, 1, #ids, #p.tail_ids + 1,
     table.move(p.tail_ids, 1, #p.tail_ids, 1, {}))
   local sampled = { ids = all, text = p.tail .. text }
-  self:recall(sampled, p.tools, call_id)
+  self:recall(sampled, p.tools, call_id, p.n - #p.tail_ids)
   return sampled
 end
 
@@ -312,10 +321,10 @@ local function pieces_of(self, text, start, header, tools, back)
     local first, last = text:find(header, from, true)
     local stop = first and find_stop(last + 1)
     if not stop then break end
-    local found = self.turns[meaning(unmask(back, text:sub(last + 1, stop - 1)), tools)]
-    if found then
+    local key = meaning(unmask(back, text:sub(last + 1, stop - 1)), tools)
+    if self.turns[key] then
       add_text(last)
-      pieces[#pieces + 1] = { turn = found }
+      pieces[#pieces + 1] = { turn = self.turns[key], key = key }
       at = stop
     end
     from = stop
@@ -329,7 +338,8 @@ local function assemble(self, pieces, start, back)
   for _, piece in ipairs(pieces) do
     local more, text
     if piece.turn then
-      more, text = piece.turn.ids, piece.turn.text
+      local sampled = self.turns[piece.key .. #ids] or piece.turn
+      more, text = sampled.ids, sampled.text
     else
       local ranges, message, code
       text, ranges = unmask(back, piece.text)

@@ -120,11 +120,13 @@ describe("ten questions with tools", function()
 
   for name, case in pairs {
     ["without thinking"] = { { enable_thinking = false }, { CALL, SAID } },
+    ["where the same is sampled in several ways"] = { { enable_thinking = false },
+      { CALL, SAID, "\n" .. CALL, SAID .. "\n", "Well. " .. CALL, "\n" .. SAID }, n_steps = 2 },
     ["where thinking is kept"] = { KEEP, { LOOK .. CALL, KNOW .. SAID }, sends = true },
   } do
     it("give the model each token once, and are one sequence, " .. name, function()
       open(case[2])
-      local length = play(case[1], case.sends, #case[2])
+      local length = play(case[1], case.sends, case.n_steps or #case[2])
       assert.equal(n_beginnings(), n_evaluated)
       assert.equal(length, n_evaluated)
     end)
