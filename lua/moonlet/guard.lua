@@ -1,6 +1,7 @@
 --- Calls of users' functions that everybody waits for: in a coroutine of their own, as they must
 --- not give way in the middle of something, and so many instructions at most.
 
+local sys = require "moonlet.sys"
 local watch = require "moonlet.watch"
 
 local guard = {}
@@ -40,13 +41,13 @@ function guard.call(fn, ...)
   return call(look, is_spent, fn, ...)
 end
 
----As pcall, for what makes functions that will be called by guard.call: it may take its time.
----Coroutines that it begins are counted where they go on.
+---As pcall, for what makes functions that will be called by guard.call: it may take its time, until
+---it is interrupted. Coroutines that it begins are counted where they go on.
 ---@param fn function
 ---@return boolean ok
 ---@return any ... what fn returns, or what went wrong
 function guard.load(fn, ...)
-  return call(nil, nil, fn, ...)
+  return call(sys.interrupted, nil, fn, ...)
 end
 
 -- fn, raising what went wrong.

@@ -45,6 +45,20 @@ describe("moonlet serve", function()
     end
   end)
 
+  -- The file of hooks is read once the command catches signals, and before the server does.
+  it("ends when it is told so before it serves", function()
+    local place = workspace.new {}
+    for _, signal in ipairs { "INT", "TERM", "HUP" } do
+      for _, rest in ipairs { "return {}", "while true do pcall(error) end" } do
+        place.write("hooks.lua", ("io.popen('kill -%s $PPID'):close() %s"):format(signal, rest))
+        local text = shell(PATHS .. "timeout 20 lua5.4 bin/moonlet serve --port 0 --hooks "
+          .. place.path "hooks.lua" .. "; echo rc $?")
+        assert.equal("moonlet: interrupted\nrc 1\n", text)
+      end
+    end
+    place.remove()
+  end)
+
   it("outlives its terminal where nohup has started it", function()
     local text = shell("trap '' HUP\n" .. START
       .. "kill -HUP $pid; kill -HUP $pid; ask; kill -TERM $pid; wait $pid; echo rc $?")

@@ -10,6 +10,7 @@ local json = require "moonlet.json"
 local options = require "moonlet.options"
 local refusal = require "moonlet.server.refusal"
 local sampler = require "moonlet.sampler"
+local sys = require "moonlet.sys"
 
 local hooks = {}
 
@@ -279,6 +280,7 @@ function hooks.read(path)
   local chunk, message = loadfile(path, "t")
   if not chunk then return nil, at(path, message), "format" end
   local ok, made = guard.load(chunk)
+  if not ok and sys.interrupted() then return nil, "interrupted", "cancelled" end
   if not ok then return nil, at(path, made), "format" end
   if type(made) ~= "table" then return nil, at(path, "does not return a table"), "format" end
   local given = {}

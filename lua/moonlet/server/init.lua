@@ -27,6 +27,7 @@ local replay = require "moonlet.replay"
 local room = require "moonlet.server.room"
 local sched = require "moonlet.sched"
 local stored = require "moonlet.server.stored"
+local sys = require "moonlet.sys"
 
 local server = {}
 
@@ -234,13 +235,15 @@ end
 
 -- ---- life --------------------------------------------------------------------------------------
 
----Ctrl-C, SIGTERM and SIGHUP shut the server down; a second one ends the process.
+---Ctrl-C, SIGTERM and SIGHUP shut the server down; a second one ends the process. Fails when one
+---has come since sys.catch_interrupt().
 ---@return boolean? ok, string? message, string? code
 function Server:catch_signals()
   for _, name in ipairs { "INT", "TERM", "HUP" } do
     local ok, message, code = self.loop.net:catch_signal(name)
     if not ok then return nil, message, code end
   end
+  if sys.interrupted() then return nil, "interrupted", "cancelled" end
   return true
 end
 
