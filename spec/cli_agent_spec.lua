@@ -144,6 +144,16 @@ describe("moonlet agent", function()
     assert.matches("^moonlet: there is no tool 'fly'; [^\n]*\n$", text)
   end)
 
+  it("says what a failing engine says", function()
+    for _, row in ipairs { { ', "message": "GPU on fire"', "GPU on fire" },
+      { "", "the generation was ended" } } do
+      place.write("script.jsonl", '{"text": "abc", "finish_reason": "error"' .. row[1] .. "}")
+      local text, code = agent("-p Go --replay " .. place.path "script.jsonl")
+      assert.equal(1, code)
+      assert.equal("abc\nmoonlet: " .. row[2] .. "\n", text)
+    end
+  end)
+
   it("refuses what contradicts itself", function()
     for _, options in ipairs { "--save a --resume b", "--system x --resume b", "--max-steps 0",
       "--task ''" } do

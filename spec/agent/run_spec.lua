@@ -169,13 +169,13 @@ describe("an agent", function()
   it("reports a failing engine, and can go on", function()
     local agent <close> = open { { text = "It", finish_reason = "error", message = "no memory" },
       "Done." }
-    local result, message = agent:run("Go")
+    local result, message, code = agent:run("Go")
     assert.is_nil(result)
     assert.equal("no memory", message)
+    assert.equal("io", code)
     assert.equal(1, #agent.messages)
     assert.equal("Done.", agent:run().text)
   end)
-
 
   it("is cancelled while the model speaks", function()
     local agent

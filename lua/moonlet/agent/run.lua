@@ -104,7 +104,9 @@ function Run:take_turn()
   if agent.cancelled then return nil end
   local reason = ticket.finish_reason
   if reason == "error" or reason == "cancelled" then
-    check(nil, ticket.message or "the generation was ended", ticket.code or "cancelled")
+    -- A scripted failure has no code; only who has closed the engine has interrupted the run.
+    check(nil, ticket.message or "the generation was ended",
+      reason == "cancelled" and reason or ticket.code or "io")
   end
   take(agent, said, reader:finish(reason == "context" and "length" or reason))
   return { fields = message_of(said), calls = said.calls, reason = reason,
