@@ -67,6 +67,37 @@ describe("an agent", function()
       assert.equal("Done.", second:run().text)
     end)
 
+    it("stays as it was when a task cannot begin, however often it is tried", function()
+      local path = place.path "talk.jsonl"
+      local first <close> = open({ "Hello." }, { save = path })
+      assert(first:run("Hi"))
+      first:close()
+      local kept = place.read "talk.jsonl"
+      local told
+      for _ = 1, 2 do
+        local small <close> = open({ "Yes." }, { resume = path, ctx = 20 })
+        local result, message, code = small:run("retry me")
+        assert.is_nil(result)
+        assert.equal("limit", code)
+        assert.matches("^a prompt of %d+ tokens leaves no room in a context of 20: give it a "
+          .. "larger one %(ctx, %-%-ctx%) or fewer messages %(transform_context%)$", message)
+        assert.equal(told or message, message)
+        told = message
+        assert.equal(2, #small.messages)
+        assert.equal(kept, place.read "talk.jsonl")
+      end
+      local hooked <close> = open({ "Yes." }, { resume = path,
+        transform_context = function() error("no", 0) end })
+      assert.has_error(function() hooked:run("retry me") end)
+      assert.equal(kept, place.read "talk.jsonl")
+      hooked:close()
+      local short <close> = open({ "Yes." }, { resume = path, ctx = 20,
+        transform_context = function(messages) return json.array { messages[#messages] } end })
+      assert.equal("Yes.", assert(short:run("retry me")).text)
+      local _, n = place.read("talk.jsonl"):gsub("retry me", "")
+      assert.equal(1, n)
+    end)
+
     it("refuses files that are none, are there already, or are in use", function()
       local function fails(pattern, options)
         options.model, options.replay = scripted.model, { "x" }

@@ -15,6 +15,7 @@ local ORDER <const> = { "role", "content", "reasoning_content", "tool_calls", "t
 ---@field messages table[]
 ---@field sampled moonlet.SampledTurn[] of the messages that were read
 ---@field transcript moonlet.Transcript?
+---@field proposed table? the last message, while it is in the transcript not yet
 local Conversation = {}
 Conversation.__index = Conversation
 
@@ -27,6 +28,25 @@ function Conversation:add(fields, sampled)
   self.messages[#self.messages + 1] = message
   if self.transcript then check(self.transcript:append(message, sampled)) end
   return message
+end
+
+---Adds a message that withdraw() takes back as long as confirm() has not put it on the disk: a task
+---that cannot begin leaves the conversation as it was, however often it is tried.
+---@param fields table
+function Conversation:propose(fields)
+  self.proposed = json.object(fields, ORDER)
+  self.messages[#self.messages + 1] = self.proposed
+end
+
+function Conversation:confirm()
+  if self.proposed and self.transcript then check(self.transcript:append(self.proposed)) end
+  self.proposed = nil
+end
+
+function Conversation:withdraw()
+  local messages = self.messages
+  if self.proposed and messages[#messages] == self.proposed then messages[#messages] = nil end
+  self.proposed = nil
 end
 
 -- Calls without a result, of a process that was killed meanwhile.

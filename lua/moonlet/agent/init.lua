@@ -238,6 +238,7 @@ local function guarded(self, text)
   local returned = table.pack(failure.returned(xpcall(run.go, debug.traceback, self, text)))
   if self.ticket then self.ticket:cancel() end
   calls.settle(self)
+  self.conversation:withdraw()
   self.ticket, self.running = nil, false
   if self.closed and not self.owns_loop then release(self) end
   return returned

@@ -84,13 +84,29 @@ local function is_unread(said, reader)
   return text:find("<tool_call>", 1, true) and text:find("</tool_call>", -#"</tool_call>", true)
 end
 
+-- What the user can do about a conversation that has grown too long.
+local function explain_limit(message, code)
+  if code ~= "limit" then return message, code end
+  return message .. ": give it a larger one (ctx, --ctx) or fewer messages (transform_context)",
+    code
+end
+
+-- The turn begins: from here on the message that it answers is part of the conversation.
+function Run:submit(p)
+  local agent = self.agent
+  local ticket, message, code = agent.engine:submit { ids = p.ids, keep_at = p.keep_at,
+    options = self:options_of_turn(p) }
+  if not ticket then check(nil, explain_limit(message, code)) end
+  agent.ticket = ticket
+  agent.conversation:confirm()
+  return ticket
+end
+
 -- Samples a turn: { fields, calls, reason, sampled, unread }; nothing when it was cancelled.
 -- `unread` is an id for a call that could not be read.
 function Run:take_turn()
   local agent, p = self.agent, self:make_prompt()
-  local ticket = check(agent.engine:submit { ids = p.ids, keep_at = p.keep_at,
-    options = self:options_of_turn(p) })
-  agent.ticket = ticket
+  local ticket = self:submit(p)
   local reader = turn.reader { tools = p.tools, reasoning = p.reasoning }
   local said, ids, pieces = { calls = {} }, {}, {}
   for token in ticket:tokens() do
@@ -178,7 +194,7 @@ local run = {}
 function run.go(agent, text)
   local self = setmetatable({ agent = agent, steps = 0, text = "",
     usage = { prompt = 0, reused = 0, evaluated = 0, generated = 0 } }, Run)
-  if text then agent.conversation:add { role = "user", content = text } end
+  if text then agent.conversation:propose { role = "user", content = text } end
   local reason
   repeat
     reason = self.steps == agent.max_steps and "steps" or self:take_step()
