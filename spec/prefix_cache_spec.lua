@@ -93,4 +93,28 @@ describe("prefix cache", function()
     assert.equal(100, cache:restore(probe, long, 0))
     assert.same(table.move(long, 1, 100, 1, {}), probe:ids())
   end)
+
+  it("goes on from no state that a cancelled prompt has left, as there are no logits", function()
+    local long = ids_of(3, 600)
+    local cut <close> = assert(model:session { ctx = 640 })
+    local cache <close> = prefix_cache.open(model, 4 * STATE)
+    -- Cancelled in its second batch, which looks are found by halves for.
+    local function interrupt()
+      local low, high = 1, 1 << 20
+      repeat
+        local look = (low + high) // 2
+        cut:reset()
+        local ok = cut.core:eval(long, look)
+        if ok then high = look elseif cut:n_past() == 0 then low = look end
+      until not ok and cut:n_past() == 512
+    end
+    interrupt()
+    assert.is_false(cut:has_logits())
+    local held = cut:ids()
+    assert.same({ 0, 512 }, { cut:sync(held, { cache = cache }) })
+    assert.is_true(cut:has_logits())
+    interrupt()
+    assert.equal(512, cache:restore(cut, held, 512))
+    assert.is_true(cut:has_logits())
+  end)
 end)

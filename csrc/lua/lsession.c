@@ -226,6 +226,13 @@ static int push_past_ids(lua_State *L)
     return 1;
 }
 
+/* session:has_logits() -> boolean */
+static int has_logits(lua_State *L)
+{
+    lua_pushboolean(L, ses_logits(check_session(L, 1)->s) != NULL);
+    return 1;
+}
+
 /* session:reusable(ids) -> how many of the ids need no evaluation: all past tokens when ids begin
  * with them and logits will be there, else none; nil, message, code when ids do not fit. */
 static int reusable(lua_State *L)
@@ -402,6 +409,7 @@ void lsession_open(lua_State *L)
         {"close", close_session},
         {"eval", eval},
         {"final", final},
+        {"has_logits", has_logits},
         {"ids", push_past_ids},
         {"kv_row", kv_row},
         {"linear_state", linear_state},

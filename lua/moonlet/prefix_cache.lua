@@ -144,13 +144,14 @@ function Cache:used()
   return self.bytes + self.kept
 end
 
----Keeps where a session stands.
+---Keeps where a session stands, unless it has no logits: who goes on from there needs them.
 ---@param session moonlet.Session
 ---@param ids integer[] that the session holds; borrowed, must not change
 ---@param n integer? how many of them; default all
 ---@return boolean? kept, string? message, string? code
 function Cache:put(session, ids, n)
   n = n or #ids
+  if not session:has_logits() then return false end
   self.clock = self.clock + 1
   local hashes = hashes_of(ids, n)
   local key = key_of(hashes[n], n)
@@ -176,6 +177,7 @@ end
 ---@return integer reused how many ids it then holds
 function Cache:restore(session, ids, n_held)
   n_held = n_held or 0
+  if n_held == #ids and not session:has_logits() then n_held = 0 end
   local hashes = self.n > 0 and hashes_of(ids, #ids) or {}
   local entry = longest(self, ids, hashes, #ids + 1)
   if entry then

@@ -81,6 +81,11 @@ function Session:logits()
   return self.core:logits()
 end
 
+---@return boolean whether there are any: not before the first token, nor behind a cancelled prompt
+function Session:has_logits()
+  return self.core:has_logits()
+end
+
 ---Appends ids and scores what follows each of them.
 ---@param ids integer[]
 ---@param targets integer[] the token that should follow ids[i]; negative: not scored
