@@ -44,6 +44,8 @@ describe("an agent", function()
     assert.equal("changed", content)
     assert.equal("hi", agent.messages[2].tool_calls[1]["function"].arguments.text)
     assert.equal("Error: no", (with(function() return false, "no" end)))
+    -- what does not run need not fit
+    assert.equal("Error: no", (with(function(c) c.arguments.text = nil; return false, "no" end)))
     assert.equal("cached", (with(function() return { content = "cached", is_error = false } end)))
     assert.equal("hi!", (with(nil, function(_, result) result.content = result.content .. "!" end)))
     assert.equal("other", (with(nil, function() return { content = "other" } end)))
@@ -115,6 +117,17 @@ describe("an agent", function()
       { before_tool = function(c) c.arguments = { text = print } end })
     fails("ask: a table of JSON values as arguments expected, got table",
       { ask = function(c) c.arguments.text = 0 / 0; return true end })
+    for _, name in ipairs { "before_tool", "ask" } do
+      local function with(change)
+        return { [name] = function(c)
+          change(c.arguments)
+          return true
+        end }
+      end
+      fails(name .. ": arguments.n: integer expected, got \"many\"",
+        with(function(a) a.n = "many" end))
+      fails(name .. ": arguments.text: is missing", with(function(a) a.text = nil end))
+    end
     fails("ask: a text as reason expected, got boolean", { ask = answers(false, true) })
     fails("after_tool: a table with a text as content expected, got table",
       { ask = answers(true), after_tool = function(_, result) result.content = nil end })

@@ -3,6 +3,7 @@
 
 local failure = require "moonlet.agent.failure"
 local json = require "moonlet.json"
+local validate = require "moonlet.validate"
 
 local hooks = {}
 
@@ -27,6 +28,14 @@ end
 local function check_arguments(name, arguments)
   if type(arguments) == "table" and pcall(json.encode, arguments) then return end
   wrong(name, "a table of JSON values as arguments", arguments)
+end
+
+-- Those that a tool is about to be run with fit its schema. They are read as JSON, as plain Lua has
+-- no mark for lists.
+local function check_schema(name, arguments, tool)
+  local ok, message = validate.check(json.decode(json.encode(arguments)), tool.parameters or true,
+    "arguments")
+  if not ok then failure.misuse(("hook %s: %s"):format(name, message)) end
 end
 
 ---What the model sees of the conversation.
@@ -54,7 +63,10 @@ function hooks.before_tool(agent, call, tool)
   if not agent.before_tool then return nil end
   local answer, reason = agent.before_tool(call, tool)
   check_arguments("before_tool", call.arguments)
-  if answer == nil or answer == true then return nil end
+  if answer == nil or answer == true then
+    check_schema("before_tool", call.arguments, tool)
+    return nil
+  end
   if answer then return check_result("before_tool", answer) end
   return nil, check_reason("before_tool", reason, "the call was refused")
 end
@@ -67,7 +79,10 @@ function hooks.ask(agent, call, tool)
   if not (tool.ask and agent.ask) then return nil end
   local allowed, reason = agent.ask(call, tool)
   check_arguments("ask", call.arguments)
-  if allowed == true then return nil end
+  if allowed == true then
+    check_schema("ask", call.arguments, tool)
+    return nil
+  end
   return check_reason("ask", reason, "the user refused this call")
 end
 

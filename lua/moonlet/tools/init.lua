@@ -18,7 +18,7 @@ local MAKERS <const> = { read = files.read, write = files.write, edit = files.ed
 ---@field description? string
 ---@field parameters? table JSON schema of an object
 ---@field run fun(arguments: table, ctx: moonlet.ToolContext): any, string? result: a text, or a
----  value that becomes JSON; or nil and what went wrong
+---  value that becomes JSON; or nil and what went wrong; nil alone is told as "ok"
 ---@field ask? boolean the agent's `ask` decides on every call
 ---@field parallel? boolean false: runs alone, in the order of the calls
 ---@field seconds? number|false until it is given up; false: it has its own limit
