@@ -181,6 +181,8 @@ describe("misuse exits with 2", function()
     { "generate -p a --seed x", 2, "'%-%-seed': an integer expected, got 'x'" },
     { "generate -p a --seed 1.5", 2, "'%-%-seed': an integer expected, got '1.5'" },
     { "agent --tools ''", 2, "'%-%-tools': must not be empty" },
+    { "agent --tools read,fly", 2, "'%-%-tools': 'fly' is none of read,write,edit,list,grep,bash" },
+    { "agent --tools read,grep,read", 2, "'%-%-tools': 'read' is named twice" },
     { "agent --tools ' ,'", 2, "'%-%-tools': must not be empty" },
     { "generate -p a --ctx 0", 2, "'%-%-ctx': 1 or more expected" },
     { "generate -p a --kv turbo4", 2, "'%-%-kv' must be one of 'f16', 'f32'" },

@@ -12,8 +12,17 @@ local SHOWN_LINES <const>, SHOWN_BYTES <const> = 10, 800 -- of a tool's result
 local SHOWN_LINE <const> = 220 -- bytes of a call, and of one of those lines
 
 local function tool_names(text)
-  local names = {}
-  for name in text:gmatch("[^,%s]+") do names[#names + 1] = name end
+  local names, left = {}, {}
+  for name in DEFAULT_TOOLS:gmatch("%a+") do left[name] = "free" end
+  for name in text:gmatch("[^,%s]+") do
+    if not left[name] then
+      return nil, ("option '--tools': '%s' is none of %s"):format(name, DEFAULT_TOOLS)
+    end
+    if left[name] == "taken" then
+      return nil, ("option '--tools': '%s' is named twice"):format(name)
+    end
+    names[#names + 1], left[name] = name, "taken"
+  end
   if #names > 0 then return names end
   return nil, "option '--tools': must not be empty"
 end
