@@ -51,8 +51,8 @@ local function log(text)
 end
 
 local function log_request(exchange, seconds)
-  log(("%s %s %s %.3f s"):format(exchange.method, exchange.path, exchange.status or "left",
-    seconds))
+  local status = not exchange.is_cut and exchange.status or "left"
+  log(("%s %s %s %.3f s"):format(exchange.method, exchange.path, status, seconds))
 end
 
 local function read_options(args)

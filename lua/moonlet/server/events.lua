@@ -2,6 +2,7 @@
 
 local json = require "moonlet.json"
 local longer = require "moonlet.server.longer"
+local outflow = require "moonlet.server.outflow"
 local sys = require "moonlet.sys"
 
 local events = {}
@@ -12,13 +13,15 @@ local COMPACT <const> = { separators = { ",", ":" } }
 
 ---@class moonlet.server.Events
 ---@field written number when something was last written
+---@field is_writing boolean an event is on its way, part by part
+---@field free moonlet.Signal told when it no longer is
 local Events = {}
 Events.__index = Events
 
 ---Begins the reply; the client has its head at once.
 ---@param request userdata
 ---@param fields table<string, string> more header fields
----@param on_stalled fun() called when the client does not read
+---@param on_stalled fun(message: string) called when the client cannot be written to
 ---@param loop moonlet.Loop
 ---@return moonlet.server.Events
 function events.start(request, fields, on_stalled, loop)
@@ -28,15 +31,20 @@ function events.start(request, fields, on_stalled, loop)
   end
   request:start(200, all)
   return setmetatable({ request = request, written = sys.seconds(), beats = 0,
-    on_stalled = on_stalled, loop = loop }, Events)
+    on_stalled = on_stalled, loop = loop, is_writing = false, free = loop:signal() }, Events)
 end
 
+-- What several coroutines write comes one after the other.
 local function write(self, text)
+  while self.is_writing do self.free:wait() end
   if self.stalled then return end
-  self.written = sys.seconds()
-  if not self.request:write(text) then
+  self.is_writing = true
+  local ok, message = outflow.write(self.loop, self.request, text)
+  self.is_writing, self.written = false, sys.seconds()
+  self.free:notify()
+  if not ok then
     self.stalled = true
-    self.on_stalled()
+    self.on_stalled(message)
   end
 end
 
@@ -65,6 +73,7 @@ end
 function Events:beat(seconds, send_empty)
   local rest = self.written + seconds - sys.seconds()
   if rest > 0.001 then return rest end
+  if self.is_writing then return seconds end
   self.beats = self.beats + 1
   if self.beats % 2 == 1 then
     self:comment()
@@ -74,13 +83,14 @@ function Events:beat(seconds, send_empty)
   return seconds
 end
 
----Says nothing.
+---Says nothing, unless something is being said.
 function Events:comment()
-  write(self, ": waiting\n\n")
+  if not self.is_writing then write(self, ": waiting\n\n") end
 end
 
+---Ends the reply; one that lacks something has no end.
 function Events:finish()
-  self.request:finish()
+  if not self.stalled then self.request:finish() end
 end
 
 return events

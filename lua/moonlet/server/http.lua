@@ -5,6 +5,7 @@ local events = require "moonlet.server.events"
 local json = require "moonlet.json"
 local longer = require "moonlet.server.longer"
 local options = require "moonlet.options"
+local outflow = require "moonlet.server.outflow"
 local refusal = require "moonlet.server.refusal"
 local sys = require "moonlet.sys"
 local trim = require "moonlet.trim"
@@ -19,7 +20,6 @@ local MAX_KEY_BYTES <const> = 4096
 local MAX_KEY_FILE_BYTES <const> = 1 << 20
 local ALONE_BYTES <const> = 1 << 17 -- of a body that is read while no other of the kind is
 local POUR_BYTES <const> = 1 << 16 -- of a long reply that are made at once
-local POUR_WAIT <const> = 0.01 -- seconds, for a client to take what there is
 
 ---@class moonlet.server.Exchange
 ---@field server moonlet.Server
@@ -33,6 +33,7 @@ local POUR_WAIT <const> = 0.01 -- seconds, for a client to take what there is
 ---  dialect has its own way
 ---@field room_taken integer bytes of the body's values, and of what is answered
 ---@field status integer? of the reply, once there is one
+---@field is_cut boolean? the client has left, or could not be written to, before it had all
 local Exchange = {}
 Exchange.__index = Exchange
 
@@ -99,6 +100,13 @@ function Exchange:reply(status, body, fields)
   self.request:reply(status, all, text)
 end
 
+-- The client cannot be written to: its connection ends with the request.
+local function cut(self, message)
+  self.is_cut = true
+  self.server.log(("%s %s: the reply is cut: %s"):format(self.method, self.path, message))
+  self:gone()
+end
+
 local function check_client(self)
   if self:is_gone() then refusal.raise(499, "the client has left") end
 end
@@ -114,10 +122,13 @@ function Exchange:pour(produce)
       self.request:start(200, all_fields(self, { ["Content-Type"] = "application/json" }))
     end
     check_client(self)
-    self.request:write(table.concat(held))
+    local ok, message = outflow.write(self.server.loop, self.request, table.concat(held))
+    if not ok then
+      cut(self, message)
+      refusal.raise(499, message)
+    end
     held, n = {}, 0
     self.server.loop:sleep(0)
-    while self.request:pending() > POUR_BYTES do self.server.loop:sleep(POUR_WAIT) end
     check_client(self)
   end
   produce(function(text)
@@ -139,13 +150,14 @@ end
 ---@return moonlet.server.Events
 function Exchange:events()
   self.status = 200
-  self.stream = events.start(self.request, self.fields, function() self:gone() end,
+  self.stream = events.start(self.request, self.fields, function(message) cut(self, message) end,
     self.server.loop)
   return self.stream
 end
 
----The client has left.
+---The client has left, or there is no more to do for it.
 function Exchange:gone()
+  self.is_cut = self.is_cut or self:is_gone()
   if self.on_gone then self.on_gone() end
 end
 
