@@ -13,8 +13,20 @@ local moonlet = require "moonlet"
 local SIZES <const> = { 1, 2, 3, 4, 6, 8, 12, 16 }
 local CONTEXT <const> = 256
 
-local threads, rounds = math.tointeger(arg[2] or 4), math.tointeger(arg[3] or 20)
-local model <close> = assert(moonlet.open(arg[1], { threads = threads }))
+local function stop(text, code)
+  io.stderr:write(text, "\n")
+  os.exit(code)
+end
+
+local function count(text, max)
+  local n = math.tointeger(tonumber(text))
+  if arg[1] and n and n >= 1 and n <= max then return n end
+  stop("usage: lua5.4 bench/few.lua DIR [threads] [rounds]", 2)
+end
+
+local threads, rounds = count(arg[2] or 4, 1024), count(arg[3] or 20, math.maxinteger)
+local model <close>, problem = moonlet.open(arg[1], { threads = threads })
+if not model then stop("few: " .. problem, 1) end
 local vocabulary = model:info().config.vocab_size
 
 local function draw(n)

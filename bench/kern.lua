@@ -1,5 +1,5 @@
 -- Speed of matrix products and mixers:
---   lua5.4 bench/kern.lua [variant] [rows] [cols] [threads] [mode, or "mixers"]
+--   lua5.4 bench/kern.lua [variant] [rows, or "memory"] [cols] [threads] [mode, or "mixers"]
 -- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
 -- Activations in f32, then in 8 bits or in bf16 for the formats that take them. "memory": products
 -- of one token with matrices of 256 MB, beside the speed at which as many threads read memory.
@@ -12,8 +12,8 @@ local core = require "moonlet.core"
 local kernels = core.kernels()
 local variant = arg[1] or kernels[#kernels].name
 local from_memory = arg[2] == "memory"
-local rows, cols = tonumber(arg[2]) or 512, tonumber(arg[3] or 2048)
-local threads = tonumber(arg[4] or 1)
+local rows, cols = tonumber(arg[2] or 512), tonumber(arg[3] or 2048)
+local threads, only = tonumber(arg[4] or 1), arg[5]
 
 local modes = {
   { mode = "f32", bits = 32 }, { mode = "f16", bits = 16 }, { mode = "bf16", bits = 16 },
@@ -22,6 +22,36 @@ local modes = {
   { mode = "mxfp4", bits = 4, group = 32 }, { mode = "mxfp8", bits = 8, group = 32 },
   { mode = "nvfp4", bits = 4, group = 16 }, { mode = "fp8", bits = 8, group = 128, tile_rows = 1 },
 }
+
+local function stop(text)
+  io.stderr:write("kern: ", text, "\n")
+  os.exit(2)
+end
+
+local function is_count(n, max)
+  return math.type(n) == "integer" and n >= 1 and n <= max
+end
+
+-- Before anything is printed, as a table's head without a table says nothing.
+local function check_arguments()
+  local names, known = {}, {}
+  for i, kernel in ipairs(kernels) do names[i], known[kernel.name] = kernel.name, true end
+  if not known[variant] then
+    stop(("no kernels named '%s' here; there are %s"):format(variant, table.concat(names, ", ")))
+  end
+  if not (from_memory or is_count(rows, 1 << 20)) then
+    stop("rows: a whole number, or memory, expected")
+  end
+  if not is_count(cols, 1 << 20) or cols % 128 ~= 0 then
+    stop("cols: a multiple of 128 expected")
+  end
+  if not is_count(threads, 1024) then stop("threads: 1 to 1024 expected") end
+  local found = only == nil or only == "mixers"
+  for _, m in ipairs(modes) do found = found or only == m.mode end
+  if not found then stop(("no mode named '%s'"):format(only)) end
+end
+
+check_arguments()
 
 local function matrix(m)
   local n_bytes = rows * cols * m.bits // 8
@@ -79,7 +109,7 @@ end
 if from_memory then return end
 
 for _, m in ipairs(modes) do
-  if not arg[5] or arg[5] == m.mode then
+  if not only or only == m.mode then
     local w = matrix(m)
     report(m, w)
     if FAST[m.mode] then report(m, w, FAST[m.mode]) end
@@ -115,7 +145,7 @@ local function row(what, sizes, run)
   print(table.concat(line, "   "))
 end
 
-if not arg[5] or arg[5] == "mixers" then
+if not only or only == "mixers" then
   row("attend f16, queries", { 1, 2, 4, 6, 8, 64 }, attend)
   row("attend integers", { 1, 2, 4, 6, 8, 64 }, attend_in_integers)
   row("delta rule, tokens", { 1, 4, 32 }, delta)

@@ -15,6 +15,7 @@
 local argparse = require "argparse"
 local bench = require "moonlet.bench"
 local json = require "moonlet.json"
+local output = require "moonlet.cli.output"
 local sys = require "moonlet.sys"
 
 local HOME <const> = arg[0]:match("^(.*)/[^/]*$") or "."
@@ -22,9 +23,18 @@ local HOME <const> = arg[0]:match("^(.*)/[^/]*$") or "."
 local function integers(text)
   local list = {}
   for word in text:gmatch("[^,]+") do
-    list[#list + 1] = math.tointeger(tonumber(word)) or error("integers expected: " .. text, 0)
+    local n = math.tointeger(tonumber(word))
+    if not n or n < 0 then return nil, "option '--depth': tokens as 0,4096 expected" end
+    list[#list + 1] = n
   end
+  if #list == 0 then return nil, "option '--depth': must not be empty" end
   return list
+end
+
+local function share(text)
+  local x = tonumber(text)
+  if x and x >= 0 then return x end
+  return nil, "option '--drift': a number from 0 expected"
 end
 
 local function parse_arguments()
@@ -32,16 +42,21 @@ local function parse_arguments()
   parser:argument("engines", "'NAME = moonlet DIR ...', 'NAME = llama-bench BINARY MODEL ...', "
     .. "'NAME = ik-llama-bench BINARY MODEL ...', 'NAME = ik-sweep-bench BINARY MODEL ...'")
     :args("+")
-  parser:option("--threads", "of every engine"):convert(math.tointeger):default("2")
-  parser:option("--prompt", "tokens of a prompt"):convert(math.tointeger):default("512")
-  parser:option("--gen", "tokens decoded"):convert(math.tointeger):default("64")
+  local function count(name, min, what)
+    return parser:option(name, what):convert(output.integer(name, min))
+  end
+  count("--threads", 1, "of every engine"):default("2")
+  count("--prompt", 0, "tokens of a prompt"):default("512")
+  count("--gen", 0, "tokens decoded"):default("64")
   parser:option("--depth", "tokens that precede"):convert(integers):default("0")
-  parser:option("--rounds", "rounds that count"):convert(math.tointeger):default("5")
-  parser:option("--tries", "rounds at most (three for each that counts)"):convert(math.tointeger)
-  parser:option("--drift", "of the bandwidth that a round may have"):convert(tonumber)
+  count("--rounds", 1, "rounds that count"):default("5")
+  count("--tries", 1, "rounds at most (three for each that counts)")
+  parser:option("--drift", "of the bandwidth that a round may have"):convert(share)
     :default(tostring(bench.STEADY))
   parser:option("--out", "file for all rounds, JSON")
-  return parser:parse()
+  local ok, args = parser:pparse()
+  if not ok then output.misuse((args:gsub("%s*\n", "; "))) end
+  return args
 end
 
 -- ---- engines ------------------------------------------------------------------------------------
@@ -142,8 +157,8 @@ local function read_engine(text)
   local kind = table.remove(words, 1)
   local needed = kind == "moonlet" and 1 or 2
   if not (ASK[kind] and #words >= needed) then
-    error("an engine is 'NAME = moonlet DIR', 'NAME = [ik-]llama-bench BINARY MODEL' or "
-      .. "'NAME = ik-sweep-bench BINARY MODEL': " .. text, 0)
+    output.misuse("an engine is 'NAME = moonlet DIR', 'NAME = [ik-]llama-bench BINARY MODEL' or "
+      .. "'NAME = ik-sweep-bench BINARY MODEL': " .. text)
   end
   return { name = name, ask = ASK[kind], words = words, text = rest }
 end
@@ -234,6 +249,7 @@ end
 
 local ok, message = pcall(main)
 if not ok then
-  io.stderr:write("side_by_side: ", tostring(message), "\n")
-  os.exit(1)
+  local misuse = type(message) == "table" and message.misuse
+  io.stderr:write("side_by_side: ", misuse or tostring(message), "\n")
+  os.exit(misuse and 2 or 1)
 end

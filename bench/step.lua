@@ -11,7 +11,11 @@ local sampler = require "moonlet.sampler"
 
 local VOCABULARY <const>, ROWS <const> = 248320, 16
 local what = arg[1] or "policies"
-local draws = math.tointeger(tonumber(arg[what == "texts" and 3 or 2])) or 60
+local draws = math.tointeger(tonumber(arg[what == "texts" and 3 or 2] or 60))
+if not (draws and draws >= 1 and (what == "policies" or what == "texts" and arg[2])) then
+  io.stderr:write("usage: lua5.4 bench/step.lua [policies | texts DIR] [draws]\n")
+  os.exit(2)
+end
 
 -- ---- logits ---------------------------------------------------------------------------------
 
@@ -134,7 +138,11 @@ local function cycling(n)
 end
 
 local function measure_texts(dir)
-  local tokenizer = assert(require("moonlet.tokenizer").open(dir))
+  local tokenizer, problem = require("moonlet.tokenizer").open(dir)
+  if not tokenizer then
+    io.stderr:write("step: ", problem, "\n")
+    os.exit(1)
+  end
   local stops = { "\n\nUser:", "</answer>", "<|never|>", "Observation:" }
   local n = 20000
   print(("ms of a step: Lua, detokenizing %s"):format(dir))
@@ -148,7 +156,7 @@ local function measure_texts(dir)
 end
 
 if what == "texts" then
-  measure_texts(assert(arg[2], "a directory with a tokenizer.json expected"))
+  measure_texts(arg[2])
 else
   measure_policies()
 end
