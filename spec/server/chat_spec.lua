@@ -331,6 +331,29 @@ describe("/v1/chat/completions", function()
       .json.error.message)
   end)
 
+  it("answers nobody freely who asks for a constrained answer", function()
+    server = served.replay { "ok" }
+    local bodies = { ["/v1/chat/completions"] = { messages = { { role = "user", content = "x" } } },
+      ["/v1/completions"] = { prompt = "x" }, ["/v1/responses"] = { input = "x" },
+      ["/v1/messages"] = { max_tokens = 9, messages = { { role = "user", content = "x" } } } }
+    for path, body in pairs(bodies) do
+      for _, name in ipairs { "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+        "guided_grammar", "grammar", "json_schema" } do
+        for _, row in ipairs { { json.object {}, 400 }, { "x", 400 }, { { "x" }, 400 },
+          { true, 400 }, { false, 400 }, { json.null, 200 }, { "", 200 } } do
+          body[name] = row[1]
+          local reply = client.ask(server, "POST", path, body)
+          assert.equal(row[2], reply.status, path .. reply.body)
+          if row[2] == 400 then
+            assert.matches(name .. ": this needs constrained decoding", reply.json.error.message,
+              1, true)
+          end
+        end
+        body[name] = nil
+      end
+    end
+  end)
+
   it("failure 21: says that a prompt is too long, in the words that clients know", function()
     server = served.replay({ "ok" }, { ctx = 32 })
     local reply = ask { messages = { { role = "user", content = ("word "):rep(100) } } }

@@ -168,7 +168,7 @@ describe("/openapi.json", function()
     json.object { type = "x" }, json.object { x = "y" } }
   -- Described, and not there yet or only together with others.
   local REFUSED <const> = {}
-  for name in ([[response_format structured_outputs tool_choice continue_final_message
+  for name in ([[response_format tool_choice continue_final_message
     add_generation_prompt chat_template suffix stream_options top_logprobs stop_token_ids
     logit_bias chat_template_kwargs tools messages prompt input tokens dimensions max_tokens
     prompt_logprobs previous_response_id conversation background]]):gmatch("%S+") do

@@ -207,11 +207,18 @@ function conversation.refuse_format(f, name)
   f:refuse_constraint(name, given.type)
 end
 
+-- What vLLM and llama.cpp have answers keep to.
+local CONSTRAINTS <const> = { "structured_outputs", "guided_json", "guided_regex", "guided_choice",
+  "guided_grammar", "grammar", "json_schema" }
+
 ---Refuses fields that change what is generated in ways that are not offered.
 ---@param f moonlet.server.Fields
 function conversation.refuse_unserved(f)
   conversation.refuse_format(f, "response_format")
-  if f:get("structured_outputs") then f:refuse_constraint("structured_outputs", "this") end
+  for _, name in ipairs(CONSTRAINTS) do
+    local given = f:get(name)
+    if given ~= nil and given ~= "" then f:refuse_constraint(name, "this") end
+  end
   if f:get("chat_template") then
     f:refuse("chat_template", "the checkpoint's own template is used")
   end

@@ -12,6 +12,8 @@ end
 
 ---@return table<string, table> properties
 return function()
+  local refused = { enum = json.array { "" },
+    description = "Needs constrained decoding, which there is not yet." }
   return {
     temperature = between(0, 1e6, "0 takes the likeliest token. Where a field of sampling is "
       .. "absent, generation_config.json decides."),
@@ -35,7 +37,13 @@ return function()
     response_format = { type = "object", required = json.array { "type" }, properties =
       json.object { type = shape.one_of("text", "json_object", "json_schema"),
       json_schema = shape.nullable { type = "object" } } },
-    structured_outputs = { type = "object" },
+    structured_outputs = refused,
+    guided_json = refused,
+    guided_regex = refused,
+    guided_choice = refused,
+    guided_grammar = refused,
+    grammar = refused,
+    json_schema = refused,
     chat_template = { type = "string" },
   }
 end
