@@ -363,11 +363,14 @@ int net_is_over(const net_request *r)
 
 /* ---- answering ------------------------------------------------------------------------------- */
 
+/* A field that is there already, as Connection may be, comes once. */
 static void add_fields(net_request *r, const net_field *fields, int n_fields)
 {
-    for (int i = 0; i < n_fields; i++)
-        evhttp_add_header(evhttp_request_get_output_headers(r->req), fields[i].name,
-                          fields[i].value);
+    struct evkeyvalq *all = evhttp_request_get_output_headers(r->req);
+    for (int i = 0; i < n_fields; i++) {
+        evhttp_remove_header(all, fields[i].name);
+        evhttp_add_header(all, fields[i].name, fields[i].value);
+    }
 }
 
 void net_start(net_request *r, int status, const net_field *fields, int n_fields)

@@ -207,6 +207,28 @@ describe("server", function()
     end
   end)
 
+  it("may be called by programs whose origins are named, and says what permits others", function()
+    server = served.replay({ "x" }, { allow_origins = { "app://obsidian.md",
+      "https://a.example" } })
+    for origin, expected in pairs {
+      ["app://obsidian.md"] = 200, ["https://a.example"] = 200,
+      ["https://a.example:81"] = "--allow-host", ["app://other"] = "--allow-origin",
+      ["chrome-extension://abc"] = "--allow-origin", ["file://"] = "--allow-origin",
+      ["null"] = "an API key", ["app://obsidian.md/x"] = "an API key",
+    } do
+      local reply = client.ask(server, "POST", "/v1/chat/completions", HELLO, { Origin = origin })
+      if expected == 200 then
+        assert.same({ 200, origin }, { reply.status, reply.fields["access-control-allow-origin"] })
+      else
+        assert.equal(403, reply.status)
+        assert.matches(expected, reply.json.error.message, 1, true)
+      end
+    end
+    for _, name in ipairs { "", "a@b" } do
+      assert.error_matches(function() served.replay({ "x" }, { name = name }) end, "option 'name'")
+    end
+  end)
+
   it("takes targets that are whole URIs, by the rules for hosts", function()
     server = served.replay({ "x" })
     for target, status in pairs {
@@ -343,6 +365,21 @@ describe("server", function()
       c.output()
     end
     assert.same({ 0, { "left", "left" } }, { n_submitted, statuses })
+  end)
+
+  it("keeps no connection while it shuts down, whatever is asked on it", function()
+    server = served.replay { "x" }
+    server.is_closing = true
+    for _, row in ipairs { { "POST", "/v1/chat/completions", HELLO, 503 },
+      { "GET", "/v1/models", nil, 200 }, { "GET", "/v1/nothing", nil, 404 } } do
+      for _, wish in ipairs { "keep-alive", "close" } do
+        local reply = client.ask(server, row[1], row[2], row[3], { Connection = wish })
+        assert.equal(row[4], reply.status)
+        assert.equal("close", reply.fields.connection)
+        local _, n = reply.head:gsub("\nConnection:", "")
+        assert.equal(1, n)
+      end
+    end
   end)
 
   it("sends the last of an answer when it is told to end at that moment", function()

@@ -81,7 +81,8 @@ end
 function client.parse(text)
   local head, body = text:match("^(.-\r\n)\r\n(.*)$")
   if not head then return { text = text } end
-  local reply = { status = tonumber(head:match("^HTTP/1%.1 (%d+)")), fields = {}, body = body }
+  local reply = { status = tonumber(head:match("^HTTP/1%.1 (%d+)")), fields = {}, body = body,
+    head = head }
   for name, value in head:gmatch("\n([%w-]+): ([^\r]*)") do reply.fields[name:lower()] = value end
   if reply.fields["transfer-encoding"] == "chunked" then reply.body = unchunk(body) end
   if (reply.fields["content-type"] or ""):find("json") then reply.json = json.decode(reply.body) end

@@ -12,6 +12,17 @@ local function host_name(text)
   return nil, "option '--allow-host': the name of a host expected, without scheme and port"
 end
 
+local function origin(text)
+  if require("moonlet.server.http").is_origin(text) then return text end
+  return nil, "option '--allow-origin': an origin as app://obsidian.md expected"
+end
+
+-- Behind "@" clients name a policy.
+local function model_name(text)
+  if text:find("^[^@]+$") then return text end
+  return nil, "option '--name': a text without '@' expected"
+end
+
 function serve.define(parser)
   local command = parser:command("serve", "Serve a model over HTTP (APIs of OpenAI and Anthropic).")
   output.dir_argument(command)
@@ -25,8 +36,10 @@ function serve.define(parser)
   command:flag("--insecure-bind", "listen at any address without keys")
   command:option("--allow-host", "name by which browsers may call; may be repeated"):count("*")
     :argname("NAME"):convert(host_name)
+  command:option("--allow-origin", "origin of pages or programs that may call; may be repeated")
+    :count("*"):argname("ORIGIN"):convert(origin)
   command:option("--name", "what the model is called (default: its directory)"):argname("NAME")
-    :convert(output.some_text("--name"))
+    :convert(model_name)
   command:option("--sessions", "sequences at once (default 4)"):argname("N")
     :convert(output.integer("--sessions", 1, 256))
   command:option("--queue", "requests that may wait for one (default 64)"):argname("N")
@@ -57,8 +70,9 @@ end
 
 local function read_options(args)
   local o = { model = output.dir(args.dir), host = args.host, port = args.port,
-    insecure_bind = args.insecure_bind, allow_hosts = args.allow_host, name = args.name,
-    ctx = args.ctx, kv = args.kv, sessions = args.sessions, queue = args.queue,
+    insecure_bind = args.insecure_bind, allow_hosts = args.allow_host,
+    allow_origins = args.allow_origin, name = args.name, ctx = args.ctx,
+    kv = args.kv, sessions = args.sessions, queue = args.queue,
     cache_bytes = args.cache_ram, threads = args.threads, precision = args.precision,
     template_variables = render.variables(args.sets), stream_tool_args = args.stream_tool_args,
     reasoning_field = args.reasoning_field, heartbeat = args.heartbeat, replay = args.replay,

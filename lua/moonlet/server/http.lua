@@ -82,7 +82,7 @@ end
 -- ---- replies -----------------------------------------------------------------------------------
 
 local function all_fields(self, fields)
-  local all = {}
+  local all = { Connection = self.server.is_closing and "close" or nil }
   for _, set in ipairs { self.fields, fields or {} } do
     for name, value in pairs(set) do all[name] = value end
   end
@@ -150,8 +150,9 @@ end
 ---@return moonlet.server.Events
 function Exchange:events()
   self.status = 200
-  self.stream = events.start(self.request, self.fields, function(message) cut(self, message) end,
-    self.server.loop)
+  self.stream = events.start(self.request, all_fields(self), function(message)
+    cut(self, message)
+  end, self.server.loop)
   return self.stream
 end
 
@@ -248,6 +249,14 @@ local function is_known_host(server, host)
     or server.any_address and (host:find("^%d+%.%d+%.%d+%.%d+$") or host:find("^%["))
 end
 
+---Whether a text is an origin as browsers send it, of whatever scheme. Not "null", which pages in
+---sandboxes of any site are.
+---@param text string
+---@return boolean
+function http.is_origin(text)
+  return text:find("^%a[%w+.-]*://[^%s/]*$") ~= nil
+end
+
 -- A page of some site may have its name point to this machine (DNS rebinding) or send requests
 -- across origins that need no preflight. Browsers name the site in both cases. Who knows the key
 -- is no such page.
@@ -265,9 +274,11 @@ local function check_site(self)
   end
   if not origin then return end
   local authority = origin:match("^https?://([^/]+)$")
-  if not authority or not is_known_host(server, host_of(authority)) then
-    refusal.raise(403, ("origin '%s' may not use this server; --allow-host permits a host")
-      :format(origin))
+  if not server.origins[origin] and not (authority and is_known_host(server, host_of(authority)))
+  then
+    refusal.raise(403, ("origin '%s' may not use this server; %s"):format(origin, authority
+      and "--allow-host permits a host" or http.is_origin(origin) and "--allow-origin permits it"
+      or "a page without an origin of its own needs an API key"))
   end
   self.fields["Access-Control-Allow-Origin"] = origin
   self.fields["Vary"] = "Origin"
@@ -339,7 +350,7 @@ local function handle(self)
   end
   local server = self.server
   if server.is_closing and self.method == "POST" then
-    refusal.raise(503, "the server is shutting down", { fields = { Connection = "close" } })
+    refusal.raise(503, "the server is shutting down")
   end
   if self.route.queues and server.engine:is_full() then
     refusal.raise_busy("too many requests wait; try again")

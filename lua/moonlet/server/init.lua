@@ -42,7 +42,8 @@ local LIMITS <const> = { body_bytes = 8 << 20, messages = 8192, tools = 1024, ch
 ---@field api_keys? string[] requests must name one of them
 ---@field insecure_bind? boolean without keys, listen at other addresses than this machine's own
 ---@field allow_hosts? string[] further names by which browsers may call this server
----@field name? string of the model; the directory's
+---@field allow_origins? string[] pages and programs that may, by their "scheme://name"
+---@field name? string of the model, without "@"; the directory's
 ---@field ctx? integer, kv? string, sessions? integer, queue? integer, cache_bytes? integer  see
 ---  moonlet.engine
 ---@field threads? integer, precision? string  see moonlet.open
@@ -60,9 +61,9 @@ local LIMITS <const> = { body_bytes = 8 << 20, messages = 8192, tools = 1024, ch
 ---@field on_served? fun(exchange, seconds: number) after each request
 
 local KNOWN <const> = { model = "any", host = "string", port = "integer", api_keys = "table",
-  insecure_bind = "boolean", allow_hosts = "table", name = "string", ctx = "integer",
-  kv = "string", sessions = "integer", queue = "integer", cache_bytes = "integer",
-  threads = "integer", precision = "string", template_variables = "table",
+  insecure_bind = "boolean", allow_hosts = "table", allow_origins = "table",
+  name = "string", ctx = "integer", kv = "string", sessions = "integer", queue = "integer",
+  cache_bytes = "integer", threads = "integer", precision = "string", template_variables = "table",
   stream_tool_args = "boolean", reasoning_field = "string", heartbeat = "number",
   replay = "string", hooks = "table", policies = "table", limits = "table", log = "function",
   on_served = "function" }
@@ -169,6 +170,8 @@ local function listen(self, o)
   self.url = ("http://%s:%d"):format(shown, self.port)
   self.hosts, self.any_address = { [shown:lower()] = true }, host == "0.0.0.0" or host == "::"
   for _, name in ipairs(o.allow_hosts or {}) do self.hosts[name:lower()] = true end
+  self.origins = {}
+  for _, origin in ipairs(o.allow_origins or {}) do self.origins[origin] = true end
   return true
 end
 
@@ -200,6 +203,10 @@ local function no_log() end
 function server.open(given)
   local o = options.check(given, KNOWN)
   if not o.model then options.misuse("option 'model': a directory or a model expected") end
+  -- Behind "@" clients name a policy.
+  if o.name and not o.name:find("^[^@]+$") then
+    options.misuse("option 'name': a text without '@' expected")
+  end
   if o.heartbeat and (o.heartbeat <= 0 or o.heartbeat ~= o.heartbeat) then
     options.misuse("option 'heartbeat': seconds above 0 expected")
   end
