@@ -16,7 +16,8 @@ function chat.define(parser)
   local command = parser:command("chat", "Talk to a model.")
   output.dir_argument(command)
   command:option("--system", "system message"):argname("TEXT")
-  command:option("--set", "give the template a variable; the value is JSON or else text")
+  command:option("--set", "give the template a variable; the value is JSON or else text; may be "
+    .. "repeated")
     :argname("NAME=VALUE"):count("*"):target("sets")
   generate.sampling_options(command)
 end

@@ -69,6 +69,7 @@ function command_eval.define(parser)
   report:option("--out", "the page"):argname("F.html"):count(1)
     :convert(output.some_text("--out"))
   report:option("--title", "its heading"):argname("TEXT")
+    :convert(output.some_text("--title"))
 end
 
 local function text_given(args)

@@ -9,8 +9,22 @@ local cli = {}
 local COMMANDS <const> = { "inspect", "plan", "quantize", "tokenize", "render", "forward",
   "generate", "chat", "agent", "serve", "eval", "imatrix", "bench" }
 
+-- What is given twice says two things, of which the last would win: refused, where an option does
+-- not collect its values.
+local function refuse_repeats(parser)
+  local option, command = parser.option, parser.command
+  function parser.option(self, ...)
+    return option(self, ...):overwrite(false)
+  end
+  function parser.command(self, ...)
+    return refuse_repeats(command(self, ...))
+  end
+  return parser
+end
+
 local function build_parser()
-  local parser = argparse("moonlet", "Run and quantize Qwen3.5 / Qwen3.6 models.")
+  local parser = refuse_repeats(argparse("moonlet",
+    "Run and quantize Qwen3.5 / Qwen3.6 models."))
     :epilog("DIR is a checkpoint directory; without it every command takes the demo model.")
   parser:command_target("command")
   parser:flag("--version", "print the version"):action(function()
@@ -54,6 +68,9 @@ local function complain_usage(argv, message)
   local command = "moonlet"
   for _, name in ipairs(COMMANDS) do
     if argv[1] == name then command = "moonlet " .. name end
+  end
+  for _, measure in ipairs { "ppl", "kld", "report" } do
+    if argv[1] == "eval" and argv[2] == measure then command = command .. " " .. measure end
   end
   complain(("%s (try: %s --help)"):format(message:gsub("%s*\n", "; "), command))
 end

@@ -20,7 +20,9 @@ function plan.base_options(command)
     :convert(output.integer("--group", 1))
   command:flag("--mxfp", "promote 4- and 8-bit decisions to mxfp4 and mxfp8, if the recipe can")
   command:option("--mode", "base mode, if the recipe takes it"):argname("MODE")
-  command:option("--set", "any option of the recipe; the value is JSON or else text")
+    :convert(output.some_text("--mode"))
+  command:option("--set", "any option of the recipe; the value is JSON or else text; may be "
+    .. "repeated")
     :argname("NAME=VALUE"):count("*"):target("sets")
 end
 
@@ -54,7 +56,8 @@ function plan.define(parser)
     :args("?")
   plan.recipe_options(command)
   target.define(command)
-  command:option("--imatrix", "what the inputs of matrices look like, for recipe budget")
+  command:option("--imatrix", "what the inputs of matrices look like, for recipe budget; several "
+    .. "are added up")
     :argname("FILE"):count("*"):convert(output.some_text("--imatrix"))
   output.threads_option(command)
   output.progress_option(command)
