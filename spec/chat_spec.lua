@@ -82,6 +82,8 @@ describe("chat.messages", function()
       ['[{"role": "assistant", "tool_calls": 1}]'] = "messages[0].tool_calls: a list expected",
       ['[{"role": "assistant", "tool_calls": [{}]}]'] =
         "messages[0].tool_calls[0]: a function name expected",
+      ['[{"role": "user", "content": [{"type": "text", "text": 5}]}]'] =
+        "messages[0].content[0].text: a string expected",
       ['[{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]'] =
         'messages[0].content[0]: parts of type "image_url" are not supported, only text',
     } do

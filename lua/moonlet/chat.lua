@@ -12,6 +12,7 @@ local chat = {}
 
 local ROLES = { system = "system", developer = "system", user = "user", assistant = "assistant",
   tool = "tool", ["function"] = "tool" }
+local TEXT_PARTS <const> = { text = true, input_text = true, output_text = true }
 local REASONING_FIELDS = { "reasoning_content", "reasoning", "reasoning_text" }
 
 local function present(value)
@@ -45,6 +46,8 @@ function chat.text(content, path)
       texts[i] = part.text
     elseif type(part.refusal) == "string" then
       texts[i] = part.refusal
+    elseif TEXT_PARTS[part.type] then
+      return wrong(place .. ".text", "a string expected")
     else
       return nil, ("%s: parts of type %s are not supported, only text"):format(place,
         json.encode(part.type == nil and json.null or part.type)), "unsupported"

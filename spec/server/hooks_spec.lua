@@ -108,6 +108,36 @@ describe("hooks of a server", function()
     assert.equal(200, ask().status) -- its own coroutines are its own
   end)
 
+  it("are named with what is wrong in what they make", function()
+    local function answer(change)
+      return { on_response = change }
+    end
+    for problem, given in pairs {
+      ["on_request: what it makes of a request is no JSON: a text that is not UTF-8"] = {
+        on_request = function(request) request.messages[1].content = "\xff" end },
+      ["on_request: what it makes of a request is no JSON: a key that is not UTF-8"] = {
+        on_request = function(request) request["\xff"] = 1 end },
+      ['on_request: {"code": 5}'] = { on_request = function() error { code = 5 } end },
+      ["like what it returned: content: a text expected"] = answer(function(message)
+        message.content = 5
+      end),
+      ["like what it returned: calls: a list expected"] = answer(function(message)
+        message.calls = { a = 1 }
+      end),
+      ["like what it returned: calls[1].id: a text expected"] = answer(function(message)
+        message.calls = { { name = "f", arguments = {} } }
+      end),
+      ["like what it returned: calls[1].arguments: a table by names expected"] = answer(
+        function(message) message.calls = { { id = "1", name = "f", arguments = "{}" } } end),
+    } do
+      serve(given)
+      assert.equal(422, ask().status)
+      assert.matches(problem, log[#log], 1, true)
+      server:close()
+    end
+    serve {}
+  end)
+
   it("end in what coroutines of theirs close", function()
     local escaped = false
     serve { on_request = function()
@@ -454,6 +484,16 @@ describe("policies of a server", function()
     assert.equal(200, ask(server, { temperature = 0 }).status)
   end)
 
+  it("name tokens that there are", function()
+    for _, spec in ipairs { { logit_bias = { [999999] = 1 } },
+      { { "logit_bias", { [999999] = 1 } } } } do
+      local server, message = moonlet.serve { model = model, port = 0, policies = { x = spec } }
+      assert.is_nil(server)
+      assert.matches("^policy 'x': logit_bias: 999999 is not a token id %(0 to %d+%)$", message)
+    end
+    serve({ x = { logit_bias = { [5] = 1 } } }):close()
+  end)
+
   it("are checked when a server is opened", function()
     for _, policies in ipairs { { x = 3 }, { x = { temprature = 1 } }, { x = { { "no_stage" } } },
       { ["a b"] = {} }, { {} } } do
@@ -496,7 +536,7 @@ describe("a file of hooks", function()
     for text, pattern in pairs {
       ["return {"] = "h.lua:1:", ["error('bug')"] = "h.lua:1: bug",
       ["return 3"] = "h.lua: does not return a table",
-      ["error({})"] = "h.lua: table: ", ["\27Lua"] = "h.lua: attempt to load a binary chunk",
+      ["error({})"] = "h.lua: {}", ["\27Lua"] = "h.lua: attempt to load a binary chunk",
       ["return { on_tokens = print }"] = "h.lua: unknown option 'on_tokens'",
       ["return { policies = 3 }"] = "h.lua: policies: a table expected",
       ["return { policies = { a = 3 } }"] = "h.lua: policy 'a': options, stages or a function",

@@ -43,28 +43,6 @@ function hooks.new(given, log)
   return setmetatable(self, Hooks)
 end
 
-local function first_line(problem)
-  local ok, text = guard.call(tostring, problem)
-  return ok and text:match("^[^\n]*") or ("an error that is a %s"):format(type(problem))
-end
-
--- A hook that fails ends its request and nothing else. The client is at no fault, and trying again
--- would not help it: 422, which clients do not repeat. What was raised is the operator's to read.
-local function fail(self, name, problem)
-  self.log(("hook %s: %s"):format(name, first_line(problem)))
-  refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
-end
-
-local function call(self, name, ...)
-  local returned = table.pack(guard.call(self[name], ...))
-  if returned[1] then return returned[2], returned[3] end
-  fail(self, name, returned[2])
-end
-
-local function refuse_kind(self, name, wanted, value)
-  fail(self, name, ("%s expected, got %s"):format(wanted, type(value)))
-end
-
 local MAX_LEVELS <const>, MAX_VALUES <const> = 100, 1 << 20
 local ARRAY <const>, OBJECT <const> = debug.getmetatable(json.array {}),
   debug.getmetatable(json.object {})
@@ -91,20 +69,49 @@ local function flaw(value, seen, level)
   if kind == "number" then
     return (value ~= value or math.abs(value) == math.huge) and "a number that is not finite" or nil
   end
-  if kind == "string" or kind == "boolean" or value == json.null then return nil end
+  if kind == "string" then return not utf8.len(value) and "a text that is not UTF-8" or nil end
+  if kind == "boolean" or value == json.null then return nil end
   if kind ~= "table" then return "a " .. kind end
   local meta = debug.getmetatable(value)
   if meta and meta ~= ARRAY and meta ~= OBJECT then return "a table with a metatable" end
   if level > MAX_LEVELS then return ("more than %d levels (a cycle?)"):format(MAX_LEVELS) end
   if not has_keys(json.is_array(value), value) then return "a table with keys of several kinds" end
-  for _, member in next, value do
-    local problem = flaw(member, seen, level + 1)
+  for key, member in next, value do
+    local problem = type(key) == "string" and not utf8.len(key) and "a key that is not UTF-8"
+      or flaw(member, seen, level + 1)
     if problem then return problem end
   end
 end
 
 local function no_json(value)
   return flaw(value, { n = 0 }, 1)
+end
+
+local MAX_SHOWN <const> = 1000 -- bytes of a table that was raised
+
+local function first_line(problem)
+  if type(problem) == "table" and not no_json(problem) then
+    return json.encode(problem):sub(1, MAX_SHOWN)
+  end
+  local ok, text = guard.call(tostring, problem)
+  return ok and text:match("^[^\n]*") or ("an error that is a %s"):format(type(problem))
+end
+
+-- A hook that fails ends its request and nothing else. The client is at no fault, and trying again
+-- would not help it: 422, which clients do not repeat. What was raised is the operator's to read.
+local function fail(self, name, problem)
+  self.log(("hook %s: %s"):format(name, first_line(problem)))
+  refusal.raise(422, ("the server's hook %s failed"):format(name), { code = "hook_failed" })
+end
+
+local function call(self, name, ...)
+  local returned = table.pack(guard.call(self[name], ...))
+  if returned[1] then return returned[2], returned[3] end
+  fail(self, name, returned[2])
+end
+
+local function refuse_kind(self, name, wanted, value)
+  fail(self, name, ("%s expected, got %s"):format(wanted, type(value)))
 end
 
 -- What a hook made of a table: it, changed; another; or a refusal.
@@ -141,29 +148,39 @@ function Hooks:ends(token, request)
   return answer == "stop"
 end
 
-local function is_call(one)
-  return type(one) == "table" and type(one.id) == "string" and type(one.name) == "string"
-    and json.is_object(one.arguments)
+-- What keeps a value from being a call or a message, as "content: a text expected"; nil if nothing.
+local function flaw_of_call(one)
+  if type(one) ~= "table" then return ": a table expected" end
+  for _, name in ipairs { "id", "name" } do
+    if type(one[name]) ~= "string" then return (".%s: a text expected"):format(name) end
+  end
+  if not json.is_object(one.arguments) then return ".arguments: a table by names expected" end
 end
 
-local function is_message(message)
+local function flaw_of_message(message)
   for _, name in ipairs { "content", "reasoning" } do
-    if message[name] ~= nil and type(message[name]) ~= "string" then return false end
+    if message[name] ~= nil and type(message[name]) ~= "string" then
+      return name .. ": a text expected"
+    end
   end
-  if message.calls == nil then return true end
-  if type(message.calls) ~= "table" then return false end
-  for _, one in ipairs(message.calls) do
-    if not is_call(one) then return false end
+  local calls = message.calls
+  if calls == nil then return nil end
+  if type(calls) ~= "table" or next(calls) ~= nil and not json.is_array(calls) then
+    return "calls: a list expected"
   end
-  return next(message.calls) == nil or json.is_array(message.calls)
+  for i, one in ipairs(calls) do
+    local problem = flaw_of_call(one)
+    if problem then return ("calls[%d]%s"):format(i, problem) end
+  end
 end
 
 ---@param message moonlet.server.Message
 ---@return moonlet.server.Message
 function Hooks:response(message, request)
   message = changed(self, "on_response", message, request)
-  if no_json(message) or not is_message(message) then
-    fail(self, "on_response", "no message is like what it returned")
+  local problem = no_json(message) or flaw_of_message(message)
+  if problem then
+    fail(self, "on_response", "no message is like what it returned: " .. problem)
   end
   return message
 end
@@ -190,6 +207,32 @@ function hooks.policies(given)
     if not ok then options.misuse(("policy '%s': %s"):format(name, message)) end
   end
   return given or {}
+end
+
+-- Tokens that a policy's options or stages name.
+local function biases_of(spec)
+  local list = { spec.logit_bias }
+  for _, stage in ipairs(spec) do
+    if type(stage) == "table" and stage[1] == "logit_bias" then list[#list + 1] = stage[2] end
+  end
+  return list
+end
+
+---@param policies table<string, table|function> as from hooks.policies
+---@param n_vocab integer
+---@return boolean? ok, string? message, string? code
+function hooks.check_ids(policies, n_vocab)
+  for name, spec in pairs(policies) do
+    for _, bias in ipairs(type(spec) == "table" and biases_of(spec) or {}) do
+      for id in pairs(bias) do
+        if id >= n_vocab then
+          return nil, ("policy '%s': logit_bias: %d is not a token id (0 to %d)"):format(name, id,
+            n_vocab - 1), "range"
+        end
+      end
+    end
+  end
+  return true
 end
 
 -- A policy as it is to be used: its stages are the operator's.

@@ -180,6 +180,8 @@ local function open_parts(self, o, transport)
   if not ok then return nil, message, code end
   ok, message, code = open_model(self, o)
   if not ok then return nil, message, code end
+  ok, message, code = hooks.check_ids(self.policies, self.model.tokenizer:n_vocab())
+  if not ok then return nil, message, code end
   self.name = o.name or self.model.dir:match("([^/]+)/*$") or self.model.dir
   self.loop, message, code = sched.open(transport)
   if not self.loop then return nil, message, code end
