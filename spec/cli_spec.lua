@@ -186,6 +186,11 @@ describe("misuse exits with 2", function()
     { "plan --recipe uniform --bits 4 --bits 5", 2, "'%-%-bits' must be used at most 1 time" },
     { "render --messages a --messages b", 2, "'%-%-messages' must be used 1 time" },
     { "generate -p a --prompt b", 2, "must be used at most 1 time" },
+    { "plan --recipe uniform --set bits=4 --set bits=5", 2, "%-%-set bits: given twice" },
+    { "render --messages D/hi.json --set a=null --set a=1", 2, "%-%-set a: given twice" },
+    { "bench --depth 5,0,5", 2, "'%-%-depth': 5 is named twice" },
+    { "forward --ids 1 --out D/f --want logits,hidden,logits", 2, "'logits' is named twice" },
+    { "eval report '' --out D/q", 2, "RESULT.json must not be empty" },
     { "inspect --json --json", 2, "'%-%-json' must be used at most 1 time" },
     { "eval ppl --file a --precision fast --precision exact", 2, "'%-%-precision' must be used at "
       .. "most 1 time %(try: moonlet eval ppl %-%-help%)" },

@@ -7,13 +7,14 @@ local bench = {}
 
 -- A converter for "0,4096,16384".
 local function depths(text)
-  local list = {}
+  local list, named = {}, {}
   for word in (text .. ","):gmatch("([^,]*),") do
     local n = word:find("^%d+$") and math.tointeger(tonumber(word))
     if not n then
       return nil, ("option '--depth': tokens as 0,4096 expected, got '%s'"):format(text)
     end
-    list[#list + 1] = n
+    if named[n] then return nil, ("option '--depth': %d is named twice"):format(n) end
+    list[#list + 1], named[n] = n, true
   end
   return list
 end

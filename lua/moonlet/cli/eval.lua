@@ -280,6 +280,9 @@ end
 -- ---- report -------------------------------------------------------------------------------------
 
 local function run_report(args)
+  for _, path in ipairs(args.results) do
+    if path == "" then output.misuse("RESULT.json must not be empty") end
+  end
   local ok, problem, kind = outputs.check(args.out, table.unpack(args.results))
   if not ok then return nil, problem, kind end
   local results = {}

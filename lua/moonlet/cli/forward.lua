@@ -62,7 +62,10 @@ end
 function forward.run(args)
   local ids, want = output.token_ids(args.ids), split(args.want)
   if #want == 0 then output.misuse("--want: names nothing") end
+  local named = {}
   for _, name in ipairs(want) do
+    if named[name] then output.misuse(("--want: '%s' is named twice"):format(name)) end
+    named[name] = true
     if not WANTS[name] then
       output.misuse(("--want: '%s' is none of logits, hidden, router, mtp"):format(name))
     end

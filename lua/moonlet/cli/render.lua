@@ -23,10 +23,12 @@ local FLAGS <const> = { enable_thinking = true, preserve_thinking = true }
 
 ---NAME=VALUE pairs into a table; values that parse as JSON are that, others are text.
 function render.assignments(sets)
-  local given = {}
+  local given, named = {}, {}
   for _, set in ipairs(sets) do
     local name, value = set:match("^([%a_][%w_]*)=(.*)$")
     if not name then output.misuse(("--set %s: NAME=VALUE expected"):format(set)) end
+    if named[name] then output.misuse(("--set %s: given twice"):format(name)) end
+    named[name] = true
     local decoded, message = json.decode(value)
     if message then decoded = value end
     given[name] = decoded
