@@ -60,7 +60,8 @@ describe("a large request", function()
     local turns, reply = turns_during("/tokenize", { prompt = TEXT:rep(2000),
       return_token_strs = true })
     assert.equal(200, reply.status)
-    assert.is_true(turns > 200, tostring(turns))
+    local n_pieces = #reply.body >> 16 -- written one by one
+    assert.is_true(n_pieces > 4 and turns >= n_pieces, tostring(turns))
     turns, reply = turns_during("/detokenize", { tokens = ids })
     assert.equal(200, reply.status)
     assert.is_true(turns > 200, tostring(turns))
