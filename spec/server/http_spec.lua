@@ -7,6 +7,7 @@ local moonlet = require "moonlet"
 local replay = require "moonlet.replay"
 local served = require "spec.support.served"
 local work = require "spec.support.work"
+local workspace = require "spec.support.workspace"
 
 local HELLO <const> = { messages = { { role = "user", content = "Hi" } } }
 
@@ -167,6 +168,35 @@ describe("server", function()
         { ["Content-Type"] = kind })
       assert.equal(200, reply.status)
     end
+  end)
+
+  it("answers what docs/server.md shows for curl", function()
+    server = served.replay { "Paris." }
+    local file <close> = assert(io.open("docs/server.md"))
+    local command = file:read("a"):match("```sh\n(curl .-)```")
+    local script = workspace.new { ["ask.sh"] = [[
+      curl() { printf '%s\0' "$@"; }
+      ]] .. command }
+    local words, fields, url, sent = script.run("bash ask.sh"), {}, nil, nil
+    script.remove()
+    local word = words:gmatch("(%Z*)\0")
+    for option in word do
+      if option:find("^http") then
+        url = option
+      elseif option == "-H" then
+        local name, value = word():match("^(.-): (.*)$")
+        fields[name] = value
+      elseif option == "-d" then
+        sent = word()
+      else
+        assert.equal("-s", option)
+      end
+    end
+    local host, path = url:match("^http://([^/]+)(.*)$")
+    fields.Host = host
+    assert.equal("application/json", fields["Content-Type"]) -- curl has another of its own
+    local reply = client.ask(server, "POST", path, sent, fields)
+    assert.same({ 200, "Paris." }, { reply.status, reply.json.choices[1].message.content })
   end)
 
   it("answers the preflight of pages on this machine", function()

@@ -4,21 +4,22 @@ local client = require "spec.support.client"
 local json = require "moonlet.json"
 local served = require "spec.support.served"
 
-local LONG <const> = ("x"):rep(9 << 19)
+-- Less may wait for a client than one of these.
+local LONG <const>, LIMITS <const> = ("x"):rep(600000), { pending_bytes = 1 << 18 }
 local HELLO <const> = { messages = { { role = "user", content = "Hi" } } }
 
 describe("a long reply of the server", function()
   local server
   after_each(function() server:close() end)
 
-  local function with_long_answers()
-    server = served.replay({ "x" }, { hooks = { on_response = function(message)
-      message.content = LONG
+  local function with_answers(text)
+    server = served.replay({ "x" }, { limits = LIMITS, hooks = { on_response = function(message)
+      message.content = text
     end } })
   end
 
   it("may be one that repeats what the request says", function()
-    server = served.replay { "x" }
+    server = served.replay({ "x" }, { limits = LIMITS })
     local given = { input = "hi", stream = true, metadata = { a = LONG } }
     local events = client.events(client.ask(server, "POST", "/v1/responses", given))
     assert.equal("response.completed", events[#events].type)
@@ -29,7 +30,7 @@ describe("a long reply of the server", function()
   end)
 
   it("may be what a hook makes of one", function()
-    with_long_answers()
+    with_answers(LONG)
     for path, given in pairs { ["/v1/chat/completions"] = HELLO,
       ["/v1/completions"] = { prompt = "Hi" }, ["/v1/responses"] = { input = "Hi" } } do
       for _, stream in ipairs { false, true } do
@@ -48,7 +49,8 @@ describe("a long reply of the server", function()
   end)
 
   it("waits for a client that does not read, and then arrives in one piece", function()
-    with_long_answers()
+    local longer = LONG:rep(6) -- than what the system takes of three
+    with_answers(longer)
     local mark = os.tmpname()
     os.remove(mark)
     local most, n_comments = 0, 0
@@ -73,7 +75,7 @@ describe("a long reply of the server", function()
       local reply = client.parse(c.output())
       os.remove(mark)
       local n = 0
-      for _ in reply.body:gmatch(LONG) do n = n + 1 end
+      for _ in reply.body:gmatch(longer) do n = n + 1 end
       assert.equal(3, n)
       if stream then
         for _, event in ipairs(client.events(reply)) do

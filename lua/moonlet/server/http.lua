@@ -131,7 +131,7 @@ function Exchange:pour(produce)
     self.server.loop:sleep(0)
     check_client(self)
   end
-  produce(function(text)
+  self.server.loop:gently(produce, function(text)
     held[#held + 1], n = text, n + #text
     if n >= POUR_BYTES then flush() end
   end)
@@ -143,7 +143,7 @@ end
 ---Answers with JSON some lists of which are made while they are written.
 ---@param value any for moonlet.server.longer
 function Exchange:reply_longer(value)
-  self:pour(function(send) self.server.loop:gently(longer.write, send, value) end)
+  self:pour(function(send) longer.write(send, value) end)
 end
 
 ---Begins a stream of events.
