@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <event2/listener.h>
 #include <event2/util.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
@@ -384,6 +385,18 @@ err_code net_set_error_form(net *n, const char *content_type, const char *before
     return is_whole ? ERR_NONE : ERR_MEMORY;
 }
 
+/* Whether there is such an address: libevent, asked to listen at none, writes of it to stderr and
+ * does not say why. */
+static err_code check_host(const char *host, err_info *e)
+{
+    const struct addrinfo hints = {.ai_flags = AI_PASSIVE, .ai_socktype = SOCK_STREAM};
+    struct addrinfo *found = NULL;
+    int problem = getaddrinfo(host, NULL, &hints, &found);
+    if (problem) return err_set(e, ERR_IO, "cannot listen at %s: %s", host, gai_strerror(problem));
+    freeaddrinfo(found);
+    return ERR_NONE;
+}
+
 int net_listen(net *n, const char *host, int port, err_info *e)
 {
     struct sockaddr_storage address;
@@ -392,6 +405,7 @@ int net_listen(net *n, const char *host, int port, err_info *e)
         err_set(e, ERR_LIMIT, "more than %d addresses to listen at", NET_MAX_LISTENERS);
         return -1;
     }
+    if (check_host(host, e)) return -1;
     struct evhttp_bound_socket *bound =
         evhttp_bind_socket_with_handle(n->http, host, (uint16_t)port);
     if (!bound) {

@@ -61,6 +61,7 @@ end
 
 function forward.run(args)
   local ids, want = output.token_ids(args.ids), split(args.want)
+  if #ids == 0 then output.misuse("--ids: names nothing") end
   if #want == 0 then output.misuse("--want: names nothing") end
   local named = {}
   for _, name in ipairs(want) do
