@@ -1,6 +1,7 @@
 -- Long replies: whole, however long, and no more of them waits than a client is about to take.
 
 local client = require "spec.support.client"
+local events_of = require "moonlet.server.events"
 local json = require "moonlet.json"
 local served = require "spec.support.served"
 
@@ -85,6 +86,19 @@ describe("a long reply of the server", function()
     end
     assert.is_true(most > 0 and most < 1 << 20)
     assert.equal(0, n_comments)
+  end)
+
+  it("is not waited for by who only asks whether its client is there", function()
+    server = served.replay { "x" }
+    local n_written, request = 0, { start = function() end }
+    function request.pending() return 1 << 20 end
+    function request.write()
+      n_written = n_written + 1
+      return true
+    end
+    local stream = events_of.start(request, {}, error, server.loop)
+    stream:comment() -- outside of the loop, where waiting raises
+    assert.equal(1, n_written)
   end)
 
   it("has no end where it lacks something, and the log says so", function()

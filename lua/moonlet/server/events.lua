@@ -83,9 +83,12 @@ function Events:beat(seconds, send_empty)
   return seconds
 end
 
----Says nothing, unless something is being said.
+---Says nothing, unless something is being said. Waits for nobody, as who asks for it may have seen
+---the request end by then.
 function Events:comment()
-  if not self.is_writing then write(self, ": waiting\n\n") end
+  if self.is_writing or self.stalled then return end
+  self.written = sys.seconds()
+  self.request:write(": waiting\n\n")
 end
 
 ---Ends the reply; one that lacks something has no end.
