@@ -102,7 +102,7 @@ describe("an agent", function()
 
   it("ends where the context does", function()
     local agent <close> = open({ ("word "):rep(200) }, { ctx = 64 })
-    assert.equal("length", assert(agent:run("Go")).reason)
+    assert.equal("context", assert(agent:run("Go")).reason)
     local result, message, code = agent:run("Go on")
     assert.is_nil(result)
     assert.matches("leaves no room in a context of 64", message)

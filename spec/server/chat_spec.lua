@@ -180,8 +180,28 @@ describe("/v1/chat/completions", function()
       typed.message.tool_calls[1]["function"].arguments, typed.message.content })
     assert.equal("{}", ask { tools = { WEATHER } }.json.choices[1].message
       .tool_calls[1]["function"].arguments)
-    local bare = ask {}.json.choices[1].message.tool_calls[1]["function"]
+    local other = { type = "function", ["function"] = { name = "f" } }
+    local bare = ask { tools = { other } }.json.choices[1].message.tool_calls[1]["function"]
     assert.equal('{"city": "Paris", "days": "3"}', bare.arguments)
+  end)
+
+  it("looks for calls only where tools are offered", function()
+    server = served.replay { CALL }
+    for _, more in ipairs { {}, { tools = json.array {} },
+      { tools = { WEATHER }, tool_choice = "none" } } do
+      local choice = ask(more).json.choices[1]
+      assert.same({ "stop", CALL }, { choice.finish_reason, choice.message.content })
+      assert.is_nil(choice.message.tool_calls)
+      local message, reason = assemble((stream(more)))
+      assert.same({ CALL, "stop" }, { message.content, reason })
+    end
+  end)
+
+  it("shows a call that is cut off before its first value as open JSON", function()
+    server = served.replay({ { text = "<tool_call>\n<function=weather>\n<parameter=city>\nPar",
+      finish_reason = "length" } }, { stream_tool_args = true })
+    local message, reason = assemble((stream { tools = { WEATHER } }))
+    assert.same({ "{", "length" }, { message.tool_calls[1].arguments, reason })
   end)
 
   it("failure 12: a call cut off never becomes one that can be run, and history may hold it",

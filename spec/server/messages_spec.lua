@@ -254,8 +254,10 @@ describe("/v1/messages", function()
     assert.equal("max_tokens", ask { max_tokens = 1 }.json.stop_reason)
     server:close()
     server = served.replay { CALL .. "\n" .. CALL }
-    local none = ask { tools = { WEATHER }, tool_choice = { type = "none" } }.json
-    assert.same({ "end_turn", CALL .. "\n" .. CALL }, { none.stop_reason, none.content[1].text })
+    for _, more in ipairs { { tools = { WEATHER }, tool_choice = { type = "none" } }, {} } do
+      local none = ask(more).json
+      assert.same({ "end_turn", CALL .. "\n" .. CALL }, { none.stop_reason, none.content[1].text })
+    end
     local one = ask { tools = { WEATHER }, tool_choice = { type = "auto",
       disable_parallel_tool_use = true } }.json
     assert.equal(1, #one.content)

@@ -266,8 +266,10 @@ describe("/v1/responses", function()
     assert.equal("reasoning", ask({ reasoning = { effort = "low" } }).json.output[1].type)
     server:close()
     server = served.replay { CALL .. "\n" .. CALL }
-    local none = ask { tools = { WEATHER }, tool_choice = "none" }.json
-    assert.same({ "message", "output_text", CALL .. "\n" .. CALL }, brief(none.output[1]))
+    for _, more in ipairs { { tools = { WEATHER }, tool_choice = "none" }, {} } do
+      local none = ask(more).json
+      assert.same({ "message", "output_text", CALL .. "\n" .. CALL }, brief(none.output[1]))
+    end
     assert.equal(1, #ask({ tools = { WEATHER }, parallel_tool_calls = false }).json.output)
     assert.equal(2, #ask({ tools = { WEATHER } }).json.output)
   end)

@@ -22,10 +22,13 @@ Run.__index = Run
 
 -- ---- one turn ----------------------------------------------------------------------------------
 
+-- Tokens that an answer may have.
+function Run:room(p)
+  return self.agent.engine.n_ctx - #p.ids
+end
+
 function Run:options_of_turn(p)
-  local agent = self.agent
-  local room = agent.engine.n_ctx - #p.ids
-  local o = {}
+  local agent, room, o = self.agent, self:room(p), {}
   for name, value in pairs(agent.generate) do o[name] = value end
   o.max_tokens = math.min(agent.max_tokens or room, o.max_tokens or room, room)
   if agent.token_budget then
@@ -124,7 +127,8 @@ function Run:take_turn()
     check(nil, ticket.message or "the generation was ended",
       reason == "cancelled" and reason or ticket.code or "io")
   end
-  take(agent, said, reader:finish(reason == "context" and "length" or reason))
+  take(agent, said, reader:finish(reason))
+  if reason == "length" and #ids == self:room(p) then reason = "context" end
   return { fields = message_of(said), calls = said.calls, reason = reason,
     sampled = agent.prompts:remember(p, ids, table.concat(pieces)),
     unread = is_unread(said, reader) and reader.new_id() or nil }

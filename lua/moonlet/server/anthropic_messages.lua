@@ -143,10 +143,10 @@ local function read_tools(f, server)
   return first, deferred, all
 end
 
--- How calls are read.
-local function read_tool_choice(f)
+-- How calls are read; whoever offers no tools wants text.
+local function read_tool_choice(f, offered)
   local given = f:object("tool_choice")
-  if not given then return { calls = true, parallel = true } end
+  if not given then return { calls = offered, parallel = true } end
   local choice = fields.of(given, "tool_choice.")
   local kind = choice:string("type")
   if kind == "any" or kind == "tool" then
@@ -154,7 +154,8 @@ local function read_tool_choice(f)
   elseif kind ~= "auto" and kind ~= "none" then
     choice:refuse("type", "auto, any, tool or none expected")
   end
-  return { calls = kind == "auto", parallel = not choice:boolean("disable_parallel_tool_use") }
+  return { calls = offered and kind == "auto",
+    parallel = not choice:boolean("disable_parallel_tool_use") }
 end
 
 local THINKS <const> = { enabled = true, adaptive = true, between_tools = true, disabled = false }
@@ -197,7 +198,7 @@ local function read(exchange)
   read_output_config(f, variables)
   local deferred, all
   variables.tools, deferred, all = read_tools(f, server)
-  local reading = read_tool_choice(f)
+  local reading = read_tool_choice(f, #all > 0)
   reading.tools = all
   reading.new_id = function() return generation.new_id("toolu_") end
   local list = server.loop:gently(read_messages, f, server, deferred)

@@ -173,15 +173,15 @@ local function names_tool(tools, name)
   return false
 end
 
----Whether calls are looked for, as OpenAI's dialects say it.
+---Whether calls are looked for, as OpenAI's dialects say it: whoever offers no tools wants text.
 ---@param f moonlet.server.Fields
 ---@param tools table?
 ---@return boolean
 function conversation.read_tool_choice(f, tools)
-  local choice = f:get("tool_choice")
-  if choice == nil or choice == "auto" then return true end
+  local choice, offered = f:get("tool_choice"), tools ~= nil and #tools > 0
+  if choice == nil or choice == "auto" then return offered end
   if choice == "none" then return false end
-  if not tools or #tools == 0 then f:refuse("tool_choice", "only with tools") end
+  if not offered then f:refuse("tool_choice", "only with tools") end
   if choice == "required" then f:refuse_constraint("tool_choice", "'required'") end
   local named = inner_of(choice).name
   if type(named) ~= "string" then

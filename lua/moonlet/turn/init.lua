@@ -137,13 +137,13 @@ local function show_progress(self, complete)
     self.id, self.shown = self.new_id(), 0
     self.parts[#self.parts + 1] = { kind = "call_start", index = self.n_calls, id = self.id,
       name = c.name }
+    add("{")
   end
   for i = self.shown + 1, #c.given do
-    add((i == 1 and "{" or ", ") .. json.encode(c.given[i][1]) .. ": "
-      .. json.encode(c.given[i][2]))
+    add((i == 1 and "" or ", ") .. json.encode(c.given[i][1]) .. ": " .. json.encode(c.given[i][2]))
   end
   self.shown = #c.given
-  if complete then add(#c.given == 0 and "{}" or "}") end
+  if complete then add("}") end
 end
 
 -- ---- states ------------------------------------------------------------------------------------
