@@ -67,7 +67,7 @@ V16_FN uint32_t largest_of_row(int is_f16, const char *row, int64_t n)
  * four passes: more at once than memory can bring is forgotten. This is for the heads that Qwen
  * has, 256 wide and in f16: `at` of KERN_BLOCK columns along, dim bytes for each, in one half of
  * the pages; NULL for other heads and where no page is. */
-V16_FN const char *soon_at(int is_f16, int64_t dim, const void *const *pages, int half, int64_t at)
+V16_FN const char *int_soon(int is_f16, int64_t dim, const void *const *pages, int half, int64_t at)
 {
     const char *page = pages[(half * KERN_BLOCK + at) / (2 * KERN_PAGE)];
     return is_f16 && dim == KERN_BLOCK && page ? page + at % (2 * KERN_PAGE) * dim : NULL;
@@ -101,7 +101,7 @@ V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block t
     int64_t n_parts = int_attn_width(dim) / INT_ATTN_PART;
     for (int64_t j = 0; j < kv->n; j += KERN_LANES) {
         const void *page = kv->keys[j / KERN_PAGE];
-        const char *soon = soon_at(is_f16, dim, kv->values, 0, j);
+        const char *soon = int_soon(is_f16, dim, kv->values, 0, j);
         char *codes = (char *)to.keys + j / INT_COLUMNS * n_parts * INT_PART_STEPS * INT_STEP +
                       j % INT_COLUMNS / KERN_LANES * 64;
         for (int64_t g = 0; g < n_parts; g++, codes += INT_PART_STEPS * INT_STEP)
@@ -127,7 +127,7 @@ V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block
     for (int64_t j = 0; j < kv->n; j += 2) {
         const char *even = (const char *)kv->values[j / KERN_PAGE] + j % KERN_PAGE * row_bytes;
         const char *odd = j + 1 < kv->n ? even + row_bytes : even;
-        const char *soon = j < KERN_BLOCK / 2 ? soon_at(is_f16, dim, kv->values, 1, 2 * j) : NULL;
+        const char *soon = j < KERN_BLOCK / 2 ? int_soon(is_f16, dim, kv->values, 1, 2 * j) : NULL;
         char *codes = (char *)to.values + j / 2 * INT_STEP;
         v16 inverse[2] = {v16_zero(), v16_zero()};
         to.value_scale[j] = value_scale(is_f16, dim, even, &inverse[0]);
@@ -281,7 +281,7 @@ V16_FN void int_attend_pages(int64_t dim, const kern_kv *kv, int_block b, const 
 {
     int64_t n = kv->n, ldq = kern_attn_query_bytes(dim);
     for (int64_t at = 0; at < n; at += INT_COLUMNS) {
-        const char *soon = soon_at(kv->is_f16, dim, kv->next, 0, at);
+        const char *soon = int_soon(kv->is_f16, dim, kv->next, 0, at);
 #define SCORES(rows)                                                                               \
     int_scores(rows, dim, &b, at, queries + m * ldq, ldq, m == 0 ? soon : NULL,                    \
                scores + m * KERN_BLOCK)
@@ -294,7 +294,7 @@ V16_FN void int_attend_pages(int64_t dim, const kern_kv *kv, int_block b, const 
         int_weigh(s, b.value_scale, n);
     }
     for (int64_t at = 0; at < dim; at += INT_COLUMNS) {
-        const char *soon = soon_at(kv->is_f16, dim, kv->next, 1, at);
+        const char *soon = int_soon(kv->is_f16, dim, kv->next, 1, at);
 #define VALUES(rows)                                                                               \
     int_values(rows, dim, &b, n, at, scores + m * KERN_BLOCK, m == 0 ? soon : NULL,                \
                found->out + m * dim)

@@ -153,7 +153,8 @@ describe("/v1/chat/completions", function()
       ["failure 11: missing closing tags"] = { "", "", '{"city": "Rome", "days": 2}' },
       ["failure 18: a Hermes call"] = { "", "", '{"city": "A"}' },
       ["failure 20: a call without parameters"] = { "", "", "{}" },
-      ["failure 24: characters of several tokens"] = { "Ünïcödé 🙂🙃", "日本語 🎉 тест" },
+      ["failure 24: characters of several tokens"] = { "Ünïcödé 🙂🙃",
+        "日本語 🎉 тест" },
     }
     for name, text in pairs(TEXTS) do
       assert.equal(name:find("^failure") ~= nil, meant[name] ~= nil, name)
