@@ -262,7 +262,7 @@ TILES(affine, NUM_AFFINE, 0, 0)
 
 typedef struct form {
     void (*gemv)(const num_matrix *w, int64_t row, int64_t n_rows, const char *x, int n_x, float *y,
-                 int64_t ldy);
+                 int64_t ldy, int8_t *scratch);
     void (*lay)(const num_matrix *w, int64_t first, int64_t n_rows, char *panel);
     tile_fn *tile;
 } form;
@@ -270,9 +270,9 @@ typedef struct form {
 /* One function per mode and width: the constants of the headers meet their values here. */
 #define FORM(name, mode, bits)                                                                     \
     static void gemv_##name(const num_matrix *w, int64_t row, int64_t n_rows, const char *x,       \
-                            int n_x, float *y, int64_t ldy)                                        \
+                            int n_x, float *y, int64_t ldy, int8_t *scratch)                       \
     {                                                                                              \
-        gemv_run(mode, bits, w, row, n_rows, x, n_x, y, ldy);                                      \
+        gemv_run(mode, bits, w, row, n_rows, x, n_x, y, ldy, scratch);                             \
     }                                                                                              \
     static void lay_##name(const num_matrix *w, int64_t first, int64_t n_rows, char *panel)        \
     {                                                                                              \
@@ -336,7 +336,7 @@ static void product(const num_matrix *w, int64_t row, int64_t n_rows, const void
         return;
     }
     if (n_x <= (int8_has_nibbles(w) ? GEMV_TOKENS : GEMV_WIDE_TOKENS)) {
-        f->gemv(w, row, n_rows, x, (int)n_x, y, ldy);
+        f->gemv(w, row, n_rows, x, (int)n_x, y, ldy, scratch);
         return;
     }
     for (int64_t r = 0; r < n_rows; r += INT8_PANEL_ROWS) {

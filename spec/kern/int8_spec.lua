@@ -9,26 +9,30 @@ local function shape_of(m)
   return ("%s %d g%d, %d x %d"):format(m.mode, m.bits, m.group, m.rows, m.cols)
 end
 
---- A matrix of random codes; scales around 2^-6.
-local function matrix(rng, mode, bits, group, rows, cols, scale_dtype)
+--- A scale of an affine group, around 2^-6, or a bias, around -2^-4.
+local function affine_number(rng, dtype, is_bias)
+  if dtype == "f32" then
+    return string.pack("<f", is_bias and -rng.uniform() / 8 or rng.uniform() / 64)
+  elseif dtype == "f16" then
+    return string.pack("<I2", (is_bias and 0xa800 or 0x2000) + math.floor(1024 * rng.uniform()))
+  end
+  return string.pack("<I2", (is_bias and 0xbd00 or 0x3c00) + math.floor(128 * rng.uniform()))
+end
+
+--- A matrix of random codes; biases are of the scales' type where no other is given.
+local function matrix(rng, mode, bits, group, rows, cols, scale_dtype, bias_dtype)
   local m = { mode = mode, bits = bits, group = group, rows = rows, cols = cols,
     codes = rng.bytes(rows * cols * bits // 8), scale_dtype = scale_dtype,
-    bias_dtype = mode == "affine" and scale_dtype or nil }
+    bias_dtype = bias_dtype or scale_dtype }
   local n, scales, biases = rows * cols // group, {}, {}
   for i = 1, n do
     if mode == "mxfp4" then
       scales[i] = string.char(math.floor(116 + 8 * rng.uniform()))
     elseif mode == "nvfp4" then
       scales[i] = string.char(math.floor(128 * rng.uniform() * 0.99))
-    elseif scale_dtype == "f32" then
-      scales[i] = string.pack("<f", rng.uniform() / 64)
-      biases[i] = string.pack("<f", -rng.uniform() / 8)
-    elseif scale_dtype == "f16" then
-      scales[i] = string.pack("<I2", 0x2000 + math.floor(1024 * rng.uniform()))
-      biases[i] = string.pack("<I2", 0xa800 + math.floor(1024 * rng.uniform()))
     else
-      scales[i] = string.pack("<I2", 0x3c00 + math.floor(128 * rng.uniform()))
-      biases[i] = string.pack("<I2", 0xbd00 + math.floor(128 * rng.uniform()))
+      scales[i] = affine_number(rng, m.scale_dtype, false)
+      biases[i] = affine_number(rng, m.bias_dtype, true)
     end
   end
   m.scales = table.concat(scales)
@@ -40,18 +44,21 @@ local formats = {
   { "mxfp4", 4, 32 }, { "nvfp4", 4, 16 }, { "affine", 4, 64, "bf16" }, { "affine", 8, 64, "bf16" },
   { "affine", 2, 32, "f16" }, { "affine", 3, 128, "bf16" }, { "affine", 5, 32, "f32" },
   { "affine", 6, 64, "f16" }, { "affine", 4, 96, "f32" }, { "affine", 8, 32, "f16" },
-  { "affine", 1, 32, "f16" }, { "affine", 7, 64, "f32" },
+  { "affine", 1, 32, "f16" }, { "affine", 7, 64, "f32" }, { "affine", 2, 64, "bf16" },
+  { "affine", 2, 64, "f16" }, { "affine", 3, 64, "f16", "bf16" }, { "affine", 2, 128, "f32" },
 }
 
 --- Calls f with matrices of every format in awkward shapes.
 local function each_matrix(f)
   local rng = numbers.rng(21)
   for _, format in ipairs(formats) do
-    local mode, bits, group, dtype = table.unpack(format)
+    local mode, bits, group, dtype, bias_dtype = table.unpack(format)
     local unit = math.max(group, 32)
-    for _, units in ipairs { 1, 2, 3, 5, 8, 9, 17 } do
-      local rows = ({ 1, 3, 4, 17, 33, 70, 5 })[units % 7 + 1]
-      f(matrix(rng, mode, bits, group, rows, unit * units, dtype), rng)
+    -- A thread takes 64 rows of up to 1024 columns at a time, 32 wider ones; then a few are left.
+    for _, shape in ipairs { { 1, 1 }, { 5, 2 }, { 70, 3 }, { 17, 5 }, { 66, 8 }, { 3, 9 },
+      { 35, 17 } } do
+      local rows, units = table.unpack(shape)
+      f(matrix(rng, mode, bits, group, rows, unit * units, dtype, bias_dtype), rng)
     end
   end
 end
@@ -97,7 +104,7 @@ describe("int8 products", function()
 
   it("have the same bits in every variant", function()
     each_matrix(function(m, rng)
-      for _, n_x in ipairs { 1, 2, 4, 5, 8, 13, 24 } do
+      for _, n_x in ipairs { 1, 2, 3, 4, 5, 6, 8, 13, 24 } do
         compare(m, numbers.pack(rng.floats(n_x * m.cols)), n_x, "ordinary")
         compare(m, numbers.pack(rng.awkward(n_x * m.cols, 200)), n_x, "awkward")
       end
@@ -123,7 +130,7 @@ describe("int8 products", function()
   it("are not finite where x is not", function()
     local rng = numbers.rng(23)
     for _, format in ipairs(formats) do
-      local m = matrix(rng, format[1], format[2], format[3], 5, 384, format[4])
+      local m = matrix(rng, format[1], format[2], format[3], 5, 384, format[4], format[5])
       for _, bad in ipairs { 1 / 0, -1 / 0, 0 / 0 } do
         local x = rng.floats(m.cols)
         x[100] = bad
@@ -140,7 +147,7 @@ describe("int8 products", function()
   it("take zeros, what is next to zero, and the largest numbers", function()
     local rng = numbers.rng(24)
     for _, format in ipairs(formats) do
-      local m = matrix(rng, format[1], format[2], format[3], 20, 384, format[4])
+      local m = matrix(rng, format[1], format[2], format[3], 20, 768, format[4], format[5])
       for _, scale in ipairs { 0, 0x1p-149, 0x1p-126, 0x1p-100, 0x1p-101, 0x1p100, 0x1p127 } do
         compare(m, numbers.pack(rng.floats(6 * m.cols, scale)), 6, scale)
         compare(m, numbers.pack(rng.floats(11 * m.cols, scale)), 11, scale)
@@ -149,10 +156,24 @@ describe("int8 products", function()
     end
   end)
 
+  it("hold the largest sums there are", function()
+    local rng = numbers.rng(29)
+    for _, format in ipairs(formats) do
+      local m = matrix(rng, format[1], format[2], format[3], 6, 768, format[4], format[5])
+      for _, byte in ipairs { "\xff", "\x77" } do
+        m.codes = byte:rep(#m.codes)
+        for _, x in ipairs { 1, -1 } do
+          compare(m, numbers.pack { x }:rep(7 * m.cols), 7, byte)
+          compare(m, numbers.pack { x }:rep(m.cols), 1, byte)
+        end
+      end
+    end
+  end)
+
   it("take any scale there is", function()
     local rng = numbers.rng(25)
     for _, format in ipairs(formats) do
-      local m = matrix(rng, format[1], format[2], format[3], 40, 384, format[4])
+      local m = matrix(rng, format[1], format[2], format[3], 41, 768, format[4], format[5])
       m.scales = rng.bytes(#m.scales)
       if m.biases then m.biases = rng.bytes(#m.biases) end
       for _, n_x in ipairs { 1, 7, 21 } do
