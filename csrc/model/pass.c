@@ -37,17 +37,27 @@ static int64_t widest_matrix(const model_config *c)
     return max64(cols, c->shared_intermediate_size);
 }
 
-/* The most rounded rows that one parallel region reads, times their width: inputs of the routed
- * experts, in 8 bits or in bf16, and a batch beside them or alone, in both forms. */
+static int64_t one_form(const pass *p, int64_t cols)
+{
+    return max64(kern_int8_bytes(cols), kern_bf16_bytes(p->m->ops, cols));
+}
+
+static int64_t both_forms(const pass *p, int64_t cols)
+{
+    return kern_int8_bytes(cols) + kern_bf16_bytes(p->m->ops, cols);
+}
+
+/* The most rounded rows that one parallel region reads, times their width: those of one matrix, in
+ * 8 bits or in bf16; those that several read, as wide as the residual stream, in both forms where
+ * the matrices differ; of a MoE a batch's and, k times as many, those that experts read. */
 static int64_t kern_rows_bytes(const pass *p)
 {
     const model_config *c = &p->m->config;
-    int64_t I = max64(c->moe_intermediate_size, c->shared_intermediate_size);
-    int64_t cols = p->kern_cols, widest = max64(c->hidden_size, I);
-    int64_t expert = max64(kern_int8_bytes(widest), kern_bf16_bytes(p->m->ops, widest));
-    int64_t beside = kern_int8_bytes(widest) + kern_bf16_bytes(p->m->ops, widest);
-    int64_t alone = kern_int8_bytes(cols) + kern_bf16_bytes(p->m->ops, cols);
-    return SES_BATCH * max64(c->is_moe ? c->n_experts_used * expert + beside : 0, alone);
+    int64_t H = c->hidden_size, alone = max64(one_form(p, p->kern_cols), both_forms(p, H));
+    int64_t k = c->n_experts_used, gate_up = (k + 1) * both_forms(p, H);
+    int64_t down =
+        k * one_form(p, c->moe_intermediate_size) + one_form(p, c->shared_intermediate_size);
+    return SES_BATCH * max64(alone, c->is_moe ? max64(gate_up, down) : 0);
 }
 
 static void lay_out_gdn(pass *p, layout *l)

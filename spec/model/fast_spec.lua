@@ -102,6 +102,23 @@ describe("precision fast", function()
     end
   end)
 
+  -- Such experts read rows in bf16 and in 8 bits, which have to have room beside one another.
+  it("has room for experts whose gate and up are of different kinds", function()
+    local model <close> = assert(moonlet.open(DEMO, { threads = 2, precision = "fast" }))
+    for i = 0, model:info().config.num_hidden_layers - 1 do
+      assert(model:replace(("layers.%d.mlp.experts.up_proj"):format(i), { mode = "mxfp4" }))
+    end
+    local ids, expected = {}, nil
+    for i = 1, 512 do ids[i] = i * 37 % 1000 end
+    for _, size in ipairs { 64, 512 } do
+      local session <close> = assert(model:session { ctx = 512 })
+      for last = size, #ids, size do assert(session:sync(table.move(ids, 1, last, 1, {}))) end
+      local _, values = session:logits():topk(100)
+      expected = expected or values
+      assert.same(expected, values)
+    end
+  end)
+
   it("gives the same bits on every instruction set", function()
     local script, out, seen = os.tmpname(), os.tmpname(), {}
     for _, dir in ipairs(dirs) do
