@@ -2,7 +2,8 @@
 --   lua5.4 bench/kern.lua [variant] [rows, or "memory"] [cols] [threads] [mode, or "mixers"]
 -- One token in billions of weights per second; more tokens in GFLOP/s (2 per weight and token).
 -- Activations in f32, then in 8 bits or in bf16 for the formats that take them. "memory": products
--- of one token with matrices of 256 MB, beside the speed at which as many threads read memory.
+-- of one token with matrices of 256 MB, beside the speed at which as many threads read memory,
+-- in rounds between two probes of it.
 
 package.path = "./lua/?.lua;./lua/?/init.lua;" .. package.path
 package.cpath = "./build/?.so;" .. package.cpath
@@ -46,7 +47,7 @@ local function check_arguments()
     stop("cols: a multiple of 128 expected")
   end
   if not is_count(threads, 1024) then stop("threads: 1 to 1024 expected") end
-  local found = only == nil or only == "mixers"
+  local found = only == nil or (only == "mixers" and not from_memory)
   for _, m in ipairs(modes) do found = found or only == m.mode end
   if not found then stop(("no mode named '%s'"):format(only)) end
 end
@@ -91,30 +92,55 @@ local function report(m, w, fast)
   print(table.concat(line, " "))
 end
 
+local function probe()
+  local speed, message = bench.bandwidth(threads, 256 << 20)
+  return speed or stop(message)
+end
+
+-- Speeds of a matrix and of memory; nil where memory's changed too much meanwhile.
+local function round_from_memory(w, n_bytes, fast)
+  local before, speed, after = probe(), n_bytes / seconds(w, 1, fast), probe()
+  local memory = (before + after) / 2
+  if math.abs(after - before) > bench.STEADY * memory then return nil end
+  return { speed = speed, memory = memory }
+end
+
+-- Of up to nine rounds those that are steady, until there are five; the one in the middle.
 local function report_memory(m)
-  local fast = FAST[m.mode]
+  local fast, rounds = FAST[m.mode], {}
   rows = (256 << 20) // (cols * m.bits // 8)
   local w = matrix(m)
-  local before = bench.bandwidth(threads, 256 << 20)
-  local speed = (#w.codes + #(w.scales or "") + #(w.biases or "")) / seconds(w, 1, fast)
-  local read = (before + bench.bandwidth(threads, 256 << 20)) / 2
-  print(("%-6s %2d %5s %7.1f GB/s of %5.1f: %3.0f %%"):format(m.mode, m.bits,
-    fast or "f32", speed / 1e9, read / 1e9, 100 * speed / read))
+  local n_bytes = #w.codes + #(w.scales or "") + #(w.biases or "")
+  for _ = 1, 9 do
+    if #rounds == 5 then break end
+    rounds[#rounds + 1] = round_from_memory(w, n_bytes, fast)
+  end
+  local name = ("%-6s %2d %5s"):format(m.mode, m.bits, fast or "f32")
+  if #rounds == 0 then
+    print(name .. ": memory's speed changed too much in every round")
+    return
+  end
+  local function share(round) return round.speed / round.memory end
+  table.sort(rounds, function(a, b) return share(a) < share(b) end)
+  local middle = rounds[(#rounds + 1) // 2]
+  print(("%s %7.1f GB/s of %5.1f: %3.0f %% (%.0f to %.0f, %d rounds)"):format(name,
+    middle.speed / 1e9, middle.memory / 1e9, 100 * share(middle), 100 * share(rounds[1]),
+    100 * share(rounds[#rounds]), #rounds))
 end
-
-for _, m in ipairs(from_memory and modes or {}) do
-  report_memory(m)
-  collectgarbage()
-end
-if from_memory then return end
 
 for _, m in ipairs(modes) do
-  if not only or only == m.mode then
+  if only and only ~= m.mode then goto next end
+  if from_memory then
+    report_memory(m)
+  else
     local w = matrix(m)
     report(m, w)
     if FAST[m.mode] then report(m, w, FAST[m.mode]) end
   end
+  collectgarbage()
+  ::next::
 end
+if from_memory then return end
 
 -- The mixers: one block of positions against queries of one head of keys, tokens of one head's
 -- recurrence. Operations are those of the formulas; everything lies in L2.

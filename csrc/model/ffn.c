@@ -100,15 +100,23 @@ static void combine_outputs(void *ctx, int64_t begin, int64_t end, int worker)
     }
 }
 
-static void dense_mix(pass *p, const mlp_weights *w, int64_t n)
+static void dense_rows(pass *p, const mlp_weights *w, int64_t first, int64_t n)
 {
-    kern_job jobs[] = {pass_job(&w->gate_proj, p->u, n, p->gate),
-                       pass_job(&w->up_proj, p->u, n, p->up)};
-    pass_linear_jobs(p, PROFILE_GATE_UP, jobs, 2);
+    int64_t H = p->m->config.hidden_size;
+    const float *u = p->u + first * H;
+    kern_job jobs[] = {pass_job(&w->gate_proj, u, n, p->gate), pass_job(&w->up_proj, u, n, p->up)};
     row_loop l = {p, 0, 0, w->gate_proj.rows};
+    pass_linear_jobs(p, PROFILE_GATE_UP, jobs, 2);
     pool_for(p->m->pool, n, 4, gate_rows, &l);
     pass_show(p, TAP_FFN_DOWN, p->gate, n, w->down_proj.cols, NULL);
-    pass_linear(p, PROFILE_DOWN, &w->down_proj, p->gate, n, p->y);
+    pass_linear(p, PROFILE_DOWN, &w->down_proj, p->gate, n, p->y + first * H);
+}
+
+static void dense_mix(pass *p, const mlp_weights *w, int64_t n)
+{
+    int64_t half = n > FFN_ROWS ? n / 2 : 0; /* of at most SES_BATCH */
+    if (half) dense_rows(p, w, 0, half);
+    dense_rows(p, w, half, n - half);
 }
 
 /* A tap looks at rows sorted by expert, f32 products read them; rows of 8 bits are picked, and of a

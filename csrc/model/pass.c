@@ -92,7 +92,7 @@ static void lay_out_ffn(pass *p, layout *l)
     const model_config *c = &p->m->config;
     int64_t n = SES_BATCH, H = c->hidden_size, E = c->n_experts, pairs = n * c->n_experts_used;
     int64_t ffn = c->is_moe ? pairs * c->moe_intermediate_size + n * c->shared_intermediate_size
-                            : n * c->intermediate_size;
+                            : FFN_ROWS * (int64_t)c->intermediate_size;
     size_t f = sizeof(float);
 
     p->router = take(l, n * E, f);

@@ -20,6 +20,10 @@
 /* Rows that are scored at once: a pass over lm_head serves this many. */
 enum { SES_SCORE_ROWS = 16 };
 
+/* Rows that a dense FFN computes at once, at most: its gates for a whole batch would be half of all
+ * scratch, and in halves a prompt takes at most 1 % longer. */
+enum { FFN_ROWS = SES_BATCH / 2 };
+
 /* Tokens pos .. pos+n-1 of a session, which are rows first .. first+n-1 of the batch. */
 typedef struct span {
     ses *s;
@@ -53,7 +57,7 @@ struct pass {
     int32_t *expert_token; /* [n*k] whose row it is */
     int32_t *expert_first; /* [E+1] first row of each expert */
     float *xe;             /* [n*k][H] inputs sorted by expert; pages, untouched unless wanted */
-    float *gate, *up;      /* [n*k + n][I] routed rows, then the shared expert's (or dense) */
+    float *gate, *up;      /* [n*k + n][I] routed rows, then shared; dense [FFN_ROWS][I] */
     float *down;           /* [n*k + n][H] */
     float *shared;         /* [n] the shared expert's gate */
     kern_job *jobs;        /* [2 * (E + 1)] */

@@ -2,8 +2,9 @@
  *
  * An operation's time runs from the end of the one before it in the batch to its own end, so that
  * the times add up to the whole; what prepares its input (residual sums, SiLU, packing) is in it.
- * Its bytes are those that it cannot avoid moving: every matrix read once per batch, the recurrent
- * state read and written once, cached keys and values read up to the last position. */
+ * Its bytes are those that it cannot avoid moving: every matrix read once per batch, those of a
+ * dense FFN once for each FFN_ROWS of its tokens, the recurrent state read and written once, cached
+ * keys and values read up to the last position. */
 #ifndef MODEL_PROFILE_H
 #define MODEL_PROFILE_H
 

@@ -1,9 +1,9 @@
 /* tap: somebody who looks at what the matrices of a forward pass multiply.
  *
  * Readers of one input share a site: q_proj, k_proj and v_proj all read TAP_MIXER_IN. Rows arrive
- * in the order of the sequence, batch by batch, on the thread that evaluates, between two loops of
- * the model's pool, which the tap may use. They are borrowed and may not be changed. A pass without
- * a tap pays one comparison per site. */
+ * in the order of the sequence, those of a batch at once or in parts, on the thread that
+ * evaluates, between two loops of the model's pool, which the tap may use. They are borrowed and
+ * may not be changed. A pass without a tap pays one comparison per site. */
 #ifndef MODEL_TAP_H
 #define MODEL_TAP_H
 

@@ -3,6 +3,7 @@
 local moonlet = require "moonlet"
 
 local MOE <const> = "spec/golden/models/moe-wrapped/hf"
+local DENSE <const> = "spec/golden/models/dense-text/hf"
 
 local function by_op(profile)
   local rows = {}
@@ -65,6 +66,20 @@ describe("profile", function()
     assert.equal(4, rows.lm_head.calls)
     assert.equal(2, rows.save.calls) -- batches of up to eight tokens are not cancelled
     for _, row in ipairs(profile) do assert.is_true(row.seconds >= 0, row.op) end
+  end)
+
+  it("counts a dense FFN for each half of a batch of more than 256 tokens", function()
+    local dense <close> = assert(moonlet.open(DENSE, { threads = 2 }))
+    local long <close> = assert(dense:session { ctx = 512 })
+    local ids, n = {}, #dense:info().config.layer_types
+    long:profile(true)
+    for _, size in ipairs { 255, 257 } do
+      for i = #ids + 1, #ids + size do ids[i] = i % 100 end
+      assert(long:sync(ids))
+    end
+    local rows = by_op(long:profile())
+    for _, op in ipairs { "gate_up", "down" } do assert.equal(3 * n, rows[op].calls, op) end
+    assert.equal(2 * n, rows.o_proj.calls + rows.out_proj.calls)
   end)
 
   it("counts while it is on, and starts over from zero", function()
