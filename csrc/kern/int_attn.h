@@ -23,7 +23,12 @@
 #include "kern/kern.h"
 #include "num/fp.h"
 
-enum { INT_ATTN_PART = 64, INT_KEY_STEPS = 127, INT_VALUE_STEPS = 2047, INT_WEIGHT_STEPS = 4095 };
+enum {
+    INT_ATTN_PART = KERN_KEY_PART,
+    INT_KEY_STEPS = 127,
+    INT_VALUE_STEPS = 2047,
+    INT_WEIGHT_STEPS = 4095
+};
 
 /* Unsigned codes of keys, as byte products want them, are moved by this. */
 enum { INT_KEY_OFFSET = 128 };

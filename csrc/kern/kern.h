@@ -52,9 +52,20 @@ typedef struct kern_bf16_ops {
  * meets is cut at multiples of KERN_BLOCK, wherever a call begins or ends. */
 enum { KERN_PAGE = 32, KERN_BLOCK = 256, KERN_BLOCK_PAGES = KERN_BLOCK / KERN_PAGE };
 
+/* Dimensions of a key that are rounded together by attention in integers. */
+enum { KERN_KEY_PART = 64 };
+
+/* Parts of a key, of which the last may be shorter. */
+static inline int64_t kern_key_parts(int64_t dim)
+{
+    return (dim + KERN_KEY_PART - 1) / KERN_KEY_PART;
+}
+
 /* Keys and values of one head at n <= KERN_BLOCK positions, in pages: keys [dim][KERN_PAGE], so
- * that a register holds one dimension of many positions; values [KERN_PAGE][dim]. A page of keys
- * is read whole, a page of values up to position n. */
+ * that a register holds one dimension of many positions; values [KERN_PAGE][dim]. Behind them are,
+ * in the same type, the largest magnitudes that `prepare` would have to look for: of each key's
+ * parts [parts][KERN_PAGE], of each value [KERN_PAGE]. A page of keys is read whole, a page of
+ * values up to position n. */
 typedef struct kern_kv {
     const void *keys[KERN_BLOCK_PAGES], *values[KERN_BLOCK_PAGES];
     const void *next[KERN_BLOCK_PAGES]; /* keys that are met next, to be fetched; or `keys` */

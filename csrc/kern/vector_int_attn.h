@@ -32,35 +32,10 @@ V16_FN v16 int_scales(v16 largest, int steps, v16 *inverse)
     return v16_if_gt(largest, v16_set1(FLT_MAX), v16_set1(NAN), scale);
 }
 
-/* The largest magnitudes of 16 columns of n rows, or of one row of n numbers: those of f16 have the
- * order of their bits. */
-V16_FN v16 largest_of_columns(int is_f16, const char *rows, int64_t at, int64_t n)
+/* The largest magnitudes of 16 positions from `at` on, which lie behind a page, `row` the first. */
+V16_FN v16 page_sizes(int is_f16, int64_t dim, const void *page, int64_t row, int64_t at)
 {
-    v16 largest = v16_zero();
-    __m256i halves = _mm256_setzero_si256(), mask = _mm256_set1_epi16(INT16_MAX);
-    for (int64_t i = 0; i < n; i++) {
-        const char *row = rows + (i * KERN_PAGE + at) * (is_f16 ? 2 : 4);
-        if (is_f16)
-            halves = _mm256_max_epu16(
-                halves, _mm256_and_si256(mask, _mm256_loadu_si256((const void *)row)));
-        else
-            largest = v16_max_size(largest, v16_load((const float *)(const void *)row));
-    }
-    return is_f16 ? v16_from_f16(halves) : largest;
-}
-
-V16_FN uint32_t largest_of_row(int is_f16, const char *row, int64_t n)
-{
-    v16 largest = v16_zero();
-    __m256i halves = _mm256_setzero_si256(), mask = _mm256_set1_epi16(INT16_MAX);
-    int64_t i = 0;
-    for (; is_f16 && i + KERN_LANES <= n; i += KERN_LANES)
-        halves = _mm256_max_epu16(
-            halves, _mm256_and_si256(mask, _mm256_loadu_si256((const void *)(row + i * 2))));
-    if (is_f16) largest = v16_from_f16(halves);
-    for (; i < n; i += KERN_LANES)
-        largest = v16_max_size(largest, load_stored(row, is_f16, i, n - i));
-    return v16_top_bits(largest);
+    return load_stored(page, is_f16, (dim + row) * KERN_PAGE + at, KERN_LANES);
 }
 
 /* What a block reads next is fetched while it computes, half of a block's keys or values in each of
@@ -73,6 +48,15 @@ V16_FN const char *int_soon(int is_f16, int64_t dim, const void *const *pages, i
     return is_f16 && dim == KERN_BLOCK && page ? page + at % (2 * KERN_PAGE) * dim : NULL;
 }
 
+/* Those of the values of the page that holds column j, and of the keys of the next block. */
+V16_FN void ask_sizes(int64_t dim, const kern_kv *kv, int64_t j)
+{
+    int64_t page = j / KERN_PAGE, behind = dim * KERN_PAGE * 2;
+    const char *next = (const char *)kv->next[page] + behind;
+    _mm_prefetch((const char *)kv->values[page] + behind, _MM_HINT_T1);
+    for (int64_t i = 0; i < dim / INT_ATTN_PART * 64; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+}
+
 /* Part g of 16 keys of a page, from column `at` on. For each step some bytes at `soon` are fetched.
  */
 V16_FN void prepare_part(int is_f16, int64_t dim, const void *page, int64_t at, int64_t g,
@@ -82,7 +66,7 @@ V16_FN void prepare_part(int is_f16, int64_t dim, const void *page, int64_t at, 
             n = dim - first < INT_ATTN_PART ? dim - first : INT_ATTN_PART;
     const char *rows = (const char *)page + first * KERN_PAGE * (is_f16 ? 2 : 4);
     v16 round = v16_set1(INT_ATTN_ROUND + V16_KEY_OFFSET), inverse;
-    v16_store(scale, int_scales(largest_of_columns(is_f16, rows, at, n), INT_KEY_STEPS, &inverse));
+    v16_store(scale, int_scales(page_sizes(is_f16, dim, page, g, at), INT_KEY_STEPS, &inverse));
     for (int64_t i = 0; i < INT_ATTN_PART; i += V16_KEY_DIMS, codes += INT_STEP) {
         v16 t[V16_KEY_DIMS];
         for (int d = 0; d < V16_KEY_DIMS; d++) {
@@ -95,13 +79,14 @@ V16_FN void prepare_part(int is_f16, int64_t dim, const void *page, int64_t at, 
     }
 }
 
-/* Meanwhile the first half of the values is fetched. */
+/* Meanwhile the first half of the values is fetched, and sizes that are needed soon. */
 V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t n_parts = int_attn_width(dim) / INT_ATTN_PART;
     for (int64_t j = 0; j < kv->n; j += KERN_LANES) {
         const void *page = kv->keys[j / KERN_PAGE];
         const char *soon = int_soon(is_f16, dim, kv->values, 0, j);
+        if (soon) ask_sizes(dim, kv, j);
         char *codes = (char *)to.keys + j / INT_COLUMNS * n_parts * INT_PART_STEPS * INT_STEP +
                       j % INT_COLUMNS / KERN_LANES * 64;
         for (int64_t g = 0; g < n_parts; g++, codes += INT_PART_STEPS * INT_STEP)
@@ -110,31 +95,29 @@ V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block t
     }
 }
 
-V16_FN float value_scale(int is_f16, int64_t dim, const void *row, v16 *inverse)
-{
-    float one;
-    float scale = int_attn_scale(largest_of_row(is_f16, row, dim), INT_VALUE_STEPS, &one);
-    *inverse = v16_set1(one);
-    return scale;
-}
-
 /* Two positions at a time; what is behind the last one counts as zeros. With those of the first
  * half the second is fetched. */
 V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t row_bytes = dim * (is_f16 ? 2 : 4);
-    v16 round = v16_set1(INT_ATTN_ROUND);
+    v16 round = v16_set1(INT_ATTN_ROUND), by;
+    float inverse[KERN_LANES];
     for (int64_t j = 0; j < kv->n; j += 2) {
-        const char *even = (const char *)kv->values[j / KERN_PAGE] + j % KERN_PAGE * row_bytes;
+        const void *page = kv->values[j / KERN_PAGE];
+        if (j % KERN_LANES == 0) {
+            v16 sizes = page_sizes(is_f16, dim, page, 0, j % KERN_PAGE);
+            v16_store(to.value_scale + j, int_scales(sizes, INT_VALUE_STEPS, &by));
+            v16_store(inverse, by);
+        }
+        const char *even = (const char *)page + j % KERN_PAGE * row_bytes;
         const char *odd = j + 1 < kv->n ? even + row_bytes : even;
         const char *soon = j < KERN_BLOCK / 2 ? int_soon(is_f16, dim, kv->values, 1, 2 * j) : NULL;
         char *codes = (char *)to.values + j / 2 * INT_STEP;
-        v16 inverse[2] = {v16_zero(), v16_zero()};
-        to.value_scale[j] = value_scale(is_f16, dim, even, &inverse[0]);
-        if (odd > even) to.value_scale[j + 1] = value_scale(is_f16, dim, odd, &inverse[1]);
+        v16 even_by = v16_set1(inverse[j % KERN_LANES]);
+        v16 odd_by = odd > even ? v16_set1(inverse[j % KERN_LANES + 1]) : v16_zero();
         for (int64_t i = 0; i < dim; i += KERN_LANES) {
-            v16 a = v16_fma(load_stored(even, is_f16, i, dim - i), inverse[0], round);
-            v16 b = v16_fma(load_stored(odd, is_f16, i, dim - i), inverse[1], round);
+            v16 a = v16_fma(load_stored(even, is_f16, i, dim - i), even_by, round);
+            v16 b = v16_fma(load_stored(odd, is_f16, i, dim - i), odd_by, round);
             char *at = codes + i / INT_COLUMNS * (KERN_BLOCK / 2) * INT_STEP +
                        i % INT_COLUMNS / KERN_LANES * 64;
             if (soon) _mm_prefetch(soon + i * 4, _MM_HINT_T1);

@@ -296,6 +296,27 @@ static int run_delta_rule(lua_State *L, const kern_ops *ops)
     return 3;
 }
 
+/* The sizes behind a page of keys or values, see kern_kv. */
+static void put_sizes(const kern_kv *kv, int is_values, int64_t rows, char *page)
+{
+    int64_t n_sizes = is_values ? rows : kern_key_parts(kv->dim) * KERN_PAGE;
+    for (int64_t i = 0; i < n_sizes; i++) {
+        int64_t first = is_values ? 0 : i / KERN_PAGE * KERN_KEY_PART, end = first + KERN_KEY_PART;
+        uint32_t largest = 0;
+        if (is_values || end > kv->dim) end = kv->dim;
+        for (int64_t d = first; d < end; d++) {
+            int64_t at = is_values ? i * kv->dim + d : d * KERN_PAGE + i % KERN_PAGE;
+            uint32_t size = kv->is_f16 ? ((uint16_t *)(void *)page)[at] & 0x7fffu
+                                       : ((uint32_t *)(void *)page)[at] & 0x7fffffffu;
+            largest = size > largest ? size : largest;
+        }
+        if (kv->is_f16)
+            ((uint16_t *)(void *)page)[kv->dim * KERN_PAGE + i] = (uint16_t)largest;
+        else
+            ((uint32_t *)(void *)page)[kv->dim * KERN_PAGE + i] = largest;
+    }
+}
+
 /* {keys = {page, ...}, values = {page, ...}, f16, n, dim, q [n_q][dim], scale, repeats, ints, sees}
  * -> out [n_q][dim], top [n_q], sum [n_q], with repeats seconds of the fastest; with ints in
  * integers, queries seeing `sees` of the n positions. Pages are whole but for the last of the
@@ -311,6 +332,7 @@ static int run_attend(lua_State *L, const kern_ops *ops)
     int64_t n_q = total / kv.dim, row = kv.dim * (kv.is_f16 ? 2 : 4);
     static const char *const names[] = {"keys", "values"};
     const void **pages[] = {kv.keys, kv.values};
+    int64_t n_sizes = kern_key_parts(kv.dim) * KERN_PAGE;
     luaL_checkstack(L, 4 * KERN_BLOCK_PAGES, NULL);
     for (int which = 0; which < 2; which++) {
         lua_getfield(L, 3, names[which]);
@@ -321,7 +343,11 @@ static int run_attend(lua_State *L, const kern_ops *ops)
             lua_geti(L, list, at / KERN_PAGE + 1);
             const char *page = luaL_checklstring(L, -1, &n_bytes);
             if ((int64_t)n_bytes < rows * row) luaL_error(L, "'%s': short page", names[which]);
-            pages[which][at / KERN_PAGE] = lguard_copy(L, page, (size_t)(rows * row));
+            char *copy = lguard_new(L, (size_t)(KERN_PAGE * row + n_sizes * row / kv.dim));
+            memset(copy, 0xff, (size_t)(KERN_PAGE * row)); /* NaN behind position n */
+            memcpy(copy, page, (size_t)(rows * row));
+            put_sizes(&kv, which, rows, copy);
+            pages[which][at / KERN_PAGE] = copy;
             kv.next[at / KERN_PAGE] = kv.keys[at / KERN_PAGE];
         }
     }

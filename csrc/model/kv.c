@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "num/fp.h"
+
 const char *kv_codec_name(kv_codec codec)
 {
     static const char *const names[KV_N_CODECS] = {"f32", "f16"};
@@ -54,12 +56,23 @@ void kv_own(ses *s, int64_t pos, int64_t n)
         kv_page_own(s->kv, &s->pages[i]);
 }
 
+/* Of a head's keys in a page, and what its values take, too: fewer sizes are behind those. */
+static int64_t head_bytes(const model *m, kv_codec codec)
+{
+    int64_t D = m->config.head_dim;
+    return KV_PAGE_ROWS * (D + kern_key_parts(D)) * codec_bytes(codec);
+}
+
+int64_t kv_page_bytes(const model *m, kv_codec codec)
+{
+    return 2 * (int64_t)kv_n_slots(m) * m->config.n_kv_heads * head_bytes(m, codec);
+}
+
 /* Head h of the keys or values of page `page`. */
 static char *head_at(const ses *s, int slot, kv_which which, int64_t page, int h)
 {
     int64_t at = (2 * (int64_t)slot + which) * s->m->config.n_kv_heads + h;
-    int64_t bytes = KV_PAGE_ROWS * s->m->config.head_dim * codec_bytes(s->codec);
-    return s->pages[page]->rows + at * bytes;
+    return s->pages[page]->rows + at * head_bytes(s->m, s->codec);
 }
 
 const void *kv_head(const ses *s, int slot, kv_which which, int64_t page, int h)
@@ -67,36 +80,67 @@ const void *kv_head(const ses *s, int slot, kv_which which, int64_t page, int h)
     return head_at(s, slot, which, page, h);
 }
 
-/* One position's key across a page, whose dimensions are rows. */
+/* The largest magnitude of n numbers, as its bits: they have the order of magnitudes. */
+static uint16_t size_of_halves(const uint16_t *x, int64_t n)
+{
+    uint16_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint16_t size = x[i] & 0x7fff;
+        largest = size > largest ? size : largest;
+    }
+    return largest;
+}
+
+static uint32_t size_of_floats(const float *x, int64_t n)
+{
+    uint32_t largest = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t size = fp_bits(x[i]) & 0x7fffffff;
+        largest = size > largest ? size : largest;
+    }
+    return largest;
+}
+
+/* One position's key across a page, whose dimensions are rows, and its parts' sizes. */
 static void write_key(const ses *s, char *page, int64_t at, const float *key)
 {
-    enum { PIECE = 64 };
-    uint16_t codes[PIECE];
+    uint16_t codes[KERN_KEY_PART];
     int64_t D = s->m->config.head_dim;
-    if (s->codec == KV_F32) {
-        float *to = (float *)(void *)page + at;
-        for (int64_t d = 0; d < D; d++) to[d * KV_PAGE_ROWS] = key[d];
-        return;
+    uint32_t *floats = (uint32_t *)(void *)page + at;
+    uint16_t *halves = (uint16_t *)(void *)page + at;
+    for (int64_t first = 0; first < D; first += KERN_KEY_PART) {
+        int64_t n = D - first < KERN_KEY_PART ? D - first : KERN_KEY_PART;
+        int64_t to = first * KV_PAGE_ROWS, size = (D + first / KERN_KEY_PART) * KV_PAGE_ROWS;
+        if (s->codec == KV_F32) {
+            for (int64_t d = 0; d < n; d++) floats[to + d * KV_PAGE_ROWS] = fp_bits(key[first + d]);
+            floats[size] = size_of_floats(key + first, n);
+        } else {
+            s->m->ops->f16_encode(key + first, codes, n);
+            for (int64_t d = 0; d < n; d++) halves[to + d * KV_PAGE_ROWS] = codes[d];
+            halves[size] = size_of_halves(codes, n);
+        }
     }
-    uint16_t *to = (uint16_t *)(void *)page + at;
-    for (int64_t first = 0; first < D; first += PIECE) {
-        int64_t n = D - first < PIECE ? D - first : PIECE;
-        s->m->ops->f16_encode(key + first, codes, n);
-        for (int64_t d = 0; d < n; d++) to[(first + d) * KV_PAGE_ROWS] = codes[d];
+}
+
+static void write_value(const ses *s, char *page, int64_t at, const float *value)
+{
+    int64_t D = s->m->config.head_dim, to = at * D, size = D * KV_PAGE_ROWS + at;
+    if (s->codec == KV_F32) {
+        memcpy((float *)(void *)page + to, value, (size_t)D * sizeof *value);
+        ((uint32_t *)(void *)page)[size] = size_of_floats(value, D);
+    } else {
+        uint16_t *halves = (uint16_t *)(void *)page;
+        s->m->ops->f16_encode(value, halves + to, D);
+        halves[size] = size_of_halves(halves + to, D);
     }
 }
 
 void kv_write(ses *s, int slot, int64_t pos, const float *key, const float *value)
 {
-    int64_t D = s->m->config.head_dim, row = D * codec_bytes(s->codec);
-    int64_t page = pos / KV_PAGE_ROWS, at = pos % KV_PAGE_ROWS;
+    int64_t D = s->m->config.head_dim, page = pos / KV_PAGE_ROWS, at = pos % KV_PAGE_ROWS;
     for (int h = 0; h < s->m->config.n_kv_heads; h++) {
-        char *v = head_at(s, slot, KV_VALUE, page, h) + at * row;
         write_key(s, head_at(s, slot, KV_KEY, page, h), at, key + h * D);
-        if (s->codec == KV_F32)
-            memcpy(v, value + h * D, (size_t)row);
-        else
-            s->m->ops->f16_encode(value + h * D, (uint16_t *)(void *)v, D);
+        write_value(s, head_at(s, slot, KV_VALUE, page, h), at, value + h * D);
     }
 }
 

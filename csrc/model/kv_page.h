@@ -1,7 +1,8 @@
 /* kv_page: key and value rows in pages that sequences share. Internal to the model room.
  *
  * A page holds KV_PAGE_ROWS positions of one sequence, for all attention layers and the MTP block:
- *   [layer slot][keys, values][head], keys [D][KV_PAGE_ROWS], values [KV_PAGE_ROWS][D] as kern_kv
+ *   [layer slot][keys, values][head], keys [D][KV_PAGE_ROWS], values [KV_PAGE_ROWS][D], and sizes
+ *   behind them, as kern_kv has them
  * Pages are counted by reference and copied before they are written while somebody else holds
  * them, so that forks and snapshots cost no rows. A pool hands them out; what a session or a
  * snapshot may come to own is promised to it when it is made, so that taking a page in the middle

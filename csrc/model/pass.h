@@ -116,6 +116,7 @@ void ses_drop_pages(ses *s);
 int kv_n_slots(const model *m);
 int kv_mtp_slot(const model *m);
 int64_t kv_row_bytes(const model *m, kv_codec codec);
+int64_t kv_page_bytes(const model *m, kv_codec codec); /* with sizes, see kern_kv */
 int64_t kv_n_pages(int64_t n_rows);
 /* Makes positions [pos, pos + n) writable: pages of the session's own. */
 void kv_own(ses *s, int64_t pos, int64_t n);

@@ -16,8 +16,7 @@ static size_t saved_bytes(const ses *s)
 static err_code open_kv(ses *s, err_info *e)
 {
     kv_pool **kv = &s->m->kv[s->codec];
-    int64_t row = kv_row_bytes(s->m, s->codec);
-    if (!*kv) *kv = kv_pool_open(2 * kv_n_slots(s->m) * KV_PAGE_ROWS * row, e);
+    if (!*kv) *kv = kv_pool_open(kv_page_bytes(s->m, s->codec), e);
     if (!*kv || kv_pool_promise(*kv, kv_n_pages(s->n_ctx), e)) return e->code;
     s->kv = *kv;
     return ERR_NONE;
