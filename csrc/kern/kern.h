@@ -68,7 +68,8 @@ static inline int64_t kern_key_parts(int64_t dim)
  * values up to position n. */
 typedef struct kern_kv {
     const void *keys[KERN_BLOCK_PAGES], *values[KERN_BLOCK_PAGES];
-    const void *next[KERN_BLOCK_PAGES]; /* keys that are met next, to be fetched; or `keys` */
+    const void *next_keys[KERN_BLOCK_PAGES];   /* that are met next, to be fetched; or `keys` */
+    const void *next_values[KERN_BLOCK_PAGES]; /* likewise */
     int is_f16;                         /* else f32 */
     int64_t n, dim;
 } kern_kv;
@@ -88,7 +89,7 @@ typedef struct kern_attn_ops {
     void (*prepare)(const kern_kv *kv, void *block);
 
     /* kern_ops.attend for n_q rows of queries in the first kv->n positions of a prepared block; of
-     * kv's pages only `next` is looked at. */
+     * kv's pages only those that are met next are looked at. */
     void (*attend)(const kern_kv *kv, const void *block, const void *queries, int64_t n_q,
                    float *scores, const kern_found *found);
 } kern_attn_ops;

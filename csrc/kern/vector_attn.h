@@ -92,7 +92,7 @@ V16_FN void score_pages(int is_f16, int64_t dim, const kern_kv *kv, const float 
 V16_FN void add_values(int is_f16, int64_t dim, const kern_kv *kv, const float *e, int64_t n_q,
                        float *out)
 {
-    mix_rows b = {kv->values, KERN_PAGE, dim, kv->n, kv->next, 0};
+    mix_rows b = {kv->values, KERN_PAGE, dim, kv->n, kv->next_keys, 0};
     enum { WIDE = V16_MIX_COLS * KERN_LANES };
     int64_t at = 0;
     for (; at + WIDE <= dim; at += WIDE, b.soon_at += KERN_PAGE * WIDE * 2)

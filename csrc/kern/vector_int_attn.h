@@ -38,10 +38,12 @@ V16_FN v16 page_sizes(int is_f16, int64_t dim, const void *page, int64_t row, in
     return load_stored(page, is_f16, (dim + row) * KERN_PAGE + at, KERN_LANES);
 }
 
-/* What a block reads next is fetched while it computes, half of a block's keys or values in each of
- * four passes: more at once than memory can bring is forgotten. This is for the heads that Qwen
- * has, 256 wide and in f16: `at` of KERN_BLOCK columns along, dim bytes for each, in one half of
- * the pages; NULL for other heads and where no page is. */
+/* What is read next is fetched while a block computes, half of a block's keys or values in each of
+ * four passes and about two passes ahead: the second half of its values with its keys, the next
+ * block's keys with its scores and its values, the first half of those values with its sums. More
+ * at once than memory can bring is forgotten. This is for the heads that Qwen has, 256 wide and in
+ * f16: `at` of KERN_BLOCK columns along, dim bytes for each, in one half of the pages; NULL for
+ * other heads and where no page is. */
 V16_FN const char *int_soon(int is_f16, int64_t dim, const void *const *pages, int half, int64_t at)
 {
     const char *page = pages[(half * KERN_BLOCK + at) / (2 * KERN_PAGE)];
@@ -52,7 +54,7 @@ V16_FN const char *int_soon(int is_f16, int64_t dim, const void *const *pages, i
 V16_FN void ask_sizes(int64_t dim, const kern_kv *kv, int64_t j)
 {
     int64_t page = j / KERN_PAGE, behind = dim * KERN_PAGE * 2;
-    const char *next = (const char *)kv->next[page] + behind;
+    const char *next = (const char *)kv->next_keys[page] + behind;
     _mm_prefetch((const char *)kv->values[page] + behind, _MM_HINT_T1);
     for (int64_t i = 0; i < dim / INT_ATTN_PART * 64; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
 }
@@ -79,13 +81,12 @@ V16_FN void prepare_part(int is_f16, int64_t dim, const void *page, int64_t at, 
     }
 }
 
-/* Meanwhile the first half of the values is fetched, and sizes that are needed soon. */
 V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t n_parts = int_attn_width(dim) / INT_ATTN_PART;
     for (int64_t j = 0; j < kv->n; j += KERN_LANES) {
         const void *page = kv->keys[j / KERN_PAGE];
-        const char *soon = int_soon(is_f16, dim, kv->values, 0, j);
+        const char *soon = int_soon(is_f16, dim, kv->values, 1, j);
         if (soon) ask_sizes(dim, kv, j);
         char *codes = (char *)to.keys + j / INT_COLUMNS * n_parts * INT_PART_STEPS * INT_STEP +
                       j % INT_COLUMNS / KERN_LANES * 64;
@@ -95,8 +96,7 @@ V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block t
     }
 }
 
-/* Two positions at a time; what is behind the last one counts as zeros. With those of the first
- * half the second is fetched. */
+/* Two positions at a time; what is behind the last one counts as zeros. */
 V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block to)
 {
     int64_t row_bytes = dim * (is_f16 ? 2 : 4);
@@ -111,7 +111,7 @@ V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block
         }
         const char *even = (const char *)page + j % KERN_PAGE * row_bytes;
         const char *odd = j + 1 < kv->n ? even + row_bytes : even;
-        const char *soon = j < KERN_BLOCK / 2 ? int_soon(is_f16, dim, kv->values, 1, 2 * j) : NULL;
+        const char *soon = int_soon(is_f16, dim, kv->next_keys, 1, j);
         char *codes = (char *)to.values + j / 2 * INT_STEP;
         v16 even_by = v16_set1(inverse[j % KERN_LANES]);
         v16 odd_by = odd > even ? v16_set1(inverse[j % KERN_LANES + 1]) : v16_zero();
@@ -120,7 +120,7 @@ V16_FN void prepare_values(int is_f16, int64_t dim, const kern_kv *kv, int_block
             v16 b = v16_fma(load_stored(odd, is_f16, i, dim - i), odd_by, round);
             char *at = codes + i / INT_COLUMNS * (KERN_BLOCK / 2) * INT_STEP +
                        i % INT_COLUMNS / KERN_LANES * 64;
-            if (soon) _mm_prefetch(soon + i * 4, _MM_HINT_T1);
+            if (soon && i % 32 == 0) _mm_prefetch(soon + i * 2, _MM_HINT_T1);
             v16i_store(at, v16_join_pair(a, b));
         }
     }
@@ -264,7 +264,7 @@ V16_FN void int_attend_pages(int64_t dim, const kern_kv *kv, int_block b, const 
 {
     int64_t n = kv->n, ldq = kern_attn_query_bytes(dim);
     for (int64_t at = 0; at < n; at += INT_COLUMNS) {
-        const char *soon = int_soon(kv->is_f16, dim, kv->next, 0, at);
+        const char *soon = int_soon(kv->is_f16, dim, kv->next_keys, 0, at);
 #define SCORES(rows)                                                                               \
     int_scores(rows, dim, &b, at, queries + m * ldq, ldq, m == 0 ? soon : NULL,                    \
                scores + m * KERN_BLOCK)
@@ -277,7 +277,7 @@ V16_FN void int_attend_pages(int64_t dim, const kern_kv *kv, int_block b, const 
         int_weigh(s, b.value_scale, n);
     }
     for (int64_t at = 0; at < dim; at += INT_COLUMNS) {
-        const char *soon = int_soon(kv->is_f16, dim, kv->next, 1, at);
+        const char *soon = int_soon(kv->is_f16, dim, kv->next_values, 0, at);
 #define VALUES(rows)                                                                               \
     int_values(rows, dim, &b, n, at, scores + m * KERN_BLOCK, m == 0 ? soon : NULL,                \
                found->out + m * dim)

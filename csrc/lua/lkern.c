@@ -348,7 +348,8 @@ static int run_attend(lua_State *L, const kern_ops *ops)
             memcpy(copy, page, (size_t)(rows * row));
             put_sizes(&kv, which, rows, copy);
             pages[which][at / KERN_PAGE] = copy;
-            kv.next[at / KERN_PAGE] = kv.keys[at / KERN_PAGE];
+            kv.next_keys[at / KERN_PAGE] = kv.keys[at / KERN_PAGE];
+            kv.next_values[at / KERN_PAGE] = kv.values[at / KERN_PAGE];
         }
     }
     float *scores = lguard_new(L, (size_t)(n_q * KERN_BLOCK) * sizeof *scores);

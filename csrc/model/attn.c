@@ -159,7 +159,9 @@ static kern_kv lay_block(const attn_loop *l, const ses *s, int64_t n_rows, int h
         int64_t next = page + KERN_BLOCK_PAGES;
         kv.keys[i] = kv_head(s, l->slot, KV_KEY, page, h);
         kv.values[i] = kv_head(s, l->slot, KV_VALUE, page, h);
-        kv.next[i] = next < n_pages ? kv_head(s, l->slot, KV_KEY, next, h) : kv.keys[i];
+        int is_there = next < n_pages;
+        kv.next_keys[i] = is_there ? kv_head(s, l->slot, KV_KEY, next, h) : kv.keys[i];
+        kv.next_values[i] = is_there ? kv_head(s, l->slot, KV_VALUE, next, h) : kv.values[i];
     }
     if (w.block) ops->attn->prepare(&kv, w.block);
     return kv;

@@ -30,9 +30,13 @@ local BF16_LIMIT <const> = 5e-5
 local CHILD <const> = [[
 package.path, package.cpath = %q, %q
 local model <close> = assert(require("moonlet").open(%q, { threads = 2 }))
-local logits = assert(model:forward(assert(model:encode(%q)))).logits
+local ids = assert(model:encode(%q))
 local f <close> = assert(io.open(%q, "wb"))
-f:write(logits:bytes())
+f:write(assert(model:forward(ids)).logits:bytes()) -- with keys and values in f32
+local session <close> = assert(model:session { ctx = 64, kv = "f16" })
+assert(session:sync(ids))
+local _, values = session:logits():topk(1000)
+for _, value in ipairs(values) do f:write(string.pack("<f", value)) end
 io.write(model:info().kernels)
 ]]
 
