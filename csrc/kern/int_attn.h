@@ -40,7 +40,7 @@ enum { INT_KEY_OFFSET = 128 };
 /* dim rounded up to whole parts. */
 static inline int64_t int_attn_width(int64_t dim)
 {
-    return (dim + INT_ATTN_PART - 1) / INT_ATTN_PART * INT_ATTN_PART;
+    return kern_key_parts(dim) * INT_ATTN_PART;
 }
 
 /* A query: codes, padded with zeros to whole parts, in both widths; numbers of each part. */

@@ -63,14 +63,14 @@ static inline int64_t kern_key_parts(int64_t dim)
 
 /* Keys and values of one head at n <= KERN_BLOCK positions, in pages: keys [dim][KERN_PAGE], so
  * that a register holds one dimension of many positions; values [KERN_PAGE][dim]. Behind them are,
- * in the same type, the largest magnitudes that `prepare` would have to look for: of each key's
- * parts [parts][KERN_PAGE], of each value [KERN_PAGE]. A page of keys is read whole, a page of
- * values up to position n. */
+ * in the same type, the sizes that `prepare` would have to look for: the largest magnitudes, NaN
+ * above all, of each key's parts [parts][KERN_PAGE] and of each value [KERN_PAGE]. Keys and sizes
+ * are read whole, whatever is behind position n, values up to it. */
 typedef struct kern_kv {
     const void *keys[KERN_BLOCK_PAGES], *values[KERN_BLOCK_PAGES];
     const void *next_keys[KERN_BLOCK_PAGES];   /* that are met next, to be fetched; or `keys` */
     const void *next_values[KERN_BLOCK_PAGES]; /* likewise */
-    int is_f16;                         /* else f32 */
+    int is_f16;                                /* else f32 */
     int64_t n, dim;
 } kern_kv;
 

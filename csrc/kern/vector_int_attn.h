@@ -39,21 +39,22 @@ V16_FN v16 page_sizes(int is_f16, int64_t dim, const void *page, int64_t row, in
 }
 
 /* What is read next is fetched while a block computes, half of a block's keys or values in each of
- * four passes and about two passes ahead: the second half of its values with its keys, the next
- * block's keys with its scores and its values, the first half of those values with its sums. More
- * at once than memory can bring is forgotten. This is for the heads that Qwen has, 256 wide and in
- * f16: `at` of KERN_BLOCK columns along, dim bytes for each, in one half of the pages; NULL for
- * other heads and where no page is. */
+ * four passes and one and a half to three and a half passes before its use: the second half of the
+ * block's values while its keys are made integers, the first half of the next block's keys with the
+ * scores, the second with the block's values, the first half of the next block's values with the
+ * weighted sums. More at once than memory can bring is forgotten. This is for the heads that Qwen
+ * has, 256 wide and in f16: `at` of KERN_BLOCK columns along, dim bytes for each, in one half of
+ * the pages; NULL for other heads and where no page is. */
 V16_FN const char *int_soon(int is_f16, int64_t dim, const void *const *pages, int half, int64_t at)
 {
     const char *page = pages[(half * KERN_BLOCK + at) / (2 * KERN_PAGE)];
     return is_f16 && dim == KERN_BLOCK && page ? page + at % (2 * KERN_PAGE) * dim : NULL;
 }
 
-/* Those of the values of the page that holds column j, and of the keys of the next block. */
-V16_FN void ask_sizes(int64_t dim, const kern_kv *kv, int64_t j)
+/* Sizes of a page's values, and of the keys of the page that has its place in the next block. */
+V16_FN void ask_sizes(int64_t dim, const kern_kv *kv, int64_t page)
 {
-    int64_t page = j / KERN_PAGE, behind = dim * KERN_PAGE * 2;
+    int64_t behind = dim * KERN_PAGE * 2;
     const char *next = (const char *)kv->next_keys[page] + behind;
     _mm_prefetch((const char *)kv->values[page] + behind, _MM_HINT_T1);
     for (int64_t i = 0; i < dim / INT_ATTN_PART * 64; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
@@ -87,7 +88,7 @@ V16_FN void prepare_keys(int is_f16, int64_t dim, const kern_kv *kv, int_block t
     for (int64_t j = 0; j < kv->n; j += KERN_LANES) {
         const void *page = kv->keys[j / KERN_PAGE];
         const char *soon = int_soon(is_f16, dim, kv->values, 1, j);
-        if (soon) ask_sizes(dim, kv, j);
+        if (is_f16 && dim == KERN_BLOCK && j % KERN_PAGE == 0) ask_sizes(dim, kv, j / KERN_PAGE);
         char *codes = (char *)to.keys + j / INT_COLUMNS * n_parts * INT_PART_STEPS * INT_STEP +
                       j % INT_COLUMNS / KERN_LANES * 64;
         for (int64_t g = 0; g < n_parts; g++, codes += INT_PART_STEPS * INT_STEP)

@@ -343,8 +343,8 @@ static int run_attend(lua_State *L, const kern_ops *ops)
             lua_geti(L, list, at / KERN_PAGE + 1);
             const char *page = luaL_checklstring(L, -1, &n_bytes);
             if ((int64_t)n_bytes < rows * row) luaL_error(L, "'%s': short page", names[which]);
-            char *copy = lguard_new(L, (size_t)(KERN_PAGE * row + n_sizes * row / kv.dim));
-            memset(copy, 0xff, (size_t)(KERN_PAGE * row)); /* NaN behind position n */
+            size_t n_copied = (size_t)(KERN_PAGE * row + n_sizes * row / kv.dim);
+            char *copy = memset(lguard_new(L, n_copied), 0xff, n_copied); /* NaN behind n */
             memcpy(copy, page, (size_t)(rows * row));
             put_sizes(&kv, which, rows, copy);
             pages[which][at / KERN_PAGE] = copy;

@@ -91,14 +91,14 @@ static uint16_t size_of_halves(const uint16_t *x, int64_t n)
     return largest;
 }
 
-static uint32_t size_of_floats(const float *x, int64_t n)
+static float size_of_floats(const float *x, int64_t n)
 {
     uint32_t largest = 0;
     for (int64_t i = 0; i < n; i++) {
         uint32_t size = fp_bits(x[i]) & 0x7fffffff;
         largest = size > largest ? size : largest;
     }
-    return largest;
+    return fp_from_bits(largest);
 }
 
 /* One position's key across a page, whose dimensions are rows, and its parts' sizes. */
@@ -106,13 +106,13 @@ static void write_key(const ses *s, char *page, int64_t at, const float *key)
 {
     uint16_t codes[KERN_KEY_PART];
     int64_t D = s->m->config.head_dim;
-    uint32_t *floats = (uint32_t *)(void *)page + at;
+    float *floats = (float *)(void *)page + at;
     uint16_t *halves = (uint16_t *)(void *)page + at;
     for (int64_t first = 0; first < D; first += KERN_KEY_PART) {
         int64_t n = D - first < KERN_KEY_PART ? D - first : KERN_KEY_PART;
         int64_t to = first * KV_PAGE_ROWS, size = (D + first / KERN_KEY_PART) * KV_PAGE_ROWS;
         if (s->codec == KV_F32) {
-            for (int64_t d = 0; d < n; d++) floats[to + d * KV_PAGE_ROWS] = fp_bits(key[first + d]);
+            for (int64_t d = 0; d < n; d++) floats[to + d * KV_PAGE_ROWS] = key[first + d];
             floats[size] = size_of_floats(key + first, n);
         } else {
             s->m->ops->f16_encode(key + first, codes, n);
@@ -126,8 +126,9 @@ static void write_value(const ses *s, char *page, int64_t at, const float *value
 {
     int64_t D = s->m->config.head_dim, to = at * D, size = D * KV_PAGE_ROWS + at;
     if (s->codec == KV_F32) {
-        memcpy((float *)(void *)page + to, value, (size_t)D * sizeof *value);
-        ((uint32_t *)(void *)page)[size] = size_of_floats(value, D);
+        float *floats = (float *)(void *)page;
+        memcpy(floats + to, value, (size_t)D * sizeof *value);
+        floats[size] = size_of_floats(value, D);
     } else {
         uint16_t *halves = (uint16_t *)(void *)page;
         s->m->ops->f16_encode(value, halves + to, D);

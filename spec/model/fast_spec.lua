@@ -33,10 +33,14 @@ local model <close> = assert(require("moonlet").open(%q, { threads = 2 }))
 local ids = assert(model:encode(%q))
 local f <close> = assert(io.open(%q, "wb"))
 f:write(assert(model:forward(ids)).logits:bytes()) -- with keys and values in f32
-local session <close> = assert(model:session { ctx = 64, kv = "f16" })
+local session <close> = assert(model:session { ctx = 256, kv = "f16" })
 assert(session:sync(ids))
-local _, values = session:logits():topk(1000)
-for _, value in ipairs(values) do f:write(string.pack("<f", value)) end
+local fork <close> = assert(session:fork()) -- one of them copies the last page
+for id, each in ipairs { session, fork } do
+  assert(each:step(id))
+  local _, values = each:logits():topk(1000)
+  for _, value in ipairs(values) do f:write(string.pack("<f", value)) end
+end
 io.write(model:info().kernels)
 ]]
 
@@ -127,7 +131,7 @@ describe("precision fast", function()
     local script, out, seen = os.tmpname(), os.tmpname(), {}
     for _, dir in ipairs(dirs) do
       for _, variant in ipairs(core.kernels()) do
-        checkpoint.spit(script, CHILD:format(package.path, package.cpath, dir, TEXT:sub(1, 40),
+        checkpoint.spit(script, CHILD:format(package.path, package.cpath, dir, TEXT:sub(1, 180),
           out))
         local p = assert(io.popen(("MOONLET_CPU=%s lua5.4 %s 2>&1"):format(variant.level, script)))
         assert.equal(variant.name, p:read("a"))
