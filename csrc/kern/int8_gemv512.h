@@ -387,8 +387,8 @@ V16_FN void gemv_tokens(num_mode mode, int bits, int n_tokens, const gemv *v, in
 }
 
 /* y[t*ldy + r] for up to GEMV_TOKENS tokens, of wide codes GEMV_WIDE_TOKENS. scratch: a byte for
- * each column and token, for the quarters: made for each 32 rows, of which they take a thirtieth of
- * the time, as a row of x does not know what it will meet. */
+ * each column and token, for the quarters: made for each block of rows, of whose instructions they
+ * are some 3 %, as a row of x does not know what it will meet. */
 V16_FN void gemv_run(num_mode mode, int bits, const num_matrix *w, int64_t row, int64_t n_rows,
                      const char *x, int n_x, float *y, int64_t ldy, int8_t *scratch)
 {

@@ -114,7 +114,7 @@ static void dense_rows(pass *p, const mlp_weights *w, int64_t first, int64_t n)
 
 static void dense_mix(pass *p, const mlp_weights *w, int64_t n)
 {
-    int64_t half = n > FFN_ROWS ? n / 2 : 0; /* of at most SES_BATCH */
+    int64_t half = n > FFN_ROWS ? n / 2 : 0; /* n is at most twice FFN_ROWS */
     if (half) dense_rows(p, w, 0, half);
     dense_rows(p, w, half, n - half);
 }

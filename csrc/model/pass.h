@@ -21,7 +21,7 @@
 enum { SES_SCORE_ROWS = 16 };
 
 /* Rows that a dense FFN computes at once, at most: its gates for a whole batch would be half of all
- * scratch, and in halves a prompt takes at most 1 % longer. */
+ * scratch, and in halves no prompt was seen to take longer. */
 enum { FFN_ROWS = SES_BATCH / 2 };
 
 /* Tokens pos .. pos+n-1 of a session, which are rows first .. first+n-1 of the batch. */
